@@ -1,0 +1,28 @@
+"""A lock between processes, and between the threads of each, by a file that is opened anew each time."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(fd: int) -> None:
+        msvcrt.locking(fd, msvcrt.LK_LOCK, 1)
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Hold the lock `path` for ourselves; closing the file gives it back. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        _lock(fd)
+        yield
+    finally:
+        os.close(fd)

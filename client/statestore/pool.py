@@ -1,0 +1,75 @@
+"""A bounded pool of connections, for threads, across forks."""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from statestore.connection import Connection
+from statestore.deadline import Deadline
+from statestore.errors import Unavailable
+from statestore.protocol import Response
+
+
+class Pool:
+    """At most `size` connections, made by `connect` when first needed; the one used last is used next."""
+
+    def __init__(self, connect: Callable[[Deadline], Connection], size: int) -> None:
+        self._connect = connect
+        self._size = size
+        self._start_anew()
+        _pools.add(self)
+
+    def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
+        """Raises what `Connection` raises, and Unavailable where no connection is free in time."""
+        if not self._permits.acquire(timeout=deadline.left()):
+            raise Unavailable(f"all {self._size} connections were busy for {deadline.seconds:g} s")
+        try:
+            connection = self._take(deadline)
+            try:
+                response = connection.call(method, params, deadline)
+            except BaseException:  # KeyboardInterrupt too: its answer must not reach the next caller
+                connection.close()
+                raise
+            self._idle.append(connection)
+            return response
+        finally:
+            self._permits.release()
+
+    def drop_idle(self) -> None:
+        """Close what is not in use: after one connection broke, the others have most likely broken too."""
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
+
+    def _take(self, deadline: Deadline) -> Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect(deadline)
+
+    def _start_anew(self) -> None:
+        self._permits = threading.Semaphore(self._size)
+        self._idle: list[Connection] = []  # append and pop are atomic
+
+    def after_fork_in_child(self) -> None:
+        """The connections are the parent's: the child closes its copies, and has locks that nobody holds."""
+        idle = self._idle
+        self._start_anew()
+        for connection in idle:
+            connection.close()
+
+
+_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,129 @@
+"""The client's side of one connection, without any I/O: the sync and the asyncio client drive the same object."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from statestore import wire
+from statestore._version import __version__
+from statestore.base import Limits
+from statestore.errors import StateStoreError, Unavailable, from_wire
+
+MAX_REPLY = 2 * wire.MAX_MESSAGE  # bytes; the server's own limit is half of it
+MAX_REPLY_ITEMS = 2**20
+READ_SIZE = 65536  # bytes to ask a socket for at once; `feed` takes no more
+
+
+class WrongServer(Unavailable):
+    """Something else than the expected store answers there; asking again does not help."""
+
+    retry = False
+
+
+class Response(NamedTuple):
+    """What the server said to the request `msgid`: `error` is None, or the error to raise."""
+
+    msgid: int
+    error: StateStoreError | None
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What `hello` answers."""
+
+    store_id: str
+    version: int
+    limits: Limits
+
+    @classmethod
+    def parse(cls, result: Any) -> Self:
+        """Raises WrongServer where this is no answer to a `hello`."""
+        try:
+            limits = result["limits"]
+            return cls(
+                store_id=str(result["store_id"]),
+                version=int(result["version"]),
+                limits=Limits(**{name: int(limits[name]) for name in ("module", "sender", "state", "items")}),
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise WrongServer(f"what answers is not statestored: its hello lacks {error}") from error
+
+
+class ClientProtocol:
+    """`request()` gives bytes to send; `feed()` takes bytes received; `next_response()` gives what they held.
+
+    Not thread safe. After any exception drop the connection: what comes next on it cannot be trusted.
+    """
+
+    def __init__(self) -> None:
+        self._pack = wire.packer()
+        self._decoder = wire.Decoder(raw=False, max_buffer=MAX_REPLY, max_items=MAX_REPLY_ITEMS)
+        self._messages = iter(self._decoder)
+        self._last_msgid = 0
+        self._seen_first = False
+
+    def hello(self, namespace: str, token: str | None) -> tuple[int, bytes]:
+        """The request to send first; hand its result to `Welcome.parse`."""
+        about = {"version": wire.PROTOCOL_VERSION, "namespace": namespace, "client": f"statestore {__version__}"}
+        if token is not None:
+            about["token"] = token
+        return self.request("hello", (about,))
+
+    def request(self, method: str, params: tuple[Any, ...]) -> tuple[int, bytes]:
+        """The id that the response will carry, and the bytes to send."""
+        self._last_msgid = msgid = (self._last_msgid + 1) & wire.MAX_MSGID
+        return msgid, self._pack((wire.REQUEST, msgid, method, params))
+
+    def feed(self, data: bytes) -> None:
+        """Raises WrongServer where the first bytes are not the beginning of a MessagePack-RPC message."""
+        if not self._seen_first and data:
+            if data[0] not in (0x93, 0x94):
+                raise WrongServer(f"what answers is not statestored but {identify(data)}")
+            self._seen_first = True
+        self._decode(self._decoder.feed, data)
+
+    def next_response(self) -> Response | None:
+        """The next response, or None until more bytes are fed. Notifications are passed over."""
+        while (message := self._decode(next, self._messages, None)) is not None:
+            match message:
+                case [wire.RESPONSE, int(msgid), None, result]:
+                    return Response(msgid, None, result)
+                case [wire.RESPONSE, int(msgid), error, _]:
+                    return Response(msgid, from_wire(error), None)
+                case [wire.NOTIFICATION, _, _]:
+                    continue
+                case _:
+                    raise WrongServer("what answers does not speak MessagePack-RPC")
+        return None
+
+    def _decode(self, step: Any, *args: Any) -> Any:
+        try:
+            return step(*args)
+        except wire.DECODE_ERRORS as error:
+            raise WrongServer(f"the answer is not MessagePack: {error}") from error
+
+
+def identify(data: bytes) -> str:
+    """The name of the protocol whose server says `data` first."""
+    line = data[:80].upper()
+    for beginning, name in _FIRST_WORDS:
+        if line.startswith(beginning):
+            return name
+    return "something that says " + ascii(data[:16].decode("latin-1"))
+
+
+_FIRST_WORDS = (
+    (b"HTTP/", "an HTTP server"),
+    (b"220", "an SMTP or LMTP server"),
+    (b"421", "an SMTP or LMTP server"),
+    (b"554", "an SMTP or LMTP server"),
+    (b"-ERR", "a Redis server"),
+    (b"-NOAUTH", "a Redis server"),
+    (b"-DENIED", "a Redis server"),
+    (b"+PONG", "a Redis server"),
+    (b"ERROR\r\n", "a memcached server"),
+    (b"SSH-", "an SSH server"),
+    (b"+OK", "a POP3 server"),
+    (b"* OK", "an IMAP server"),
+    (b"\x15\x03", "a TLS server"),
+)

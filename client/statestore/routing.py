@@ -1,0 +1,88 @@
+"""Attaching a store to a Router of Lamson's and Salmon's shape, so that each delivery sees one consistent picture.
+
+The Router asks for the state once for each handler that matches, and runs other handlers in between. If another
+process changes the state between two of these questions, no handler may fit, and the mail is accepted and lost.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from statestore.base import Pair, Sender, StateStorage
+
+# Where Salmon and Lamson keep what their decorators say about a handler.
+SETTINGS_ATTRIBUTES = ("_salmon_settings", "_lamson_settings")
+
+
+def attach(router: Any, storage: StateStorage) -> None:
+    """Make `storage` the Router's STATE_STORE; call it in the boot module, in place of the assignment.
+
+    Before any handler runs, one `get_many` fetches the states of all handlers that match; the delivery then uses
+    these and what it sets itself. Where the store cannot be asked, `deliver` raises before anything has happened.
+    """
+    view = DeliveryView(storage)
+    router.STATE_STORE = view
+    router.deliver = _consistent(router, view)
+
+
+class DeliveryView:
+    """The store as one delivery (in its own thread) sees it; outside of a delivery, the store itself."""
+
+    def __init__(self, storage: StateStorage) -> None:
+        self._storage = storage
+        self._delivery = threading.local()  # .states: dict[Pair, str], while this thread delivers
+
+    def get(self, module: str, sender: Sender) -> str:
+        states = self._states
+        if states is None:
+            return self._storage.get(module, sender)
+        if (module, sender) not in states:
+            states[module, sender] = self._storage.get(module, sender)
+        return states[module, sender]
+
+    def set(self, module: str, sender: Sender, state: str) -> None:
+        self._storage.set(module, sender, state)
+        if self._states is not None:
+            self._states[module, sender] = state
+
+    def clear(self) -> None:
+        self._storage.clear()
+        if self._states is not None:
+            self._states.clear()
+
+    def during_delivery(self, pairs: list[Pair], deliver: Callable[[], None]) -> None:
+        """Fetch the states of `pairs`, then deliver; a delivery inside of another has its own picture."""
+        states = dict(zip(pairs, self._storage.get_many(pairs), strict=True)) if pairs else {}
+        outer, self._delivery.states = self._states, states
+        try:
+            deliver()
+        finally:
+            self._delivery.states = outer
+
+    @property
+    def _states(self) -> dict[Pair, str] | None:
+        return getattr(self._delivery, "states", None)
+
+
+def _consistent(router: Any, view: DeliveryView) -> Callable[[Any], None]:
+    deliver = router.deliver
+
+    def deliver_consistently(message: Any) -> None:
+        view.during_delivery(_candidates(router, message), lambda: deliver(message))
+
+    return deliver_consistently
+
+
+def _candidates(router: Any, message: Any) -> list[Pair]:
+    """The keys of all handlers with a state that match the message, each once."""
+    keys = {
+        router.state_key(handler.__module__, message)
+        for handlers, _ in router.match(message.To)
+        for handler in handlers
+        if not _is_stateless(handler)
+    }
+    return [(key, message.From) for key in sorted(keys)]
+
+
+def _is_stateless(handler: Any) -> bool:
+    return any(getattr(handler, name, {}).get("stateless") for name in SETTINGS_ATTRIBUTES)
