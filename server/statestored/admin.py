@@ -1,0 +1,65 @@
+"""The admin address: plain HTTP for health checks and metrics."""
+
+import hmac
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from statestore.address import TcpAddress, UnixAddress
+from statestored.commands import Service
+from statestored.datadir import StartError
+from statestored.metrics import Metrics
+
+KEEPALIVE = 30.0  # seconds; aiohttp's own default is an hour
+
+
+class Admin:
+    """`/live` while the process answers, `/ready` while `ready` is set, `/metrics` for those who have the token."""
+
+    def __init__(self, service: Service) -> None:
+        self.ready = False
+        self._token = service.token
+        self._metrics = Metrics(service)
+        self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=KEEPALIVE)
+
+    async def listen(self, address: TcpAddress | UnixAddress) -> str:
+        """Returns where it listens, with the port that was given for port 0. Raises StartError."""
+        await self._runner.setup()
+        site: web.BaseSite = (
+            web.UnixSite(self._runner, address.path)
+            if isinstance(address, UnixAddress)
+            else web.TCPSite(self._runner, address.host, address.port)
+        )
+        try:
+            await site.start()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StartError(f"cannot listen on {address} (--admin-listen): {reason}") from error
+        if isinstance(address, UnixAddress):
+            return str(address)
+        return f"http://{TcpAddress(*self._runner.addresses[0][:2])}"
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    def _application(self) -> web.Application:
+        application = web.Application()
+        application.router.add_get("/live", self._answer_live)
+        application.router.add_get("/ready", self._answer_ready)
+        application.router.add_get("/metrics", self._answer_metrics)
+        return application
+
+    async def _answer_live(self, _request: web.Request) -> web.Response:
+        return web.Response(text="live\n")
+
+    async def _answer_ready(self, _request: web.Request) -> web.Response:
+        if self.ready:
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text="not ready: loading, or about to end\n")
+
+    async def _answer_metrics(self, request: web.Request) -> web.Response:
+        if self._token is not None:
+            given = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), f"Bearer {self._token}".encode()):
+                return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"}, text="the token is needed\n")
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

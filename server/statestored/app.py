@@ -1,0 +1,114 @@
+"""The daemon's life: open, listen, answer until asked to stop, close."""
+
+import asyncio
+import os
+import shlex
+import signal
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+import structlog
+import uvloop
+
+from statestore.base import Limits
+from statestored import __version__
+from statestored.admin import Admin
+from statestored.commands import Service
+from statestored.datadir import DataDirectory, StartError
+from statestored.engines.embedded import EmbeddedEngine, SnapshotSchedule
+from statestored.listener import Listener
+from statestored.settings import TOKEN_VARIABLE, Settings, read_token, unknown_variables
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Returns when the daemon was asked to stop and has done so.
+
+    Raises StartError or TooNew where it cannot start, DamagedFile, or OSError where the last states could not be saved.
+    """
+    for name in unknown_variables(environment):
+        log.warning("there is no such setting", variable=name)
+    token = read_token(settings, environment)
+    check_reach(settings, token)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_until_signalled(settings, token))
+
+
+def check_reach(settings: Settings, token: str | None) -> None:
+    """Raises StartError where others than this machine could connect, and nothing would ask who they are."""
+    reachable = [address for address in (*settings.listen, settings.admin_listen) if not address.is_local]
+    if token is None and reachable:
+        line = shlex.join(["statestored", *(f"--listen={address}" for address in settings.listen)])
+        if not settings.admin_listen.is_local:
+            line += f" --admin-listen={settings.admin_listen}"
+        raise StartError(
+            f"{reachable[0]} can be reached from other machines, and that needs a token. This would work:\n"
+            f'  {TOKEN_VARIABLE}="$(openssl rand -hex 32)" {line}'
+        )
+
+
+async def serve(settings: Settings, token: str | None) -> None:
+    """Runs until it is cancelled; then everything is closed in the reverse order."""
+    async with AsyncExitStack() as stack:
+        directory = DataDirectory(settings.data_dir)
+        stack.callback(directory.close)
+        directory.open()
+        _say(f"data directory {directory.path}")
+        engine = EmbeddedEngine(
+            directory,
+            SnapshotSchedule(settings.snapshot_interval, settings.snapshot_changes),
+            settings.max_namespaces,
+        )
+        service = Service(
+            engine,
+            store_id=str(directory.store_id),
+            limits=Limits(settings.max_module, settings.max_sender, settings.max_state),
+            token=token,
+            allow_clear=settings.allow_clear,
+        )
+        admin = Admin(service)
+        stack.push_async_callback(admin.close)
+        _say(f"admin on {await admin.listen(settings.admin_listen)}")
+        stack.push_async_callback(engine.close)
+        await engine.open()
+        listener = Listener(service)
+        stack.push_async_callback(listener.close)
+        for address in await listener.listen(settings.listen):
+            _say(f"listening on {address}")
+        log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
+        admin.ready = True
+        try:
+            await asyncio.Event().wait()
+        finally:
+            admin.ready = False
+            log.info("stopping")
+
+
+async def _until_signalled(settings: Settings, token: str | None) -> None:
+    serving = asyncio.create_task(serve(settings, token))
+    _stop_on_signals(serving)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        log.info("stopped")
+
+
+def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
+    """The first signal ends it in order, the second at once."""
+    loop = asyncio.get_running_loop()
+    seen: list[signal.Signals] = []
+
+    def stop(signum: signal.Signals) -> None:
+        if seen:
+            os._exit(128 + signum)
+        seen.append(signum)
+        serving.cancel()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop, signum)
+
+
+def _say(line: str) -> None:
+    """For whoever started the daemon by hand, or waits for it in a script."""
+    print(line, flush=True)  # noqa: T201

@@ -1,0 +1,316 @@
+"""What the daemon can be asked: one table, and a short function for each method.
+
+A function gets the caller and the request's parameters, and answers with the packed result, or with a future of it.
+It raises a `StateStoreError` for whatever is wrong with the request, and has changed nothing then.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from asyncio import Future
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from statestore.base import Limits
+from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized
+from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
+from statestored import __version__
+from statestored.engines.base import Answer, Counts, Engine, Filter, Sender, Space
+
+DEFAULT_NAMESPACE = b"default"
+MAX_NAMESPACE = 255  # bytes
+NIL = b"\xc0"
+
+T = TypeVar("T")
+Reply = Answer[bytes]
+_pack = text_packer()
+
+
+class Role(IntEnum):
+    """What a caller may do; each may also do what those before it may."""
+
+    NOBODY = 0
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+
+@dataclass(slots=True)
+class Service:
+    """What all connections share."""
+
+    engine: Engine
+    store_id: str
+    limits: Limits = field(default_factory=Limits)
+    token: str | None = None
+    allow_clear: bool = False
+    started: float = field(default_factory=time.time)
+    calls: Counter[str] = field(default_factory=Counter)  # by method
+    errors: Counter[str] = field(default_factory=Counter)  # by code
+    connections: int = 0
+    connections_total: int = 0
+    dropped: int = 0  # connections closed for what they sent
+
+
+class Caller:
+    """Who asks, on one connection."""
+
+    __slots__ = ("role", "service", "space")
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.space: Space = service.engine.space(DEFAULT_NAMESPACE)
+        self.role = Role.ADMIN if service.token is None else Role.NOBODY
+
+
+def hello(caller: Caller, about: object) -> Reply:
+    if not isinstance(about, dict):
+        raise BadRequest("hello takes one map")
+    service = caller.service
+    if service.token is not None:
+        _check_token(service.token, about.get(b"token"))
+    namespace = about.get(b"namespace", DEFAULT_NAMESPACE)
+    caller.space = service.engine.space(_text("namespace", namespace, MAX_NAMESPACE))
+    caller.role = Role.ADMIN
+    limits = service.limits
+    return _pack(
+        {
+            "version": PROTOCOL_VERSION,
+            "server": f"statestored {__version__}",
+            "store_id": service.store_id,
+            "features": [],
+            "limits": {
+                "module": limits.module,
+                "sender": limits.sender,
+                "state": limits.state,
+                "items": limits.items,
+            },
+            "time": time.time(),
+        }
+    )
+
+
+def ping(_caller: Caller) -> Reply:
+    return NIL
+
+
+def get(caller: Caller, module: object, sender: object) -> Reply:
+    limits = caller.service.limits
+    # Written out, since it is asked most: what follows is `_key`.
+    if (
+        type(module) is bytes
+        and len(module) <= limits.module
+        and type(sender) is bytes
+        and len(sender) <= limits.sender
+    ):
+        return _answer(caller.space.get(module, sender), _pack_text)
+    return _answer(caller.space.get(*_key(limits, module, sender)), _pack_text)
+
+
+def set_(caller: Caller, module: object, sender: object, state: object) -> Reply:
+    limits = caller.service.limits
+    triple = _triple(limits, module, sender, state)
+    return _answer(caller.space.set(*triple), _pack_nil)
+
+
+def set_all(caller: Caller, sender: object, state: object) -> Reply:
+    limits = caller.service.limits
+    _, checked_sender, checked_state = _triple(limits, b"", sender, state)
+    return _answer(caller.space.set_all(checked_sender, checked_state), _pack)
+
+
+def compare_and_set(caller: Caller, module: object, sender: object, expected: object, state: object) -> Reply:
+    limits = caller.service.limits
+    checked_module, checked_sender, checked_state = _triple(limits, module, sender, state)
+    checked_expected = _text("expected", expected, limits.state)
+    answer = caller.space.compare_and_set(checked_module, checked_sender, checked_expected, checked_state)
+    return _answer(answer, _pack)
+
+
+def get_many(caller: Caller, pairs: object) -> Reply:
+    limits = caller.service.limits
+    checked = [_key(limits, *_item(pair, 2)) for pair in _items(limits, pairs)]
+    return _answer(caller.space.get_many(checked), _pack)
+
+
+def set_many(caller: Caller, triples: object) -> Reply:
+    limits = caller.service.limits
+    checked = [_triple(limits, *_item(triple, 3)) for triple in _items(limits, triples)]
+    return _answer(caller.space.set_many(checked), _pack_nil)
+
+
+def scan(caller: Caller, cursor: object, module: object, prefix: object, state: object) -> Reply:
+    limits = caller.service.limits
+    if cursor is not None and type(cursor) is not bytes:
+        raise BadRequest("cursor must be nil or what the last scan gave")
+    wanted = Filter(
+        module=None if module is None else _text("module", module, limits.module),
+        prefix=b"" if prefix is None else _text("prefix", prefix, limits.sender),
+        state=None if state is None else _text("state", state, limits.state),
+    )
+    return _answer(caller.space.scan(cursor, wanted), _pack)
+
+
+def count(caller: Caller, module: object, state: object) -> Reply:
+    limits = caller.service.limits
+    answer = caller.space.count(
+        None if module is None else _text("module", module, limits.module),
+        None if state is None else _text("state", state, limits.state),
+    )
+    return _answer(answer, _pack_counts)
+
+
+def clear(caller: Caller) -> Reply:
+    if not caller.service.allow_clear:
+        raise Forbidden("clear is off: start statestored with --allow-clear to have it")
+    return _answer(caller.space.clear(), _pack_nil)
+
+
+def info(caller: Caller) -> Reply:
+    service = caller.service
+    return _pack(
+        {
+            "server": f"statestored {__version__}",
+            "store_id": service.store_id,
+            "uptime": time.time() - service.started,
+            "connections": service.connections,
+            "connections_total": service.connections_total,
+            "connections_dropped": service.dropped,
+            "calls": dict(service.calls),
+            "errors": dict(service.errors),
+            "engine": service.engine.name,
+            "bulk_is_atomic": service.engine.bulk_is_atomic,
+            **service.engine.info(),
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How a method is called. Besides its parameters it takes one optional map, of which no key has a meaning yet."""
+
+    name: str
+    run: Callable[..., Reply]
+    arity: int
+    role: Role
+
+
+COMMANDS: dict[bytes, Command] = {
+    command.name.encode(): command
+    for command in (
+        Command("hello", hello, 1, Role.NOBODY),
+        Command("ping", ping, 0, Role.READ),
+        Command("get", get, 2, Role.READ),
+        Command("set", set_, 3, Role.WRITE),
+        Command("set_all", set_all, 2, Role.WRITE),
+        Command("compare_and_set", compare_and_set, 4, Role.WRITE),
+        Command("get_many", get_many, 1, Role.READ),
+        Command("set_many", set_many, 1, Role.WRITE),
+        Command("scan", scan, 4, Role.READ),
+        Command("count", count, 2, Role.READ),
+        Command("clear", clear, 0, Role.ADMIN),
+        Command("info", info, 0, Role.READ),
+    )
+}
+
+
+def check_call(command: Command, caller: Caller, params: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The parameters without the optional map. Raises Unauthorized, Forbidden or BadRequest."""
+    if caller.role < command.role:
+        if caller.role is Role.NOBODY:
+            raise Unauthorized("a token is needed: say hello with one first")
+        raise Forbidden(f"{command.name} needs the role {command.role.name.lower()}")
+    if len(params) == command.arity + 1 and isinstance(params[-1], dict):
+        for key in params[-1]:
+            raise BadRequest(f"{command.name} knows no option {key!r}")
+        return params[:-1]
+    raise BadRequest(f"{command.name} takes {command.arity} parameters, not {len(params)}")
+
+
+def _key(limits: Limits, module: object, sender: object) -> tuple[bytes, Sender]:
+    return _text("module", module, limits.module), None if sender is None else _text("sender", sender, limits.sender)
+
+
+def _triple(limits: Limits, module: object, sender: object, state: object) -> tuple[bytes, Sender, bytes]:
+    """What is about to be stored: it must be text, or one foreign client would break every reader."""
+    triple = (*_key(limits, module, sender), _text("state", state, limits.state))
+    for what, text in zip(("module", "sender", "state"), triple, strict=True):
+        if text is not None and not text.isascii():
+            try:
+                text.decode("utf-8", UNICODE_ERRORS)
+            except UnicodeDecodeError as error:
+                raise BadRequest(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
+    return triple
+
+
+def _text(what: str, value: object, limit: int) -> bytes:
+    if type(value) is not bytes:
+        raise BadRequest(f"{what} must be a string{' or nil' if what == 'sender' else ''}")
+    if len(value) > limit:
+        raise TooLong(f"{what} is {len(value)} bytes long, at most {limit} are allowed")
+    return value
+
+
+def _items(limits: Limits, value: object) -> tuple[object, ...]:
+    if type(value) is not tuple:
+        raise BadRequest("expected an array of items")
+    if len(value) > limits.items:
+        raise TooLong(f"items are {len(value)}, at most {limits.items} are allowed in one call")
+    return value
+
+
+def _item(value: object, size: int) -> tuple[Any, ...]:
+    if type(value) is not tuple or len(value) != size:
+        raise BadRequest(f"each item must be an array of {size}")
+    return value
+
+
+def _check_token(expected: str, given: object) -> None:
+    if not isinstance(given, bytes) or not hmac.compare_digest(given, expected.encode()):
+        raise Unauthorized("the token is wrong" if given else "a token is needed: put it into hello's map")
+
+
+def _answer(answer: Answer[T], pack: Callable[[T], bytes]) -> Reply:
+    if isinstance(answer, Future):
+        return _later(answer, pack)
+    return pack(answer)
+
+
+def _later(answer: Future[T], pack: Callable[[T], bytes]) -> Future[bytes]:
+    packed: Future[bytes] = answer.get_loop().create_future()
+
+    def finish(done: Future[T]) -> None:
+        if packed.cancelled():
+            return
+        if (error := done.exception()) is not None:
+            packed.set_exception(error)
+        else:
+            packed.set_result(pack(done.result()))
+
+    answer.add_done_callback(finish)
+    return packed
+
+
+def _pack_nil(_: None) -> bytes:
+    return NIL
+
+
+_packed_texts: dict[bytes, bytes] = {}
+MAX_PACKED_TEXTS = 4096  # states are few, where they are not made by the sender
+
+
+def _pack_text(text: bytes) -> bytes:
+    packed = _packed_texts.get(text)
+    if packed is None:
+        packed = _pack(text)
+        if len(_packed_texts) < MAX_PACKED_TEXTS:
+            _packed_texts[text] = packed
+    return packed
+
+
+def _pack_counts(counts: Counts) -> bytes:
+    return _pack(counts._asdict())

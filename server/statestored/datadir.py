@@ -1,0 +1,105 @@
+"""The data directory: a lock, the store's identity, and the snapshots, each under the number of its generation."""
+
+import fcntl
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from statestored import files
+from statestored.files import DamagedFile, TooNew
+
+log = structlog.get_logger()
+
+LOCK, IDENTITY = "lock", "store.json"
+IDENTITY_FORMAT = 1
+_SNAPSHOT = re.compile(r"(\d{8})\.snapshot")
+
+
+class StartError(Exception):
+    """The daemon cannot start as things are; the text says why, and what to do."""
+
+
+class DataDirectory:
+    """Ours alone while it is open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+        self.store_id = uuid.UUID(int=0)
+
+    def open(self) -> None:
+        """Make it where there is none, lock it, read or make its identity. Raises StartError, DamagedFile or TooNew."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+            self._remove_unfinished()
+            self.store_id = self._identity()
+        except OSError as error:
+            raise StartError(f"data directory {self.path}: {error.strerror}: give another --data-dir") from error
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def snapshots(self) -> list[Path]:
+        """Oldest generation first."""
+        return sorted(path for path in self.path.iterdir() if _SNAPSHOT.fullmatch(path.name))
+
+    def next_snapshot(self) -> Path:
+        """The path of a generation newer than all that are there."""
+        newest = max((int(path.stem) for path in self.snapshots()), default=0)
+        return self.path / f"{newest + 1:08}.snapshot"
+
+    def remove_snapshots_before(self, newest: Path) -> None:
+        """Raises OSError."""
+        for path in self.snapshots():
+            if path.name < newest.name:
+                path.unlink()
+        files.sync_directory(self.path)
+
+    def _take_lock(self) -> IO[str]:
+        fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.fdopen(fd, "r+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise StartError(
+                f"data directory {self.path} is in use by another statestored (process {owner}): "
+                "stop that one, or give another --data-dir"
+            ) from None
+        lock.truncate()
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        return lock
+
+    def _remove_unfinished(self) -> None:
+        for path in self.path.glob("*" + files.TEMPORARY):
+            path.unlink()
+
+    def _identity(self) -> uuid.UUID:
+        path = self.path / IDENTITY
+        if not path.exists():
+            return self._new_identity(path)
+        try:
+            identity = json.loads(path.read_bytes())
+            version, store_id = int(identity["format"]), uuid.UUID(identity["store_id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFile(path, f"it does not hold a store's identity ({error})") from error
+        if version > IDENTITY_FORMAT:
+            raise TooNew(path, version, IDENTITY_FORMAT)
+        return store_id
+
+    def _new_identity(self, path: Path) -> uuid.UUID:
+        if found := self.snapshots():
+            raise DamagedFile(path, f"it is missing, yet there is {found[-1].name}")
+        store_id = uuid.uuid4()
+        files.write_durably(path, json.dumps({"format": IDENTITY_FORMAT, "store_id": str(store_id)}).encode() + b"\n")
+        log.warning("a new, empty store was made", data_dir=str(self.path), store_id=str(store_id))
+        return store_id

@@ -1,0 +1,1 @@
+"""Where the states live. `base` is what the daemon asks of an engine; `embedded` is the default."""

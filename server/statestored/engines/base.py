@@ -1,0 +1,111 @@
+"""What the daemon asks of the thing that holds the states.
+
+Text is bytes here, exactly as the clients sent it; a sender may also be None. Every answer is either the value or a
+future of it: the embedded engine answers at once, one on a network, or one that waits for a disk, later.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar, Union
+
+from statestore.wire import START as START_TEXT
+
+START = START_TEXT.encode()
+
+Sender = bytes | None
+T = TypeVar("T")
+Answer = Union[T, "Future[T]"]
+
+
+class Entry(NamedTuple):
+    """One stored state; `day` of its last change, in days since 1970-01-01 (UTC)."""
+
+    module: bytes
+    sender: Sender
+    state: bytes
+    day: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which entries a scan is about; None stands for any. The prefix b'' matches the sender None too."""
+
+    module: bytes | None = None
+    prefix: bytes = b""
+    state: bytes | None = None
+
+
+class Page(NamedTuple):
+    """Some entries of a scan, and the cursor to go on with: None after the last."""
+
+    cursor: bytes | None
+    entries: list[Entry]
+
+
+class Counts(NamedTuple):
+    """How many entries there are.
+
+    total: of the module and the state asked for.
+    rows: `(module, state, entries)` for the largest of the pairs asked for.
+    uncounted: entries that `rows` leaves out, because their module and state is one of too many; where a state was
+        asked for, `total` leaves them out too.
+    """
+
+    total: int
+    rows: list[tuple[bytes, bytes, int]]
+    uncounted: int
+
+
+class Space(Protocol):
+    """The states of one namespace. Where a method raises a `StateStoreError`, nothing has changed."""
+
+    def get(self, module: bytes, sender: Sender) -> Answer[bytes]:
+        """START where nothing is stored."""
+
+    def set(self, module: bytes, sender: Sender, state: bytes) -> Answer[None]:
+        """START removes the entry."""
+
+    def set_all(self, sender: Sender, state: bytes) -> Answer[int]:
+        """How many entries of the sender there were; all have `state` now."""
+
+    def compare_and_set(
+        self, module: bytes, sender: Sender, expected: bytes, state: bytes
+    ) -> Answer[tuple[bool, bytes]]:
+        """Whether it swapped, and the state it found."""
+
+    def get_many(self, pairs: Sequence[tuple[bytes, Sender]]) -> Answer[list[bytes]]:
+        """In the order of the pairs."""
+
+    def set_many(self, triples: Sequence[tuple[bytes, Sender, bytes]]) -> Answer[None]:
+        """Atomic per sender at least; a later triple wins."""
+
+    def scan(self, cursor: bytes | None, wanted: Filter) -> Answer[Page]:
+        """A bounded amount of work. Raises BadRequest for a cursor that no scan gave."""
+
+    def count(self, module: bytes | None, state: bytes | None) -> Answer[Counts]:
+        """A bounded amount of work."""
+
+    def clear(self) -> Answer[None]:
+        """Forget all states of this namespace."""
+
+
+class Engine(Protocol):
+    """Opened before the daemon listens, closed after the last client has gone."""
+
+    name: str
+    bulk_is_atomic: bool  # whether set_many is, as a whole
+
+    async def open(self) -> None:
+        """Ready to be asked when it returns. Raises StartError or DamagedFile."""
+
+    async def close(self) -> None:
+        """Everything acknowledged is kept when it returns. Raises OSError where it could not be."""
+
+    def space(self, name: bytes) -> Space:
+        """Raises Full where there are too many namespaces."""
+
+    def info(self) -> dict[str, Any]:
+        """Figures for `info` and for the metrics: plain numbers and strings under fixed names."""

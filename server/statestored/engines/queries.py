@@ -1,0 +1,74 @@
+"""Looking at a table: scans that go on where they stopped, and counts."""
+
+import heapq
+import struct
+
+from statestore.errors import BadRequest
+from statestored.engines.base import Counts, Filter, Page, Sender
+from statestored.engines.table import BUCKET_SIZE, POSITION_BITS, Bucket, Table, entries_of, position_of
+
+PAGE_BYTES = 2**18  # of a scan's page, about: far from the longest reply, since a page always ends with a whole sender
+ENTRY_OVERHEAD = 16  # bytes an entry takes besides its text, at most
+MAX_ROWS = 1000  # of a count
+
+# A cursor, in hexadecimal: a position, four bytes; within a bucket, the sender seen last follows: 00 for None, or 01
+# and its text.
+_POSITION = struct.Struct(">I")
+_Place = tuple[int, bytes]
+
+
+def scan(table: Table, cursor: bytes | None, wanted: Filter) -> Page:
+    """Looks at about as many senders as a bucket has. Raises BadRequest for a cursor that no scan gave."""
+    position, after = _read_cursor(cursor)
+    page = Page(None, [])
+    looked_at = size = 0
+    for covered in table.walk(position):
+        for place, sender in _in_order(covered.bucket, wanted.prefix):
+            if place <= (position, after):
+                continue
+            for entry in entries_of(sender, covered.bucket[sender]):
+                if wanted.module in (None, entry.module) and wanted.state in (None, entry.state):
+                    page.entries.append(entry)
+                    size += len(entry.module) + len(sender or b"") + len(entry.state) + ENTRY_OVERHEAD
+            if size >= PAGE_BYTES:
+                return page._replace(cursor=_write_cursor(*place))
+        looked_at += len(covered.bucket)
+        if looked_at >= BUCKET_SIZE and covered.end < 1 << POSITION_BITS:
+            return page._replace(cursor=_write_cursor(covered.end, b""))
+    return page
+
+
+def count(table: Table, module: bytes | None, state: bytes | None) -> Counts:
+    """Looks at what the table has counted all along, not at its entries."""
+    total = table.count(module)
+    kinds = [kind for kind in table.kinds() if module in (None, kind.module)]
+    known = sum(kind.count for kind in kinds)
+    matching = [(kind.module, kind.state, kind.count) for kind in kinds if state in (None, kind.state)]
+    rows = heapq.nlargest(MAX_ROWS, matching, key=lambda row: row[2])
+    if state is None:
+        return Counts(total, rows, uncounted=total - sum(row[2] for row in rows))
+    return Counts(sum(row[2] for row in matching), rows, uncounted=total - known)
+
+
+def _in_order(bucket: Bucket, prefix: bytes) -> list[tuple[_Place, Sender]]:
+    """The senders that begin with `prefix`, in the order of a walk."""
+    return sorted(
+        ((position_of(sender), b"\0" if sender is None else b"\1" + sender), sender)
+        for sender in bucket
+        if (sender or b"").startswith(prefix)
+    )
+
+
+def _write_cursor(position: int, after: bytes) -> bytes:
+    return (_POSITION.pack(position) + after).hex().encode()
+
+
+def _read_cursor(cursor: bytes | None) -> _Place:
+    """The position to go on at, and the sender there to go on after."""
+    if cursor is None:
+        return 0, b""
+    try:
+        plain = bytes.fromhex(cursor.decode())
+        return _POSITION.unpack_from(plain)[0], plain[_POSITION.size :]
+    except (ValueError, struct.error):
+        raise BadRequest("cursor is not one that a scan gave") from None

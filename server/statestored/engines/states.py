@@ -1,0 +1,42 @@
+"""All namespaces in memory, and the effects by which they change: live, and when a file is loaded."""
+
+from collections.abc import Sequence
+
+from statestored.engines.base import Sender
+from statestored.engines.table import Bucket, Table
+
+PUT, CLEAR = 1, 2
+
+# What a write comes down to, absolute, so that applying it twice does no harm:
+#   (PUT, namespace, module, sender, state)   START as the state removes the entry
+#   (CLEAR, namespace)
+Effect = tuple[int, bytes, bytes, Sender, bytes] | tuple[int, bytes]
+
+
+class States:
+    """Changed by `apply` only; `changes` counts what it applied."""
+
+    def __init__(self) -> None:
+        self.tables: dict[bytes, Table] = {}
+        self.changes = 0
+        self.garbage: list[Bucket] = []  # cleared, and to be freed a bucket at a time: all at once takes too long
+
+    def table(self, namespace: bytes) -> Table:
+        table = self.tables.get(namespace)
+        if table is None:
+            table = self.tables[namespace] = Table()
+        return table
+
+    def apply(self, effects: Sequence[Effect], day: int) -> None:
+        """`day` is that of the commit, in days since 1970-01-01, also when it is replayed later."""
+        for effect in effects:
+            if len(effect) == 5:
+                _, namespace, module, sender, state = effect
+                self.table(namespace).put(module, sender, state, day)
+            else:
+                self.garbage += self.table(effect[1]).clear()
+        self.changes += len(effects)
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return sum(map(len, self.tables.values()))

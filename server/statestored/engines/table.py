@@ -1,0 +1,247 @@
+"""The entries of one namespace, in memory, for tens of millions of senders.
+
+Not one big dict: growing one past a million entries stops the loop for tens of milliseconds. Senders live in many
+small dicts ("buckets") that split one at a time: extendible hashing. A sender's position, a stable hash, decides its
+bucket; each bucket covers a range of positions, so that a walk in the order of positions can be left and taken up
+again however the buckets have split meanwhile, and even after a restart.
+
+A bucket maps a sender to one `Cell`, shared by all entries of the same module, state and day, or to a tuple of them
+where the sender has entries in several modules.
+"""
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+from zlib import crc32
+
+from statestored.engines.base import START, Entry, Sender
+
+POSITION_BITS = 32
+# CPython gives a dict of 1,366 to 2,730 entries the same memory: a full bucket's halves begin where it ends.
+BUCKET_SIZE = 2730
+# Only senders made to collide get here; the directory must stay small for their sake.
+MAX_DEPTH = 18
+# Applications that keep a secret in the state have as many states as senders: those are not counted apart.
+MAX_KINDS = 16_384
+
+
+class Kind:
+    """A module and a state, and how many entries have them."""
+
+    __slots__ = ("count", "latest", "module", "state")
+
+    def __init__(self, module: bytes, state: bytes) -> None:
+        self.module = module
+        self.state = state
+        self.count = 0
+        self.latest: Cell | None = None  # the one that entries changed today share
+
+
+class Cell:
+    """What an entry holds: its kind, and the day of its last change."""
+
+    __slots__ = ("day", "kind", "module", "state")
+
+    def __init__(self, kind: Kind, day: int) -> None:
+        self.kind = kind
+        self.module = kind.module
+        self.state = kind.state
+        self.day = day
+
+
+Held = Cell | tuple[Cell, ...]
+Bucket = dict[Sender, Held]
+
+
+class Range(NamedTuple):
+    """A bucket and the positions it covers, from `start` up to `end`."""
+
+    start: int
+    end: int
+    depth: int
+    bucket: Bucket
+
+
+class Table:
+    def __init__(self) -> None:
+        self._reset()
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return self._size
+
+    def get(self, module: bytes, sender: Sender) -> bytes:
+        held = self._directory[crc32(sender or b"") >> self._shift].get(sender)
+        if held is None:
+            return START
+        if isinstance(held, Cell):
+            return held.state if held.module == module else START
+        for cell in held:
+            if cell.module == module:
+                return cell.state
+        return START
+
+    def modules(self, sender: Sender) -> list[bytes]:
+        """The modules that have an entry for `sender`."""
+        held = self._range(position_of(sender)).bucket.get(sender)
+        return [] if held is None else [cell.module for cell in cells_of(held)]
+
+    def put(self, module: bytes, sender: Sender, state: bytes, day: int) -> None:
+        """Store an entry, or remove it (`START`). Where the state is there already, its day stays too."""
+        bucket = self._directory[crc32(sender or b"") >> self._shift]
+        held = bucket.get(sender)
+        if held is None:
+            if state != START:
+                bucket[sender] = self._add(module, state, day)
+                if len(bucket) > BUCKET_SIZE:
+                    self._split(position_of(sender))
+        elif type(held) is Cell and held.module == module and state != START:  # the usual case, made short
+            if held.state != state:
+                self._drop(held)
+                bucket[sender] = self._add(module, state, day)
+        else:
+            self._put_among(bucket, held, module, sender, state, day)
+
+    def _put_among(self, bucket: Bucket, held: Held, module: bytes, sender: Sender, state: bytes, day: int) -> None:
+        cells = []
+        for cell in cells_of(held):
+            if cell.module != module:
+                cells.append(cell)
+            elif cell.state == state:
+                return
+            else:
+                self._drop(cell)
+        if state != START:
+            cells.append(self._add(module, state, day))
+        if cells:
+            bucket[sender] = tuple(cells) if len(cells) > 1 else cells[0]
+        else:
+            del bucket[sender]
+
+    def clear(self) -> list[Bucket]:
+        """Forget everything at once; the caller frees the buckets a few at a time, for each takes a while."""
+        buckets = [covered.bucket for covered in self.walk()]
+        self._reset()
+        return buckets
+
+    def walk(self, position: int = 0) -> Iterator[Range]:
+        """The buckets from the one that covers `position` on, in order, as they are when the walk comes to them."""
+        while position < 1 << POSITION_BITS:
+            covered = self._range(position)
+            yield covered
+            position = covered.end
+
+    def adopt(self, start: int, depth: int, bucket: Bucket) -> None:
+        """Take over a bucket as `walk` gave it, in place of the empty one that covers its range: for loading."""
+        while self._depths[start >> self._shift] < depth:
+            self._divide(start)
+        covered = self._range(start)
+        if (covered.start, covered.depth) != (start, depth) or covered.bucket:
+            raise ValueError(f"a bucket at position {start} with depth {depth} overlaps another one")
+        self._place(covered._replace(bucket=bucket))
+        # Counting senders at C speed matters when there are millions.
+        for held, count in Counter(bucket.values()).items():
+            for cell in cells_of(held):
+                self._count(cell.kind, count)
+
+    def cell(self, module: bytes, state: bytes, day: int) -> Cell:
+        """A new cell, for buckets to adopt."""
+        return Cell(self._kind(module, state), day)
+
+    def count(self, module: bytes | None) -> int:
+        return self._size if module is None else self._modules[module]
+
+    def kinds(self) -> Iterator[Kind]:
+        """All that are counted apart."""
+        return iter(self._kinds.values())
+
+    def _reset(self) -> None:
+        self._directory: list[Bucket] = [{}]  # by the first bits of the position; a bucket may stand in many places
+        self._depths = [0]  # of the bucket at the same place: how many bits it goes by
+        self._depth = 0  # how many bits the directory goes by
+        self._shift = POSITION_BITS
+        self._kinds: dict[tuple[bytes, bytes], Kind] = {}
+        self._modules: Counter[bytes] = Counter()  # entries
+        self._size = 0
+
+    def _range(self, position: int) -> Range:
+        index = position >> self._shift
+        depth = self._depths[index]
+        span = 1 << POSITION_BITS - depth
+        start = position & -span
+        return Range(start, start + span, depth, self._directory[index])
+
+    def _split(self, position: int) -> None:
+        if self._depths[position >> self._shift] < MAX_DEPTH:
+            self._divide(position)
+            # The collector would look at every entry again and again; buckets hold no cycles.
+            gc.freeze()
+
+    def _divide(self, position: int) -> None:
+        """Two buckets in place of the one that covers `position`, each for half of its range."""
+        if self._depths[position >> self._shift] == self._depth:
+            self._double()
+        start, end, depth, bucket = self._range(position)
+        middle = (start + end) // 2
+        lower: Bucket = {}
+        upper: Bucket = {}
+        for sender, held in bucket.items():
+            (lower if position_of(sender) < middle else upper)[sender] = held
+        self._place(Range(start, middle, depth + 1, lower))
+        self._place(Range(middle, end, depth + 1, upper))
+
+    def _place(self, covered: Range) -> None:
+        first, after = covered.start >> self._shift, covered.end >> self._shift
+        self._directory[first:after] = [covered.bucket] * (after - first)
+        self._depths[first:after] = [covered.depth] * (after - first)
+
+    def _double(self) -> None:
+        self._directory = [bucket for bucket in self._directory for _ in range(2)]
+        self._depths = [depth for depth in self._depths for _ in range(2)]
+        self._depth += 1
+        self._shift -= 1
+
+    def _add(self, module: bytes, state: bytes, day: int) -> Cell:
+        """A cell for one more entry."""
+        kind = self._kind(module, state)
+        cell = kind.latest
+        if cell is None or cell.day != day:
+            cell = kind.latest = Cell(kind, day)
+        self._count(kind, 1)
+        return cell
+
+    def _drop(self, cell: Cell) -> None:
+        """One entry less holds the cell."""
+        kind = cell.kind
+        self._count(kind, -1)
+        if not kind.count and self._kinds.get((kind.module, kind.state)) is kind:
+            del self._kinds[kind.module, kind.state]
+        if not self._modules[kind.module]:
+            del self._modules[kind.module]
+
+    def _kind(self, module: bytes, state: bytes) -> Kind:
+        kind = self._kinds.get((module, state))
+        if kind is None:
+            kind = Kind(module, state)
+            if len(self._kinds) < MAX_KINDS:
+                self._kinds[module, state] = kind
+        return kind
+
+    def _count(self, kind: Kind, entries: int) -> None:
+        kind.count += entries
+        self._modules[kind.module] += entries
+        self._size += entries
+
+
+def position_of(sender: Sender) -> int:
+    """Where a sender stands in a walk; the same in every process and release."""
+    return crc32(sender or b"")
+
+
+def cells_of(held: Held) -> tuple[Cell, ...]:
+    return (held,) if isinstance(held, Cell) else held
+
+
+def entries_of(sender: Sender, held: Held) -> list[Entry]:
+    return [Entry(cell.module, sender, cell.state, cell.day) for cell in cells_of(held)]

@@ -1,0 +1,79 @@
+"""What Prometheus reads: the service's own counters, at the moment of asking. No series grows with the keys."""
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from statestored import __version__
+from statestored.commands import COMMANDS, Service
+
+# What an engine says of itself in `info`, where it does: the metric's kind, name and help.
+ENGINE_METRICS: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = {
+    "entries": (GaugeMetricFamily, "statestored_entries", "States stored."),
+    "namespaces": (GaugeMetricFamily, "statestored_namespaces", "Namespaces that have states."),
+    "changes_since_snapshot": (
+        GaugeMetricFamily,
+        "statestored_changes_since_snapshot",
+        "Changes that are in no snapshot yet.",
+    ),
+    "last_snapshot_time": (
+        GaugeMetricFamily,
+        "statestored_last_snapshot_timestamp_seconds",
+        "When the last snapshot was finished; 0 where none was since the start.",
+    ),
+    "last_snapshot_seconds": (
+        GaugeMetricFamily,
+        "statestored_last_snapshot_duration_seconds",
+        "How long the last snapshot took.",
+    ),
+    "snapshot_failures": (CounterMetricFamily, "statestored_snapshot_failures", "Snapshots that failed."),
+}
+
+
+class Metrics:
+    def __init__(self, service: Service) -> None:
+        self._registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+        self._registry.register(_ServiceCollector(service))
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _ServiceCollector(Collector):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service = self._service
+        calls = {command.name: service.calls[command.name] for command in COMMANDS.values()}
+        yield _info("statestored_build", "The release that runs.", {"version": __version__})
+        yield _by_label("statestored_requests", "Requests executed.", "method", calls)
+        yield _by_label("statestored_errors", "Requests refused.", "code", service.errors)
+        yield GaugeMetricFamily("statestored_connections", "Connections that are open.", service.connections)
+        for name, help_, value in (
+            ("statestored_connections_accepted", "Connections accepted.", service.connections_total),
+            ("statestored_connections_dropped", "Connections closed for what they sent.", service.dropped),
+        ):
+            yield CounterMetricFamily(name, help_, value)
+        about_engine = service.engine.info()
+        for key, (kind, name, help_) in ENGINE_METRICS.items():
+            if key in about_engine:
+                yield kind(name, help_, about_engine[key])
+
+
+def _by_label(name: str, help_: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, help_, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _info(name: str, help_: str, labels: Mapping[str, str]) -> Metric:
+    family = GaugeMetricFamily(f"{name}_info", help_, labels=list(labels))
+    family.add_metric(list(labels.values()), 1)
+    return family

@@ -1,0 +1,259 @@
+"""One connection: bytes in, requests to the commands, responses out.
+
+Nothing here waits. A response leaves in the same turn of the loop in which its request came, all responses to what was
+read at once in one write; only an answer that an engine gives later leaves later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from functools import partial
+from typing import Any, cast
+
+import structlog
+
+from statestore.errors import (
+    BadRequest,
+    Internal,
+    ShuttingDown,
+    StateStoreError,
+    UnknownMethod,
+    to_wire,
+)
+from statestore.wire import DECODE_ERRORS, MAX_MESSAGE, MAX_MSGID, NOTIFICATION, REQUEST, Decoder, text_packer
+from statestored.commands import COMMANDS, NIL, Caller, Reply, Role, Service, check_call, hello
+
+log = structlog.get_logger()
+
+# What is read at once: a client that sends without end gets so much, then the others have their turn.
+READ_SIZE = 16_384
+# Before a client is known it gets little. Memory for an array is taken as soon as its header is read.
+MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
+MAX_ITEMS = 4096  # above what any method takes, so that a little too many get an answer that says so
+LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
+
+_pack = text_packer()
+_HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(1024)]  # of responses without an error
+
+# The loop has one thread, and what is read is used up at once: all connections can read into the same place.
+_buffer = memoryview(bytearray(READ_SIZE))
+
+
+class Garbage(Exception):
+    """What came is no MessagePack-RPC. The connection has to be closed: nobody knows what comes next on it."""
+
+
+class Sessions(set["Session"]):
+    """Those that are open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emptied = asyncio.Event()
+
+    def remove(self, session: Session) -> None:
+        super().remove(session)
+        if not self:
+            self.emptied.set()
+
+
+class Session(asyncio.BufferedProtocol):
+    """Puts itself into `sessions` when it opens, and takes itself out when it is closed."""
+
+    def __init__(self, service: Service, sessions: Sessions) -> None:
+        self._service = service
+        self._sessions = sessions
+        self._caller = Caller(service)
+        self._bytes_at_first = 0  # received before the client was known
+        self._decoder = _decoder(MAX_ITEMS_AT_FIRST if self._is_stranger else MAX_ITEMS)
+        self._asked = False  # something was: too late for a hello
+        self._refused = False  # its hello was: nothing more is executed
+        self._paused = False  # it reads too slowly: answer nothing more for now
+        self._draining = False  # the daemon is about to end
+        self._waiting = 0  # requests whose answers come later
+        self._transport: asyncio.Transport
+
+    # Called by the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._sessions.add(self)
+        self._service.connections += 1
+        self._service.connections_total += 1
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._sessions.remove(self)
+        self._service.connections -= 1
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return _buffer
+
+    def buffer_updated(self, size: int) -> None:
+        if size == READ_SIZE:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+        try:
+            if self._is_stranger:
+                self._count_at_first(size)
+            self._decoder.feed(_buffer[:size])
+        except (*DECODE_ERRORS, Garbage) as error:
+            self._drop(error)
+        else:
+            self._answer_all()
+
+    def eof_received(self) -> bool:
+        return self._waiting > 0  # the answers under way still go out
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._answer_all()
+        self._read_on()
+
+    # Called by the listener
+
+    def drain(self) -> None:
+        """From now on every request is answered `shutting_down`."""
+        self._draining = True
+
+    def close(self) -> None:
+        """What was answered still goes out, if the client reads."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # From here on the way of a request
+
+    def _answer_all(self) -> None:
+        """All the whole messages that came, as long as the client takes the answers."""
+        decoder = self._decoder
+        out: list[bytes] = []
+        try:
+            for message in decoder:
+                # REQUEST is 0. The checks stand here, and not in a function, for the sake of the many small gets.
+                if type(message) is not tuple or len(message) != 4 or message[0] != REQUEST:
+                    _pass_over(message)
+                    continue
+                msgid = message[1]
+                if type(msgid) is not int or not 0 <= msgid <= MAX_MSGID:
+                    raise Garbage("a request's id is no 32-bit number")
+                try:
+                    reply = self._execute(message[2], message[3])
+                except Exception as error:
+                    out.append(self._refusal(msgid, error))
+                else:
+                    if not isinstance(reply, bytes):
+                        self._answer_later(msgid, reply)
+                        continue
+                    out.append(_head(msgid) + reply)
+                    if len(reply) > LARGE_REPLY:
+                        self._write(out)
+                if self._paused or self._refused or decoder is not self._decoder:
+                    break
+        except (*DECODE_ERRORS, Garbage) as error:
+            self._write(out)
+            self._drop(error)
+            return
+        self._write(out)
+        if self._refused:
+            self._transport.close()
+        elif decoder is not self._decoder:
+            self._answer_all()
+
+    def _execute(self, name: Any, params: Any) -> Reply:
+        """Raises a StateStoreError for what is wrong with the request."""
+        if type(name) is not bytes or type(params) is not tuple:
+            raise BadRequest("a request is [0, id, method, parameters], with a string and an array")
+        command = COMMANDS.get(name)
+        if command is None:
+            raise UnknownMethod(f"there is no method {name[:40].decode('utf-8', 'replace')!r}")
+        if self._draining:
+            raise ShuttingDown("the server is about to end")
+        caller = self._caller
+        if command.run is hello:
+            return self._hello(params)
+        self._asked = True
+        if len(params) != command.arity or caller.role < command.role:
+            params = check_call(command, caller, params)
+        self._service.calls[command.name] += 1
+        return command.run(caller, *params)
+
+    def _hello(self, params: tuple[Any, ...]) -> Reply:
+        """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
+        try:
+            if self._asked:
+                raise BadRequest("hello must come before everything else")
+            self._asked = True
+            was_stranger = self._is_stranger
+            command = COMMANDS[b"hello"]
+            if len(params) != command.arity:
+                params = check_call(command, self._caller, params)
+            self._service.calls[command.name] += 1
+            reply = hello(self._caller, *params)
+        except StateStoreError:
+            self._refused = True
+            raise
+        if was_stranger:
+            rest = self._decoder.read_bytes(READ_SIZE)
+            self._decoder = _decoder(MAX_ITEMS)
+            self._decoder.feed(rest)
+        return reply
+
+    def _answer_later(self, msgid: int, reply: Future[bytes]) -> None:
+        self._waiting += 1
+        reply.add_done_callback(partial(self._answered, msgid))
+
+    def _answered(self, msgid: int, reply: Future[bytes]) -> None:
+        self._waiting -= 1
+        if self._transport.is_closing():
+            return
+        error = reply.exception()
+        self._transport.write(_head(msgid) + reply.result() if error is None else self._refusal(msgid, error))
+
+    def _refusal(self, msgid: int, error: BaseException) -> bytes:
+        if not isinstance(error, StateStoreError):
+            log.error("a request failed", exc_info=error)
+            error = Internal("the server's log says more")
+        self._service.errors[error.wire_code] += 1
+        return b"\x94\x01" + _pack(msgid) + _pack(to_wire(error)) + NIL
+
+    def _write(self, out: list[bytes]) -> None:
+        if out:
+            self._transport.write(b"".join(out))
+            out.clear()
+
+    def _drop(self, error: Exception) -> None:
+        self._service.dropped += 1
+        log.warning("connection dropped", reason=str(error) or type(error).__name__)
+        self._transport.close()
+
+    def _read_on(self) -> None:
+        if not (self._paused or self._transport.is_closing()):
+            self._transport.resume_reading()
+
+    @property
+    def _is_stranger(self) -> bool:
+        return self._caller.role is Role.NOBODY
+
+    def _count_at_first(self, size: int) -> None:
+        self._bytes_at_first += size
+        if self._bytes_at_first > MAX_BYTES_AT_FIRST:
+            raise Garbage(f"more than {MAX_BYTES_AT_FIRST} bytes before a hello")
+
+
+def _decoder(max_items: int) -> Decoder:
+    return Decoder(raw=True, max_buffer=MAX_MESSAGE + READ_SIZE, max_items=max_items)
+
+
+def _head(msgid: int) -> bytes:
+    return _HEADS[msgid] if msgid < len(_HEADS) else b"\x94\x01" + _pack(msgid) + NIL
+
+
+def _pass_over(message: Any) -> None:
+    """Notifications mean nothing to us, so far. Raises Garbage for anything else."""
+    if type(message) is not tuple or len(message) != 3 or message[0] != NOTIFICATION:
+        raise Garbage("a message is neither a request nor a notification")

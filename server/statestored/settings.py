@@ -1,0 +1,166 @@
+"""The settings, each declared once: flag, STATESTORED_* variable, TOML key, help and default derive from a field here.
+
+A flag goes before the environment, the environment before the file.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from statestore.address import Address, parse_address
+from statestored.datadir import StartError
+from statestored.log import FORMATS, LEVELS
+
+PREFIX = "STATESTORED_"
+TOKEN_VARIABLE = PREFIX + "TOKEN"  # in the environment only: a flag would show it to everybody who lists processes
+DEFAULT_PORT, DEFAULT_ADMIN_PORT = 7828, 7829
+
+
+class AddressType(click.ParamType[Address]):
+    name = "ADDRESS"
+
+    def __init__(self, default_port: int) -> None:
+        self._default_port = default_port
+
+    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Address:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]  # converted already
+        try:
+            return parse_address(value, self._default_port)
+        except ValueError as error:
+            self.fail(str(error))
+
+
+def default_data_dir() -> Path:
+    """systemd's $STATE_DIRECTORY (the first, where it names several), else the user's own."""
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(given) if given else Path.home() / ".local" / "state" / "statestored"
+
+
+def _setting(help_: str, type_: Any, default: Any, **more: Any) -> Any:
+    return field(metadata={"help": help_, "type": type_, "default": default, **more})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    listen: tuple[Address, ...] = _setting(
+        "Where clients connect: HOST:PORT or unix:/PATH; may be given several times.",
+        AddressType(DEFAULT_PORT),
+        (f"127.0.0.1:{DEFAULT_PORT}",),
+        multiple=True,
+    )
+    admin_listen: Address = _setting(
+        "Where /live, /ready and /metrics are served, over HTTP.",
+        AddressType(DEFAULT_ADMIN_PORT),
+        f"127.0.0.1:{DEFAULT_ADMIN_PORT}",
+    )
+    data_dir: Path = _setting(
+        "Where the states are kept. Without it $STATE_DIRECTORY, else ~/.local/state/statestored.",
+        click.Path(path_type=Path, file_okay=False),
+        default_data_dir,
+    )
+    engine: str = _setting(
+        "What holds the states: embedded: is this process.", click.Choice(["embedded:"]), "embedded:"
+    )
+    token_file: Path | None = _setting(
+        "A file with the token that clients must give; or set STATESTORED_TOKEN.",
+        click.Path(path_type=Path, dir_okay=False),
+        None,
+    )
+    allow_clear: bool = _setting("Let clients forget all states of their namespace at once.", bool, False, is_flag=True)
+    snapshot_interval: float = _setting(
+        "Seconds from one snapshot to the next, where anything changed; 0: none by time.", click.FloatRange(min=0), 60.0
+    )
+    snapshot_changes: int = _setting(
+        "A snapshot is also due after so many changes; 0: none by number.", click.IntRange(min=0), 100_000
+    )
+    max_module: int = _setting("The longest module, in bytes.", click.IntRange(1, 4096), 1024)
+    max_sender: int = _setting("The longest sender, in bytes.", click.IntRange(1, 16384), 4096)
+    max_state: int = _setting("The longest state, in bytes.", click.IntRange(1, 4096), 1024)
+    max_namespaces: int = _setting("How many namespaces there may be.", click.IntRange(min=1), 1000)
+    log_level: str = _setting("The least that is logged.", click.Choice(LEVELS), "info")
+    log_format: str = _setting("How log lines look.", click.Choice(FORMATS), "text")
+
+
+def options() -> Iterator[click.Option]:
+    """The flags, as click wants them."""
+    yield click.Option(
+        ["--config"],
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        envvar=PREFIX + "CONFIG",
+        show_envvar=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help='A TOML file with settings, under the names of the flags: data-dir = "/var/lib/statestored".',
+    )
+    for setting in fields(Settings):
+        yield _option(setting)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like settings of ours and are none."""
+    known = {TOKEN_VARIABLE, PREFIX + "CONFIG"} | {_variable(setting.name) for setting in fields(Settings)}
+    return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+
+
+def read_token(settings: Settings, environment: Mapping[str, str]) -> str | None:
+    """The token that clients must give, or None. Raises StartError."""
+    token = environment.get(TOKEN_VARIABLE)
+    if settings.token_file is not None:
+        if token is not None:
+            raise StartError(f"both {TOKEN_VARIABLE} and --token-file are given: leave one of them out")
+        try:
+            token = settings.token_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartError(f"--token-file {settings.token_file} cannot be read: {error}") from error
+    if token == "":
+        raise StartError("the token is empty: make one with `openssl rand -hex 32`")
+    return token
+
+
+def _option(setting: "Field[Any]") -> click.Option:
+    more = dict(setting.metadata)
+    default = more.pop("default")
+    return click.Option(
+        ["--" + setting.name.replace("_", "-")],
+        default=default,
+        show_default=default is not None and not callable(default),
+        envvar=_variable(setting.name),
+        show_envvar=True,
+        **more,
+    )
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """The file's settings become click's defaults."""
+    if path is None:
+        return
+    try:
+        found = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StartError(f"{path}: {error}") from error
+    known = {setting.name.replace("_", "-"): setting for setting in fields(Settings)}
+    for key, value in found.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise StartError(f"{path}: there is no setting {key!r}" + (f"; is it {near[0]!r}?" if near else ""))
+        _check_toml_type(path, key, value, multiple=bool(known[key].metadata.get("multiple")))
+    ctx.default_map = {known[key].name: value for key, value in found.items()}
+
+
+def _check_toml_type(path: Path, key: str, value: object, *, multiple: bool) -> None:
+    if multiple and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise StartError(f"{path}: {key} must be an array of strings")
+    if not multiple and isinstance(value, list | dict):
+        raise StartError(f"{path}: {key} must be a single value")
