@@ -1,0 +1,52 @@
+# `make help` lists what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test demo bench lint format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+run: $(VENV)/server ## Start the daemon on 127.0.0.1:7828, states in ~/.local/state/statestored
+	@exec $(BIN)/statestored
+
+test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/dev ## Three real mail processes share one store, which is restarted in the middle
+	$(BIN)/python -m examples.demo
+
+bench: $(VENV)/bench ## Measure beside Redis, memcached and shelve, side by side
+	benchmarks/install.sh
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/dev ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## Put the code into the form that lint asks for
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove what make made
+	rm -rf .venv* benchmarks/.build tests/foreign/node_modules
+
+# A stamp for each set of requirements. `python3` must be 3.11 or newer.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is older than Python 3.11: name a newer one, as in  make PYTHON=python3.13 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/server $(VENV)/dev $(VENV)/bench: $(VENV)/%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+tests/foreign/node_modules: tests/foreign/package-lock.json
+	@command -v npm >/dev/null || tests/foreign/install-node.sh
+	npm ci --prefix tests/foreign --no-audit --no-fund
+	@touch $@

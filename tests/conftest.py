@@ -1,0 +1,37 @@
+"""Fixtures for all tests."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from statestore import RemoteStorage
+from tests.daemon import Daemon
+
+# Time limits for single examples make a test fail on a busy machine; the whole run is bounded instead.
+settings.register_profile("default", deadline=None, max_examples=100)
+settings.register_profile("thorough", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon of this test's own, with `clear` allowed."""
+    with Daemon(tmp_path, "--allow-clear") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One for all tests that leave it running and keep to a namespace of their own."""
+    with Daemon(tmp_path_factory.mktemp("shared"), "--allow-clear", "--max-namespaces=100000") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def store(shared_daemon: Daemon, request: pytest.FixtureRequest) -> Iterator[RemoteStorage]:
+    """A client in a namespace that no other test uses."""
+    with RemoteStorage(shared_daemon.address, namespace=request.node.nodeid[-200:]) as storage:
+        yield storage
