@@ -31,6 +31,9 @@ def text_packer() -> Callable[[Any], bytes]:
     return pack
 
 
+FIRST_BUFFER = 2**14  # bytes; msgpack would take a megabyte for each connection
+
+
 class Decoder(msgpack.Unpacker):  # type: ignore[misc]  # msgpack ships no types
     """`feed(bytes)`, then iterate over the whole messages received so far.
 
@@ -47,6 +50,7 @@ class Decoder(msgpack.Unpacker):  # type: ignore[misc]  # msgpack ships no types
             use_list=not raw,
             unicode_errors=UNICODE_ERRORS,
             max_buffer_size=max_buffer,
+            read_size=min(max_buffer, FIRST_BUFFER),
             max_array_len=max_items,
             max_map_len=max_items,
         )

@@ -16,10 +16,10 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from statestore.base import Limits
-from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized
+from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
 from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
 from statestored import __version__
-from statestored.engines.base import Answer, Counts, Engine, Filter, Sender, Space
+from statestored.engines.base import START, Answer, Counts, Engine, Filter, Sender, Space
 
 DEFAULT_NAMESPACE = b"default"
 MAX_NAMESPACE = 255  # bytes
@@ -49,7 +49,7 @@ class Service:
     token: str | None = None
     allow_clear: bool = False
     started: float = field(default_factory=time.time)
-    calls: Counter[str] = field(default_factory=Counter)  # by method
+    calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
     connections: int = 0
     connections_total: int = 0
@@ -59,12 +59,17 @@ class Service:
 class Caller:
     """Who asks, on one connection."""
 
-    __slots__ = ("role", "service", "space")
+    __slots__ = ("allowed", "limits", "role", "service", "space")
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.limits = service.limits
         self.space: Space = service.engine.space(DEFAULT_NAMESPACE)
-        self.role = Role.ADMIN if service.token is None else Role.NOBODY
+        self.become(Role.ADMIN if service.token is None else Role.NOBODY)
+
+    def become(self, role: Role) -> None:
+        self.role = role
+        self.allowed = ALLOWED[role]
 
 
 def hello(caller: Caller, about: object) -> Reply:
@@ -75,7 +80,7 @@ def hello(caller: Caller, about: object) -> Reply:
         _check_token(service.token, about.get(b"token"))
     namespace = about.get(b"namespace", DEFAULT_NAMESPACE)
     caller.space = service.engine.space(_text("namespace", namespace, MAX_NAMESPACE))
-    caller.role = Role.ADMIN
+    caller.become(Role.ADMIN)
     limits = service.limits
     return _pack(
         {
@@ -99,32 +104,28 @@ def ping(_caller: Caller) -> Reply:
 
 
 def get(caller: Caller, module: object, sender: object) -> Reply:
-    limits = caller.service.limits
-    # Written out, since it is asked most: what follows is `_key`.
-    if (
-        type(module) is bytes
-        and len(module) <= limits.module
-        and type(sender) is bytes
-        and len(sender) <= limits.sender
-    ):
-        return _answer(caller.space.get(module, sender), _pack_text)
-    return _answer(caller.space.get(*_key(limits, module, sender)), _pack_text)
+    # Asked most, hence this short cut: what is found needs no checks, for it was checked when it was stored.
+    if type(module) is bytes and type(sender) is bytes:
+        packed = _packed_states.get(caller.space.get(module, sender))
+        if packed is not None:
+            return packed
+    return _answer(caller.space.get(*_key(caller.limits, module, sender)), _pack_state)
 
 
 def set_(caller: Caller, module: object, sender: object, state: object) -> Reply:
-    limits = caller.service.limits
+    limits = caller.limits
     triple = _triple(limits, module, sender, state)
     return _answer(caller.space.set(*triple), _pack_nil)
 
 
 def set_all(caller: Caller, sender: object, state: object) -> Reply:
-    limits = caller.service.limits
+    limits = caller.limits
     _, checked_sender, checked_state = _triple(limits, b"", sender, state)
     return _answer(caller.space.set_all(checked_sender, checked_state), _pack)
 
 
 def compare_and_set(caller: Caller, module: object, sender: object, expected: object, state: object) -> Reply:
-    limits = caller.service.limits
+    limits = caller.limits
     checked_module, checked_sender, checked_state = _triple(limits, module, sender, state)
     checked_expected = _text("expected", expected, limits.state)
     answer = caller.space.compare_and_set(checked_module, checked_sender, checked_expected, checked_state)
@@ -132,19 +133,19 @@ def compare_and_set(caller: Caller, module: object, sender: object, expected: ob
 
 
 def get_many(caller: Caller, pairs: object) -> Reply:
-    limits = caller.service.limits
+    limits = caller.limits
     checked = [_key(limits, *_item(pair, 2)) for pair in _items(limits, pairs)]
     return _answer(caller.space.get_many(checked), _pack)
 
 
 def set_many(caller: Caller, triples: object) -> Reply:
-    limits = caller.service.limits
+    limits = caller.limits
     checked = [_triple(limits, *_item(triple, 3)) for triple in _items(limits, triples)]
     return _answer(caller.space.set_many(checked), _pack_nil)
 
 
 def scan(caller: Caller, cursor: object, module: object, prefix: object, state: object) -> Reply:
-    limits = caller.service.limits
+    limits = caller.limits
     if cursor is not None and type(cursor) is not bytes:
         raise BadRequest("cursor must be nil or what the last scan gave")
     wanted = Filter(
@@ -156,7 +157,7 @@ def scan(caller: Caller, cursor: object, module: object, prefix: object, state: 
 
 
 def count(caller: Caller, module: object, state: object) -> Reply:
-    limits = caller.service.limits
+    limits = caller.limits
     answer = caller.space.count(
         None if module is None else _text("module", module, limits.module),
         None if state is None else _text("state", state, limits.state),
@@ -180,7 +181,7 @@ def info(caller: Caller) -> Reply:
             "connections": service.connections,
             "connections_total": service.connections_total,
             "connections_dropped": service.dropped,
-            "calls": dict(service.calls),
+            "calls": {name.decode(): calls for name, calls in service.calls.items()},
             "errors": dict(service.errors),
             "engine": service.engine.name,
             "bulk_is_atomic": service.engine.bulk_is_atomic,
@@ -217,18 +218,37 @@ COMMANDS: dict[bytes, Command] = {
     )
 }
 
+# What each role may call. `hello` is not among it: the session has to see to it, since it comes first or never.
+ALLOWED: dict[Role, dict[bytes, Command]] = {
+    role: {name: command for name, command in COMMANDS.items() if Role.NOBODY < command.role <= role} for role in Role
+}
 
-def check_call(command: Command, caller: Caller, params: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The parameters without the optional map. Raises Unauthorized, Forbidden or BadRequest."""
-    if caller.role < command.role:
+
+def find_command(caller: Caller, name: object) -> Command:
+    """What the caller may call by this name. Raises BadRequest, UnknownMethod, Unauthorized or Forbidden."""
+    if not isinstance(name, bytes):
+        raise BadRequest("a method's name must be a string")
+    command = COMMANDS.get(name)
+    if command is None:
+        raise UnknownMethod(f"there is no method {name[:40].decode('utf-8', 'replace')!r}")
+    if command.role > caller.role:
         if caller.role is Role.NOBODY:
             raise Unauthorized("a token is needed: say hello with one first")
         raise Forbidden(f"{command.name} needs the role {command.role.name.lower()}")
+    return command
+
+
+def check_params(command: Command, params: object) -> tuple[Any, ...]:
+    """The parameters without the optional map. Raises BadRequest."""
+    if not isinstance(params, tuple):
+        raise BadRequest("parameters must be an array")
     if len(params) == command.arity + 1 and isinstance(params[-1], dict):
-        for key in params[-1]:
-            raise BadRequest(f"{command.name} knows no option {key!r}")
-        return params[:-1]
-    raise BadRequest(f"{command.name} takes {command.arity} parameters, not {len(params)}")
+        for option in params[-1]:
+            raise BadRequest(f"{command.name} knows no option {option!r}")
+        params = params[:-1]
+    if len(params) != command.arity:
+        raise BadRequest(f"{command.name} takes {command.arity} parameters, not {len(params)}")
+    return params
 
 
 def _key(limits: Limits, module: object, sender: object) -> tuple[bytes, Sender]:
@@ -238,13 +258,17 @@ def _key(limits: Limits, module: object, sender: object) -> tuple[bytes, Sender]
 def _triple(limits: Limits, module: object, sender: object, state: object) -> tuple[bytes, Sender, bytes]:
     """What is about to be stored: it must be text, or one foreign client would break every reader."""
     triple = (*_key(limits, module, sender), _text("state", state, limits.state))
-    for what, text in zip(("module", "sender", "state"), triple, strict=True):
-        if text is not None and not text.isascii():
-            try:
-                text.decode("utf-8", UNICODE_ERRORS)
-            except UnicodeDecodeError as error:
-                raise BadRequest(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if not (triple[0].isascii() and triple[2].isascii() and (triple[1] is None or triple[1].isascii())):
+        for what, text in zip(("module", "sender", "state"), triple, strict=True):
+            _check_utf8(what, text)
     return triple
+
+
+def _check_utf8(what: str, text: Sender) -> None:
+    try:
+        (text or b"").decode("utf-8", UNICODE_ERRORS)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _text(what: str, value: object, limit: int) -> bytes:
@@ -299,16 +323,15 @@ def _pack_nil(_: None) -> bytes:
     return NIL
 
 
-_packed_texts: dict[bytes, bytes] = {}
-MAX_PACKED_TEXTS = 4096  # states are few, where they are not made by the sender
+# The answers of `get` for states seen before. START is not among them: where nothing is found, nothing was checked.
+_packed_states: dict[object, bytes] = {}
+MAX_PACKED_STATES = 4096  # states are few, unless an application keeps something of the sender's in them
 
 
-def _pack_text(text: bytes) -> bytes:
-    packed = _packed_texts.get(text)
-    if packed is None:
-        packed = _pack(text)
-        if len(_packed_texts) < MAX_PACKED_TEXTS:
-            _packed_texts[text] = packed
+def _pack_state(state: bytes) -> bytes:
+    packed = _pack(state)
+    if state != START and len(_packed_states) < MAX_PACKED_STATES:
+        _packed_states[state] = packed
     return packed
 
 

@@ -50,7 +50,7 @@ class _ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         service = self._service
-        calls = {command.name: service.calls[command.name] for command in COMMANDS.values()}
+        calls = {command.name: service.calls[name] for name, command in COMMANDS.items()}
         yield _info("statestored_build", "The release that runs.", {"version": __version__})
         yield _by_label("statestored_requests", "Requests executed.", "method", calls)
         yield _by_label("statestored_errors", "Requests refused.", "code", service.errors)

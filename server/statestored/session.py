@@ -18,11 +18,20 @@ from statestore.errors import (
     Internal,
     ShuttingDown,
     StateStoreError,
-    UnknownMethod,
     to_wire,
 )
 from statestore.wire import DECODE_ERRORS, MAX_MESSAGE, MAX_MSGID, NOTIFICATION, REQUEST, Decoder, text_packer
-from statestored.commands import COMMANDS, NIL, Caller, Reply, Role, Service, check_call, hello
+from statestored.commands import (
+    NIL,
+    Caller,
+    Command,
+    Reply,
+    Role,
+    Service,
+    check_params,
+    find_command,
+    hello,
+)
 
 log = structlog.get_logger()
 
@@ -34,7 +43,8 @@ MAX_ITEMS = 4096  # above what any method takes, so that a little too many get a
 LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
 
 _pack = text_packer()
-_HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(1024)]  # of responses without an error
+KNOWN_HEADS = 2**16
+_HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
 # The loop has one thread, and what is read is used up at once: all connections can read into the same place.
 _buffer = memoryview(bytearray(READ_SIZE))
@@ -68,6 +78,7 @@ class Session(asyncio.BufferedProtocol):
         self._decoder = _decoder(MAX_ITEMS_AT_FIRST if self._is_stranger else MAX_ITEMS)
         self._asked = False  # something was: too late for a hello
         self._refused = False  # its hello was: nothing more is executed
+        self._stop = False  # answering what came has to wait, or to end
         self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
         self._waiting = 0  # requests whose answers come later
@@ -105,7 +116,7 @@ class Session(asyncio.BufferedProtocol):
         return self._waiting > 0  # the answers under way still go out
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self._paused = self._stop = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -118,6 +129,7 @@ class Session(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """From now on every request is answered `shutting_down`."""
         self._draining = True
+        self._caller.allowed = {}
 
     def close(self) -> None:
         """What was answered still goes out, if the client reads."""
@@ -129,30 +141,39 @@ class Session(asyncio.BufferedProtocol):
     # From here on the way of a request
 
     def _answer_all(self) -> None:
-        """All the whole messages that came, as long as the client takes the answers."""
-        decoder = self._decoder
+        """All the whole messages that came, as long as nothing makes us stop."""
+        self._stop = False
+        decoder, caller, calls, heads = self._decoder, self._caller, self._service.calls, _HEADS
         out: list[bytes] = []
         try:
             for message in decoder:
-                # REQUEST is 0. The checks stand here, and not in a function, for the sake of the many small gets.
-                if type(message) is not tuple or len(message) != 4 or message[0] != REQUEST:
+                # The usual case stands here, and not in functions, for the sake of the many small gets.
+                try:
+                    kind, msgid, name, params = message
+                    head = heads[msgid] if 0 <= msgid < KNOWN_HEADS else _head(msgid)
+                    command = caller.allowed.get(name)
+                except (TypeError, ValueError):
                     _pass_over(message)
                     continue
-                msgid = message[1]
-                if type(msgid) is not int or not 0 <= msgid <= MAX_MSGID:
-                    raise Garbage("a request's id is no 32-bit number")
+                if kind != REQUEST:
+                    raise Garbage("a message is neither a request nor a notification")
                 try:
-                    reply = self._execute(message[2], message[3])
+                    if command is not None and type(params) is tuple and len(params) == command.arity:
+                        calls[name] += 1
+                        reply = command.run(caller, *params)
+                    else:
+                        self._asked = self._asked or bool(out)
+                        reply = self._run_unusual(name, params)
                 except Exception as error:
                     out.append(self._refusal(msgid, error))
                 else:
                     if not isinstance(reply, bytes):
                         self._answer_later(msgid, reply)
                         continue
-                    out.append(_head(msgid) + reply)
+                    out += (head, reply)
                     if len(reply) > LARGE_REPLY:
                         self._write(out)
-                if self._paused or self._refused or decoder is not self._decoder:
+                if self._stop:
                     break
         except (*DECODE_ERRORS, Garbage) as error:
             self._write(out)
@@ -164,46 +185,37 @@ class Session(asyncio.BufferedProtocol):
         elif decoder is not self._decoder:
             self._answer_all()
 
-    def _execute(self, name: Any, params: Any) -> Reply:
-        """Raises a StateStoreError for what is wrong with the request."""
-        if type(name) is not bytes or type(params) is not tuple:
-            raise BadRequest("a request is [0, id, method, parameters], with a string and an array")
-        command = COMMANDS.get(name)
-        if command is None:
-            raise UnknownMethod(f"there is no method {name[:40].decode('utf-8', 'replace')!r}")
+    def _run_unusual(self, name: Any, params: Any) -> Reply:
+        """What is not as it mostly is: a hello, an option, or an error, which is raised as a StateStoreError."""
         if self._draining:
             raise ShuttingDown("the server is about to end")
-        caller = self._caller
+        command = find_command(self._caller, name)
         if command.run is hello:
-            return self._hello(params)
-        self._asked = True
-        if len(params) != command.arity or caller.role < command.role:
-            params = check_call(command, caller, params)
-        self._service.calls[command.name] += 1
-        return command.run(caller, *params)
+            return self._hello(command, params)
+        params = check_params(command, params)
+        self._service.calls[name] += 1
+        return command.run(self._caller, *params)
 
-    def _hello(self, params: tuple[Any, ...]) -> Reply:
+    def _hello(self, command: Command, params: Any) -> Reply:
         """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
+        was_stranger = self._is_stranger
         try:
             if self._asked:
                 raise BadRequest("hello must come before everything else")
-            self._asked = True
-            was_stranger = self._is_stranger
-            command = COMMANDS[b"hello"]
-            if len(params) != command.arity:
-                params = check_call(command, self._caller, params)
-            self._service.calls[command.name] += 1
-            reply = hello(self._caller, *params)
+            self._service.calls[b"hello"] += 1
+            reply = hello(self._caller, *check_params(command, params))
         except StateStoreError:
-            self._refused = True
+            self._refused = self._stop = True
             raise
         if was_stranger:
+            self._stop = True  # what follows is for a decoder that takes more
             rest = self._decoder.read_bytes(READ_SIZE)
             self._decoder = _decoder(MAX_ITEMS)
             self._decoder.feed(rest)
         return reply
 
     def _answer_later(self, msgid: int, reply: Future[bytes]) -> None:
+        self._asked = True
         self._waiting += 1
         reply.add_done_callback(partial(self._answered, msgid))
 
@@ -223,6 +235,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _write(self, out: list[bytes]) -> None:
         if out:
+            self._asked = True
             self._transport.write(b"".join(out))
             out.clear()
 
@@ -249,8 +262,10 @@ def _decoder(max_items: int) -> Decoder:
     return Decoder(raw=True, max_buffer=MAX_MESSAGE + READ_SIZE, max_items=max_items)
 
 
-def _head(msgid: int) -> bytes:
-    return _HEADS[msgid] if msgid < len(_HEADS) else b"\x94\x01" + _pack(msgid) + NIL
+def _head(msgid: Any) -> bytes:
+    if type(msgid) is not int or not 0 <= msgid <= MAX_MSGID:
+        raise Garbage("a request's id is no 32-bit number")
+    return b"\x94\x01" + _pack(msgid) + NIL
 
 
 def _pass_over(message: Any) -> None:

@@ -50,8 +50,8 @@ class Counts(NamedTuple):
 
     total: of the module and the state asked for.
     rows: `(module, state, entries)` for the largest of the pairs asked for.
-    uncounted: entries that `rows` leaves out, because their module and state is one of too many; where a state was
-        asked for, `total` leaves them out too.
+    uncounted: how many more entries `rows` should hold, at most, since there are too many pairs to count each. Where
+        a state was asked for, `total` may lack them too.
     """
 
     total: int

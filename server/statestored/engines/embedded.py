@@ -1,6 +1,7 @@
 """The default engine: the states in this process's memory, and snapshots of them in a data directory."""
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class EmbeddedEngine:
         self._states = States()
         self._spaces: dict[bytes, EmbeddedSpace] = {}
         self._in_progress: SnapshotInProgress | None = None
-        self._saved_changes = 0  # of the states; what came later is in no snapshot
+        self._saved(0)
         self._due = asyncio.Event()
         self._saver: asyncio.Task[None] | None = None
         self._last_snapshot: dict[str, float] = {"time": 0.0, "seconds": 0.0}
@@ -52,7 +53,7 @@ class EmbeddedEngine:
         """Raises DamagedFile or TooNew for what the newest snapshot is; an older one is never taken instead."""
         if snapshots := self._directory.snapshots():
             await load_snapshot(snapshots[-1], self._directory.store_id, self._states)
-        self._saved_changes = self._states.changes
+        self._saved(self._states.changes)
         self._saver = asyncio.create_task(self._save_when_due())
 
     async def close(self) -> None:
@@ -73,12 +74,12 @@ class EmbeddedEngine:
 
     def commit(self, effects: Sequence[Effect]) -> None:
         """The one way in which states change. A journal belongs here, before `apply`."""
-        day = int(time.time() // SECONDS_A_DAY)
+        day = int(time.time() / SECONDS_A_DAY)
         states = self._states
         states.apply(effects, day)
         if self._in_progress is not None:
             self._in_progress.carry(effects, day)
-        if states.changes - self._saved_changes >= self._schedule.changes > 0:
+        if states.changes >= self._due_at:
             self._due.set()
         if states.garbage:
             self._free_garbage()
@@ -94,7 +95,7 @@ class EmbeddedEngine:
             self._in_progress = None
         await asyncio.to_thread(verify_snapshot, path, self._directory.store_id)
         await asyncio.to_thread(self._directory.remove_snapshots_before, path)
-        self._saved_changes = changes
+        self._saved(changes)
         seconds = time.monotonic() - started
         self._last_snapshot = {"time": time.time(), "seconds": seconds}
         log.info("snapshot written", snapshot=path.name, entries=len(self._states), seconds=round(seconds, 3))
@@ -126,6 +127,11 @@ class EmbeddedEngine:
                 log.error("snapshot failed", error=str(error), next_attempt_in=RETRY_AFTER)
                 await asyncio.sleep(RETRY_AFTER)
                 self._due.set()
+
+    def _saved(self, changes: int) -> None:
+        """So many of the states' changes are in a snapshot."""
+        self._saved_changes = changes
+        self._due_at = changes + (self._schedule.changes or math.inf)
 
     def _free_garbage(self) -> None:
         """A bucket for each turn of the loop."""

@@ -40,14 +40,16 @@ def scan(table: Table, cursor: bytes | None, wanted: Filter) -> Page:
 
 def count(table: Table, module: bytes | None, state: bytes | None) -> Counts:
     """Looks at what the table has counted all along, not at its entries."""
-    total = table.count(module)
-    kinds = [kind for kind in table.kinds() if module in (None, kind.module)]
-    known = sum(kind.count for kind in kinds)
-    matching = [(kind.module, kind.state, kind.count) for kind in kinds if state in (None, kind.state)]
+    matching = [
+        (kind.module, kind.state, kind.count)
+        for kind in table.kinds()
+        if module in (None, kind.module) and state in (None, kind.state)
+    ]
     rows = heapq.nlargest(MAX_ROWS, matching, key=lambda row: row[2])
-    if state is None:
-        return Counts(total, rows, uncounted=total - sum(row[2] for row in rows))
-    return Counts(sum(row[2] for row in matching), rows, uncounted=total - known)
+    counted = sum(row[2] for row in matching)
+    others = table.uncounted(module)
+    total = counted + others if state is None else counted
+    return Counts(total, rows, uncounted=counted + others - sum(row[2] for row in rows))
 
 
 def _in_order(bucket: Bucket, prefix: bytes) -> list[tuple[_Place, Sender]]:

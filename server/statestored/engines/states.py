@@ -30,11 +30,11 @@ class States:
     def apply(self, effects: Sequence[Effect], day: int) -> None:
         """`day` is that of the commit, in days since 1970-01-01, also when it is replayed later."""
         for effect in effects:
+            table = self.table(effect[1])
             if len(effect) == 5:
-                _, namespace, module, sender, state = effect
-                self.table(namespace).put(module, sender, state, day)
+                table.put(effect[2], effect[3], effect[4], day)
             else:
-                self.garbage += self.table(effect[1]).clear()
+                self.garbage += table.clear()
         self.changes += len(effects)
 
     def __len__(self) -> int:

@@ -27,13 +27,14 @@ MAX_KINDS = 16_384
 
 
 class Kind:
-    """A module and a state, and how many entries have them."""
+    """A module and a state, and how many entries have them; where `counted` is false, how many of some of them."""
 
-    __slots__ = ("count", "latest", "module", "state")
+    __slots__ = ("count", "counted", "latest", "module", "state")
 
-    def __init__(self, module: bytes, state: bytes) -> None:
+    def __init__(self, module: bytes, state: bytes, *, counted: bool) -> None:
         self.module = module
         self.state = state
+        self.counted = counted
         self.count = 0
         self.latest: Cell | None = None  # the one that entries changed today share
 
@@ -94,28 +95,27 @@ class Table:
         if held is None:
             if state != START:
                 bucket[sender] = self._add(module, state, day)
+                self._size += 1
                 if len(bucket) > BUCKET_SIZE:
                     self._split(position_of(sender))
         elif type(held) is Cell and held.module == module and state != START:  # the usual case, made short
             if held.state != state:
-                self._drop(held)
                 bucket[sender] = self._add(module, state, day)
+                self._drop(held)
         else:
             self._put_among(bucket, held, module, sender, state, day)
 
     def _put_among(self, bucket: Bucket, held: Held, module: bytes, sender: Sender, state: bytes, day: int) -> None:
-        cells = []
-        for cell in cells_of(held):
-            if cell.module != module:
-                cells.append(cell)
-            elif cell.state == state:
+        others = tuple(cell for cell in cells_of(held) if cell.module != module)
+        replaced = next((cell for cell in cells_of(held) if cell.module == module), None)
+        if replaced is not None:
+            if replaced.state == state:
                 return
-            else:
-                self._drop(cell)
-        if state != START:
-            cells.append(self._add(module, state, day))
+            self._drop(replaced)
+        cells = others if state == START else (*others, self._add(module, state, day))
+        self._size += len(cells) - len(cells_of(held))
         if cells:
-            bucket[sender] = tuple(cells) if len(cells) > 1 else cells[0]
+            bucket[sender] = cells if len(cells) > 1 else cells[0]
         else:
             del bucket[sender]
 
@@ -143,14 +143,18 @@ class Table:
         # Counting senders at C speed matters when there are millions.
         for held, count in Counter(bucket.values()).items():
             for cell in cells_of(held):
-                self._count(cell.kind, count)
+                cell.kind.count += count
+                self._size += count
+                if not cell.kind.counted:
+                    self._uncounted[cell.module] += count
 
     def cell(self, module: bytes, state: bytes, day: int) -> Cell:
         """A new cell, for buckets to adopt."""
-        return Cell(self._kind(module, state), day)
+        return Cell(self._kinds.get((module, state)) or self._new_kind(module, state), day)
 
-    def count(self, module: bytes | None) -> int:
-        return self._size if module is None else self._modules[module]
+    def uncounted(self, module: bytes | None) -> int:
+        """How many entries of the module (None: of all) are of none of the `kinds`."""
+        return sum(self._uncounted.values()) if module is None else self._uncounted[module]
 
     def kinds(self) -> Iterator[Kind]:
         """All that are counted apart."""
@@ -162,7 +166,7 @@ class Table:
         self._depth = 0  # how many bits the directory goes by
         self._shift = POSITION_BITS
         self._kinds: dict[tuple[bytes, bytes], Kind] = {}
-        self._modules: Counter[bytes] = Counter()  # entries
+        self._uncounted: Counter[bytes] = Counter()  # entries whose kind is not among `_kinds`, by module
         self._size = 0
 
     def _range(self, position: int) -> Range:
@@ -204,34 +208,29 @@ class Table:
 
     def _add(self, module: bytes, state: bytes, day: int) -> Cell:
         """A cell for one more entry."""
-        kind = self._kind(module, state)
+        kind = self._kinds.get((module, state)) or self._new_kind(module, state)
+        kind.count += 1
+        if not kind.counted:
+            self._uncounted[module] += 1
         cell = kind.latest
         if cell is None or cell.day != day:
             cell = kind.latest = Cell(kind, day)
-        self._count(kind, 1)
         return cell
 
     def _drop(self, cell: Cell) -> None:
         """One entry less holds the cell."""
         kind = cell.kind
-        self._count(kind, -1)
-        if not kind.count and self._kinds.get((kind.module, kind.state)) is kind:
+        kind.count -= 1
+        if not kind.counted:
+            self._uncounted[kind.module] -= 1
+        elif not kind.count:
             del self._kinds[kind.module, kind.state]
-        if not self._modules[kind.module]:
-            del self._modules[kind.module]
 
-    def _kind(self, module: bytes, state: bytes) -> Kind:
-        kind = self._kinds.get((module, state))
-        if kind is None:
-            kind = Kind(module, state)
-            if len(self._kinds) < MAX_KINDS:
-                self._kinds[module, state] = kind
+    def _new_kind(self, module: bytes, state: bytes) -> Kind:
+        kind = Kind(module, state, counted=len(self._kinds) < MAX_KINDS)
+        if kind.counted:
+            self._kinds[module, state] = kind
         return kind
-
-    def _count(self, kind: Kind, entries: int) -> None:
-        kind.count += entries
-        self._modules[kind.module] += entries
-        self._size += entries
 
 
 def position_of(sender: Sender) -> int:
