@@ -17,7 +17,7 @@ from examples.demo.sink import Mail, Sink
 
 from statestore import START, RemoteStorage
 
-DEADLINES = {"STATE_DEADLINE": "0.3", "STATE_WRITE_DEADLINE": "0.6"}
+DEADLINES = {"STATE_DEADLINE": "0.5", "STATE_WRITE_DEADLINE": "0.8"}
 TRY_AGAIN = Reply(451, "4.3.0 state store unavailable, try again later")
 ACCEPTED = Reply(250, "")
 
@@ -115,6 +115,7 @@ def test_an_outage_after_the_handler_ran_leaves_nobody_in_error(site: Site, mta:
     try:
         assert try_once(mta, ben, "late-subscribe") == TRY_AGAIN
     finally:
+        site.daemon.stop()
         site.daemon.start()
     assert len(site.sink.to(ben)) == 1  # so the handler ran; its state could not be stored
     assert site.state("late", ben) == START

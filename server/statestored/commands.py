@@ -113,9 +113,9 @@ def get(caller: Caller, module: object, sender: object) -> Reply:
 
 
 def set_(caller: Caller, module: object, sender: object, state: object) -> Reply:
-    limits = caller.limits
-    triple = _triple(limits, module, sender, state)
-    return _answer(caller.space.set(*triple), _pack_nil)
+    module, sender, state = _triple(caller.limits, module, sender, state)
+    answer = caller.space.set(module, sender, state)
+    return NIL if answer is None else _answer(answer, _pack_nil)
 
 
 def set_all(caller: Caller, sender: object, state: object) -> Reply:
@@ -257,18 +257,19 @@ def _key(limits: Limits, module: object, sender: object) -> tuple[bytes, Sender]
 
 def _triple(limits: Limits, module: object, sender: object, state: object) -> tuple[bytes, Sender, bytes]:
     """What is about to be stored: it must be text, or one foreign client would break every reader."""
-    triple = (*_key(limits, module, sender), _text("state", state, limits.state))
-    if not (triple[0].isascii() and triple[2].isascii() and (triple[1] is None or triple[1].isascii())):
-        for what, text in zip(("module", "sender", "state"), triple, strict=True):
-            _check_utf8(what, text)
-    return triple
+    if sender is not None:
+        sender = _stored_text("sender", sender, limits.sender)
+    return _stored_text("module", module, limits.module), sender, _stored_text("state", state, limits.state)
 
 
-def _check_utf8(what: str, text: Sender) -> None:
-    try:
-        (text or b"").decode("utf-8", UNICODE_ERRORS)
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
+def _stored_text(what: str, value: object, limit: int) -> bytes:
+    text = _text(what, value, limit)
+    if not text.isascii():
+        try:
+            text.decode("utf-8", UNICODE_ERRORS)
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
+    return text
 
 
 def _text(what: str, value: object, limit: int) -> bytes:

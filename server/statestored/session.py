@@ -74,8 +74,9 @@ class Session(asyncio.BufferedProtocol):
         self._service = service
         self._sessions = sessions
         self._caller = Caller(service)
-        self._bytes_at_first = 0  # received before the client was known
-        self._decoder = _decoder(MAX_ITEMS_AT_FIRST if self._is_stranger else MAX_ITEMS)
+        self._stranger = self._caller.role is Role.NOBODY
+        self._bytes_at_first = 0  # received from a stranger
+        self._decoder = _decoder(MAX_ITEMS_AT_FIRST if self._stranger else MAX_ITEMS)
         self._asked = False  # something was: too late for a hello
         self._refused = False  # its hello was: nothing more is executed
         self._stop = False  # answering what came has to wait, or to end
@@ -104,7 +105,7 @@ class Session(asyncio.BufferedProtocol):
             self._transport.pause_reading()
             asyncio.get_running_loop().call_soon(self._read_on)
         try:
-            if self._is_stranger:
+            if self._stranger:
                 self._count_at_first(size)
             self._decoder.feed(_buffer[:size])
         except (*DECODE_ERRORS, Garbage) as error:
@@ -198,7 +199,6 @@ class Session(asyncio.BufferedProtocol):
 
     def _hello(self, command: Command, params: Any) -> Reply:
         """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
-        was_stranger = self._is_stranger
         try:
             if self._asked:
                 raise BadRequest("hello must come before everything else")
@@ -207,7 +207,8 @@ class Session(asyncio.BufferedProtocol):
         except StateStoreError:
             self._refused = self._stop = True
             raise
-        if was_stranger:
+        if self._stranger:
+            self._stranger = False
             self._stop = True  # what follows is for a decoder that takes more
             rest = self._decoder.read_bytes(READ_SIZE)
             self._decoder = _decoder(MAX_ITEMS)
@@ -247,10 +248,6 @@ class Session(asyncio.BufferedProtocol):
     def _read_on(self) -> None:
         if not (self._paused or self._transport.is_closing()):
             self._transport.resume_reading()
-
-    @property
-    def _is_stranger(self) -> bool:
-        return self._caller.role is Role.NOBODY
 
     def _count_at_first(self, size: int) -> None:
         self._bytes_at_first += size

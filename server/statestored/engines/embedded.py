@@ -73,10 +73,11 @@ class EmbeddedEngine:
         return space
 
     def commit(self, effects: Sequence[Effect]) -> None:
-        """The one way in which states change. A journal belongs here, before `apply`."""
+        """The one way in which states change. A journal belongs here: what changed something is to be written."""
         day = int(time.time() / SECONDS_A_DAY)
         states = self._states
-        states.apply(effects, day)
+        if not states.apply(effects, day):
+            return
         if self._in_progress is not None:
             self._in_progress.carry(effects, day)
         if states.changes >= self._due_at:
@@ -150,8 +151,7 @@ class EmbeddedSpace:
         self.get = table.get  # asked most, and nothing has to be added to it
 
     def set(self, module: bytes, sender: Sender, state: bytes) -> None:
-        if self._table.get(module, sender) != state:  # else the day of the last change stays
-            self._engine.commit(((PUT, self._name, module, sender, state),))
+        self._engine.commit(((PUT, self._name, module, sender, state),))
 
     def set_all(self, sender: Sender, state: bytes) -> int:
         modules = self._table.modules(sender)

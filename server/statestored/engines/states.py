@@ -27,15 +27,20 @@ class States:
             table = self.tables[namespace] = Table()
         return table
 
-    def apply(self, effects: Sequence[Effect], day: int) -> None:
-        """`day` is that of the commit, in days since 1970-01-01, also when it is replayed later."""
+    def apply(self, effects: Sequence[Effect], day: int) -> bool:
+        """Returns whether anything changed. `day` is that of the commit (since 1970-01-01), also when loaded later."""
+        before = self.changes
         for effect in effects:
-            table = self.table(effect[1])
+            table = self.tables.get(effect[1])
+            if table is None:
+                table = self.table(effect[1])
             if len(effect) == 5:
-                table.put(effect[2], effect[3], effect[4], day)
-            else:
+                if table.put(effect[2], effect[3], effect[4], day):
+                    self.changes += 1
+            elif len(table):
                 self.garbage += table.clear()
-        self.changes += len(effects)
+                self.changes += 1
+        return self.changes != before
 
     def __len__(self) -> int:
         """How many entries there are."""

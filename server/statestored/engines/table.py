@@ -88,36 +88,42 @@ class Table:
         held = self._range(position_of(sender)).bucket.get(sender)
         return [] if held is None else [cell.module for cell in cells_of(held)]
 
-    def put(self, module: bytes, sender: Sender, state: bytes, day: int) -> None:
-        """Store an entry, or remove it (`START`). Where the state is there already, its day stays too."""
+    def put(self, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
+        """Store an entry, or remove it (`START`). Returns whether that changed anything; if not, its day stays too."""
         bucket = self._directory[crc32(sender or b"") >> self._shift]
         held = bucket.get(sender)
         if held is None:
-            if state != START:
-                bucket[sender] = self._add(module, state, day)
-                self._size += 1
-                if len(bucket) > BUCKET_SIZE:
-                    self._split(position_of(sender))
-        elif type(held) is Cell and held.module == module and state != START:  # the usual case, made short
-            if held.state != state:
-                bucket[sender] = self._add(module, state, day)
-                self._drop(held)
-        else:
-            self._put_among(bucket, held, module, sender, state, day)
+            if state == START:
+                return False
+            bucket[sender] = self._add(module, state, day)
+            self._size += 1
+            if len(bucket) > BUCKET_SIZE:
+                self._split(position_of(sender))
+            return True
+        if type(held) is not Cell or held.module != module or state == START:
+            return self._put_among(bucket, held, module, sender, state, day)
+        if held.state == state:
+            return False
+        bucket[sender] = self._add(module, state, day)
+        self._drop(held)
+        return True
 
-    def _put_among(self, bucket: Bucket, held: Held, module: bytes, sender: Sender, state: bytes, day: int) -> None:
-        others = tuple(cell for cell in cells_of(held) if cell.module != module)
-        replaced = next((cell for cell in cells_of(held) if cell.module == module), None)
+    def _put_among(self, bucket: Bucket, held: Held, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
+        """As `put`, where there is an entry for another module, or one goes."""
+        cells = cells_of(held)
+        others = tuple(cell for cell in cells if cell.module != module)
+        replaced = next((cell for cell in cells if cell.module == module), None)
+        if state == (START if replaced is None else replaced.state):
+            return False
+        after = others if state == START else (*others, self._add(module, state, day))
         if replaced is not None:
-            if replaced.state == state:
-                return
             self._drop(replaced)
-        cells = others if state == START else (*others, self._add(module, state, day))
-        self._size += len(cells) - len(cells_of(held))
-        if cells:
-            bucket[sender] = cells if len(cells) > 1 else cells[0]
+        self._size += len(after) - len(cells)
+        if after:
+            bucket[sender] = after if len(after) > 1 else after[0]
         else:
             del bucket[sender]
+        return True
 
     def clear(self) -> list[Bucket]:
         """Forget everything at once; the caller frees the buckets a few at a time, for each takes a while."""
