@@ -1,0 +1,54 @@
+"""What the benchmarks run on: a line for beneath the tables, and what is missing here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+# Command -> Debian package; install.sh installs the same.
+COMMANDS = {"redis-server": "redis-server", "memcached": "memcached", "gcc": "gcc libc6-dev"}
+# Module -> package on PyPI. redis-py works without hiredis, but is not what it could be.
+MODULES = {
+    "statestored": "statestored[server]",
+    "redis": "redis",
+    "hiredis": "hiredis",
+    "pymemcache": "pymemcache",
+    "salmon": "salmon-mail",
+}
+
+
+def missing() -> list[str]:
+    """A line for each thing that is not here, with the command that brings it."""
+    commands = [
+        f"{command} is missing: apt-get install {package}"
+        for command, package in COMMANDS.items()
+        if shutil.which(command) is None
+    ]
+    modules = [
+        f"the Python module {module} is missing: pip install '{package}'"
+        for module, package in MODULES.items()
+        if find_spec(module) is None
+    ]
+    return commands + modules
+
+
+def description() -> str:
+    versions = [f"Redis {_version('redis-server')}", f"memcached {_version('memcached')}"]
+    system = [f"{platform.system()} {platform.release()}", f"Python {platform.python_version()}"]
+    return ", ".join([_processor(), f"{os.cpu_count()} cores", *system, *versions])
+
+
+def _processor() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _version(command: str) -> str:
+    printed = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\d+(\.\d+)+", printed)
+    return found[0] if found else "of unknown version"
