@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from statestore.base import Pair, Sender, StateStorage
+from statestore.base import START, Pair, Sender, StateStorage
 
 # Where Salmon and Lamson keep what their decorators say about a handler.
 SETTINGS_ATTRIBUTES = ("_salmon_settings", "_lamson_settings")
@@ -45,10 +45,22 @@ class DeliveryView:
         if self._states is not None:
             self._states[module, sender] = state
 
+    def set_all(self, sender: Sender, state: str) -> int:
+        changed = self._storage.set_all(sender, state)
+        states = self._states or {}
+        for key, known in states.items():
+            if key[1] == sender and known != START:
+                states[key] = state
+        return changed
+
     def clear(self) -> None:
         self._storage.clear()
         if self._states is not None:
             self._states.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the store offers, as it is there."""
+        return getattr(self._storage, name)
 
     def during_delivery(self, pairs: list[Pair], deliver: Callable[[], None]) -> None:
         """Fetch the states of `pairs`, then deliver; a delivery inside of another has its own picture."""
