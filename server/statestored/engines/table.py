@@ -20,6 +20,9 @@ from statestored.engines.base import START, Entry, Sender
 POSITION_BITS = 32
 # CPython gives a dict of 1,366 to 2,730 entries the same memory: a full bucket's halves begin where it ends.
 BUCKET_SIZE = 2730
+# Buckets fill up at about the same time, and a split takes most of a millisecond: so many insertions are to lie between
+# two, lest a bulk call wait for dozens. Until its turn comes, a full bucket takes a few more.
+SPLIT_EVERY = 128
 # Only senders made to collide get here; the directory must stay small for their sake.
 MAX_DEPTH = 18
 # Applications that keep a secret in the state have as many states as senders: those are not counted apart.
@@ -97,7 +100,9 @@ class Table:
                 return False
             bucket[sender] = self._add(module, state, day)
             self._size += 1
-            if len(bucket) > BUCKET_SIZE:
+            self._inserted += 1
+            if len(bucket) > BUCKET_SIZE and self._inserted >= SPLIT_EVERY:
+                self._inserted = 0
                 self._split(position_of(sender))
             return True
         if type(held) is not Cell or held.module != module or state == START:
@@ -174,6 +179,7 @@ class Table:
         self._kinds: dict[tuple[bytes, bytes], Kind] = {}
         self._uncounted: Counter[bytes] = Counter()  # entries whose kind is not among `_kinds`, by module
         self._size = 0
+        self._inserted = 0  # since the last split
 
     def _range(self, position: int) -> Range:
         index = position >> self._shift
