@@ -19,9 +19,8 @@ from statestore.base import Limits
 from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
 from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
 from statestored import __version__
-from statestored.engines.base import START, Answer, Counts, Engine, Filter, Sender, Space
+from statestored.engines.base import DEFAULT_NAMESPACE, START, Answer, Counts, Engine, Filter, Sender, Space
 
-DEFAULT_NAMESPACE = b"default"
 MAX_NAMESPACE = 255  # bytes
 NIL = b"\xc0"
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, Union
 from statestore.wire import START as START_TEXT
 
 START = START_TEXT.encode()
+DEFAULT_NAMESPACE = b"default"  # of clients that name none; every engine has it
 
 Sender = bytes | None
 T = TypeVar("T")

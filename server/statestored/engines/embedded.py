@@ -11,7 +11,7 @@ import structlog
 
 from statestore.errors import Full
 from statestored.datadir import DataDirectory
-from statestored.engines.base import Counts, Filter, Page, Sender
+from statestored.engines.base import DEFAULT_NAMESPACE, Counts, Filter, Page, Sender
 from statestored.engines.queries import count, scan
 from statestored.engines.snapshots import SnapshotInProgress, load_snapshot
 from statestored.engines.states import CLEAR, PUT, Effect, States
@@ -42,6 +42,7 @@ class EmbeddedEngine:
         self._max_namespaces = max_namespaces
         self._states = States()
         self._spaces: dict[bytes, EmbeddedSpace] = {}
+        self.space(DEFAULT_NAMESPACE)
         self._in_progress: SnapshotInProgress | None = None
         self._saved(0)
         self._due = asyncio.Event()
