@@ -178,8 +178,8 @@ class Table:
         self._shift = POSITION_BITS
         self._kinds: dict[tuple[bytes, bytes], Kind] = {}
         self._uncounted: Counter[bytes] = Counter()  # entries whose kind is not among `_kinds`, by module
-        self._size = 0
-        self._inserted = 0  # since the last split
+        self._size: int = 0
+        self._inserted: int = 0  # since the last split
 
     def _range(self, position: int) -> Range:
         index = position >> self._shift
