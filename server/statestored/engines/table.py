@@ -69,6 +69,7 @@ class Range(NamedTuple):
 
 class Table:
     def __init__(self) -> None:
+        self._inserted = 0  # since the last split
         self._reset()
 
     def __len__(self) -> int:
@@ -178,8 +179,7 @@ class Table:
         self._shift = POSITION_BITS
         self._kinds: dict[tuple[bytes, bytes], Kind] = {}
         self._uncounted: Counter[bytes] = Counter()  # entries whose kind is not among `_kinds`, by module
-        self._size: int = 0
-        self._inserted: int = 0  # since the last split
+        self._size = 0
 
     def _range(self, position: int) -> Range:
         index = position >> self._shift
