@@ -61,6 +61,7 @@ class ClientProtocol:
         self._messages = iter(self._decoder)
         self._last_msgid = 0
         self._seen_first = False
+        self._unfinished = 0  # bytes received since the last whole message
 
     def hello(self, namespace: str, token: str | None) -> tuple[int, bytes]:
         """The request to send first; hand its result to `Welcome.parse`."""
@@ -80,11 +81,15 @@ class ClientProtocol:
             if data[0] not in (0x93, 0x94):
                 raise WrongServer(f"what answers is not statestored but {identify(data)}")
             self._seen_first = True
+        self._unfinished += len(data)
+        if self._unfinished > MAX_REPLY:
+            raise WrongServer(f"an answer of more than {MAX_REPLY} bytes")
         self._decode(self._decoder.feed, data)
 
     def next_response(self) -> Response | None:
         """The next response, or None until more bytes are fed. Notifications are passed over."""
         while (message := self._decode(next, self._messages, None)) is not None:
+            self._unfinished = 0
             match message:
                 case [wire.RESPONSE, int(msgid), None, result]:
                     return Response(msgid, None, result)

@@ -11,7 +11,7 @@ import time
 from asyncio import Future
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -78,21 +78,15 @@ def hello(caller: Caller, about: object) -> Reply:
     if service.token is not None:
         _check_token(service.token, about.get(b"token"))
     namespace = about.get(b"namespace", DEFAULT_NAMESPACE)
-    caller.space = service.engine.space(_text("namespace", namespace, MAX_NAMESPACE))
+    caller.space = service.engine.space(_stored_text("namespace", namespace, MAX_NAMESPACE))
     caller.become(Role.ADMIN)
-    limits = service.limits
     return _pack(
         {
             "version": PROTOCOL_VERSION,
             "server": f"statestored {__version__}",
             "store_id": service.store_id,
             "features": [],
-            "limits": {
-                "module": limits.module,
-                "sender": limits.sender,
-                "state": limits.state,
-                "items": limits.items,
-            },
+            "limits": asdict(service.limits),
             "time": time.time(),
         }
     )
@@ -176,6 +170,7 @@ def info(caller: Caller) -> Reply:
         {
             "server": f"statestored {__version__}",
             "store_id": service.store_id,
+            "limits": asdict(service.limits),
             "uptime": time.time() - service.started,
             "connections": service.connections,
             "connections_total": service.connections_total,
@@ -229,7 +224,7 @@ def find_command(caller: Caller, name: object) -> Command:
         raise BadRequest("a method's name must be a string")
     command = COMMANDS.get(name)
     if command is None:
-        raise UnknownMethod(f"there is no method {name[:40].decode('utf-8', 'replace')!r}")
+        raise UnknownMethod(f"there is no method {_shown(name)}")
     if command.role > caller.role:
         if caller.role is Role.NOBODY:
             raise Unauthorized("a token is needed: say hello with one first")
@@ -243,7 +238,7 @@ def check_params(command: Command, params: object) -> tuple[Any, ...]:
         raise BadRequest("parameters must be an array")
     if len(params) == command.arity + 1 and isinstance(params[-1], dict):
         for option in params[-1]:
-            raise BadRequest(f"{command.name} knows no option {option!r}")
+            raise BadRequest(f"{command.name} knows no option {_shown(option)}")
         params = params[:-1]
     if len(params) != command.arity:
         raise BadRequest(f"{command.name} takes {command.arity} parameters, not {len(params)}")
@@ -291,6 +286,11 @@ def _item(value: object, size: int) -> tuple[Any, ...]:
     if type(value) is not tuple or len(value) != size:
         raise BadRequest(f"each item must be an array of {size}")
     return value
+
+
+def _shown(name: bytes) -> str:
+    """A name of the client's, for an error message."""
+    return repr(name[:40].decode("utf-8", "replace"))
 
 
 def _check_token(expected: str, given: object) -> None:

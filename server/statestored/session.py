@@ -39,7 +39,7 @@ log = structlog.get_logger()
 READ_SIZE = 16_384
 # Before a client is known it gets little. Memory for an array is taken as soon as its header is read.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
-MAX_ITEMS = 4096  # above what any method takes, so that a little too many get an answer that says so
+MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
 LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
 
 _pack = text_packer()
@@ -76,6 +76,7 @@ class Session(asyncio.BufferedProtocol):
         self._caller = Caller(service)
         self._stranger = self._caller.role is Role.NOBODY
         self._bytes_at_first = 0  # received from a stranger
+        self._unfinished = 0  # bytes received since the last whole message
         self._decoder = _decoder(MAX_ITEMS_AT_FIRST if self._stranger else MAX_ITEMS)
         self._asked = False  # something was: too late for a hello
         self._refused = False  # its hello was: nothing more is executed
@@ -83,6 +84,7 @@ class Session(asyncio.BufferedProtocol):
         self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
         self._waiting = 0  # requests whose answers come later
+        self._eof = False  # the client sends no more
         self._transport: asyncio.Transport
 
     # Called by the loop
@@ -107,6 +109,7 @@ class Session(asyncio.BufferedProtocol):
         try:
             if self._stranger:
                 self._count_at_first(size)
+            self._unfinished += size
             self._decoder.feed(_buffer[:size])
         except (*DECODE_ERRORS, Garbage) as error:
             self._drop(error)
@@ -114,7 +117,8 @@ class Session(asyncio.BufferedProtocol):
             self._answer_all()
 
     def eof_received(self) -> bool:
-        return self._waiting > 0  # the answers under way still go out
+        self._eof = True
+        return self._waiting > 0  # then the answers under way still go out
 
     def pause_writing(self) -> None:
         self._paused = self._stop = True
@@ -122,8 +126,9 @@ class Session(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._answer_all()
-        self._read_on()
+        if not self._transport.is_closing():  # else what is left must not be executed
+            self._answer_all()
+            self._read_on()
 
     # Called by the listener
 
@@ -146,13 +151,14 @@ class Session(asyncio.BufferedProtocol):
         self._stop = False
         decoder, caller, calls, heads = self._decoder, self._caller, self._service.calls, _HEADS
         out: list[bytes] = []
+        message = None
         try:
             for message in decoder:
                 # The usual case stands here, and not in functions, for the sake of the many small gets.
                 try:
                     kind, msgid, name, params = message
                     head = heads[msgid] if 0 <= msgid < KNOWN_HEADS else _head(msgid)
-                    command = caller.allowed.get(name)
+                    command = caller.allowed.get(name) if type(name) is bytes else None
                 except (TypeError, ValueError):
                     _pass_over(message)
                     continue
@@ -164,7 +170,9 @@ class Session(asyncio.BufferedProtocol):
                         reply = command.run(caller, *params)
                     else:
                         self._asked = self._asked or bool(out)
-                        reply = self._run_unusual(name, params)
+                        reply = self._run_unusual(message)
+                except Garbage:
+                    raise
                 except Exception as error:
                     out.append(self._refusal(msgid, error))
                 else:
@@ -176,6 +184,11 @@ class Session(asyncio.BufferedProtocol):
                         self._write(out)
                 if self._stop:
                     break
+            # msgpack takes a message apart as it comes, so that its own limit is not one of the message.
+            if message is not None:
+                self._unfinished = 0
+            elif self._unfinished > MAX_MESSAGE:
+                raise Garbage(f"a message of more than {MAX_MESSAGE} bytes")
         except (*DECODE_ERRORS, Garbage) as error:
             self._write(out)
             self._drop(error)
@@ -186,8 +199,11 @@ class Session(asyncio.BufferedProtocol):
         elif decoder is not self._decoder:
             self._answer_all()
 
-    def _run_unusual(self, name: Any, params: Any) -> Reply:
+    def _run_unusual(self, message: Any) -> Reply:
         """What is not as it mostly is: a hello, an option, or an error, which is raised as a StateStoreError."""
+        if not isinstance(message, tuple):
+            raise Garbage("a message is no array")
+        _, _, name, params = message
         if self._draining:
             raise ShuttingDown("the server is about to end")
         command = find_command(self._caller, name)
@@ -226,6 +242,8 @@ class Session(asyncio.BufferedProtocol):
             return
         error = reply.exception()
         self._transport.write(_head(msgid) + reply.result() if error is None else self._refusal(msgid, error))
+        if self._eof and not self._waiting:
+            self._transport.close()
 
     def _refusal(self, msgid: int, error: BaseException) -> bytes:
         if not isinstance(error, StateStoreError):

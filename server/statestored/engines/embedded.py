@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -41,8 +42,8 @@ class EmbeddedEngine:
         self._schedule = schedule
         self._max_namespaces = max_namespaces
         self._states = States()
-        self._spaces: dict[bytes, EmbeddedSpace] = {}
-        self.space(DEFAULT_NAMESPACE)
+        self._spaces: WeakValueDictionary[bytes, EmbeddedSpace] = WeakValueDictionary()  # those that somebody uses
+        self._default = self.space(DEFAULT_NAMESPACE)
         self._in_progress: SnapshotInProgress | None = None
         self._saved(0)
         self._due = asyncio.Event()
@@ -68,8 +69,8 @@ class EmbeddedEngine:
     def space(self, name: bytes) -> "EmbeddedSpace":
         space = self._spaces.get(name)
         if space is None:
-            if name not in self._states.tables and len(self._states.tables) >= self._max_namespaces:
-                raise Full(f"there are {self._max_namespaces} namespaces already, and no more are allowed")
+            if name not in self._states.tables:
+                self._make_room()
             space = self._spaces[name] = EmbeddedSpace(name, self, self._states.table(name))
         return space
 
@@ -129,6 +130,15 @@ class EmbeddedEngine:
                 log.error("snapshot failed", error=str(error), next_attempt_in=RETRY_AFTER)
                 await asyncio.sleep(RETRY_AFTER)
                 self._due.set()
+
+    def _make_room(self) -> None:
+        """For one more namespace: those that hold nothing and that nobody uses go. Raises Full."""
+        tables = self._states.tables
+        if len(tables) >= self._max_namespaces:
+            for name in [name for name, table in tables.items() if not len(table) and name not in self._spaces]:
+                del tables[name]
+        if len(tables) >= self._max_namespaces:
+            raise Full(f"there are {self._max_namespaces} namespaces already, and no more are allowed")
 
     def _saved(self, changes: int) -> None:
         """So many of the states' changes are in a snapshot."""
