@@ -8,7 +8,7 @@ from statestore._version import __version__
 from statestore.base import Limits
 from statestore.errors import StateStoreError, Unavailable, from_wire
 
-MAX_REPLY = 2 * wire.MAX_MESSAGE  # bytes; the server's own limit is half of it
+MAX_REPLY = 2**23  # bytes; a thousand states of the greatest length that a server may be set to
 MAX_REPLY_ITEMS = 2**20
 READ_SIZE = 65536  # bytes to ask a socket for at once; `feed` takes no more
 

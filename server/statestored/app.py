@@ -70,8 +70,8 @@ async def serve(settings: Settings, token: str | None) -> None:
         admin = Admin(service)
         stack.push_async_callback(admin.close)
         _say(f"admin on {await admin.listen(settings.admin_listen)}")
-        stack.push_async_callback(engine.close)
         await engine.open()
+        stack.push_async_callback(engine.close)
         listener = Listener(service)
         stack.push_async_callback(listener.close)
         for address in await listener.listen(settings.listen):

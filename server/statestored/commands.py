@@ -99,10 +99,14 @@ def ping(_caller: Caller) -> Reply:
 def get(caller: Caller, module: object, sender: object) -> Reply:
     # Asked most, hence this short cut: what is found needs no checks, for it was checked when it was stored.
     if type(module) is bytes and type(sender) is bytes:
-        packed = _packed_states.get(caller.space.get(module, sender))
+        answer = caller.space.get(module, sender)
+        packed = _packed_states.get(answer)
         if packed is not None:
             return packed
-    return _answer(caller.space.get(*_key(caller.limits, module, sender)), _pack_state)
+        _key(caller.limits, module, sender)
+    else:
+        answer = caller.space.get(*_key(caller.limits, module, sender))
+    return _answer(answer, _pack_state)
 
 
 def set_(caller: Caller, module: object, sender: object, state: object) -> Reply:
@@ -310,7 +314,9 @@ def _later(answer: Future[T], pack: Callable[[T], bytes]) -> Future[bytes]:
     def finish(done: Future[T]) -> None:
         if packed.cancelled():
             return
-        if (error := done.exception()) is not None:
+        if done.cancelled():
+            packed.cancel()
+        elif (error := done.exception()) is not None:
             packed.set_exception(error)
         else:
             packed.set_result(pack(done.result()))

@@ -6,7 +6,7 @@ import os
 import re
 import uuid
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import structlog
 
@@ -17,6 +17,7 @@ log = structlog.get_logger()
 
 LOCK, IDENTITY = "lock", "store.json"
 IDENTITY_FORMAT = 1
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SNAPSHOT = re.compile(r"(\d{8})\.snapshot")
 
 
@@ -87,14 +88,12 @@ class DataDirectory:
         path = self.path / IDENTITY
         if not path.exists():
             return self._new_identity(path)
-        try:
-            identity = json.loads(path.read_bytes())
-            version, store_id = int(identity["format"]), uuid.UUID(identity["store_id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedFile(path, f"it does not hold a store's identity ({error})") from error
-        if version > IDENTITY_FORMAT:
-            raise TooNew(path, version, IDENTITY_FORMAT)
-        return store_id
+        match _json(path):
+            case {"format": int(version)} if version > IDENTITY_FORMAT:
+                raise TooNew(path, version, IDENTITY_FORMAT)
+            case {"format": int(), "store_id": str(store_id)} if _UUID.fullmatch(store_id):
+                return uuid.UUID(store_id)
+        raise DamagedFile(path, "it does not hold a store's identity")
 
     def _new_identity(self, path: Path) -> uuid.UUID:
         if found := self.snapshots():
@@ -103,3 +102,11 @@ class DataDirectory:
         files.write_durably(path, json.dumps({"format": IDENTITY_FORMAT, "store_id": str(store_id)}).encode() + b"\n")
         log.warning("a new, empty store was made", data_dir=str(self.path), store_id=str(store_id))
         return store_id
+
+
+def _json(path: Path) -> Any:
+    """What a file of JSON holds; None where it holds none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None

@@ -106,15 +106,10 @@ class Session(asyncio.BufferedProtocol):
         if size == READ_SIZE:
             self._transport.pause_reading()
             asyncio.get_running_loop().call_soon(self._read_on)
-        try:
-            if self._stranger:
-                self._count_at_first(size)
-            self._unfinished += size
-            self._decoder.feed(_buffer[:size])
-        except (*DECODE_ERRORS, Garbage) as error:
-            self._drop(error)
+        if self._stranger:
+            self._take_from_stranger(size)
         else:
-            self._answer_all()
+            self._take(_buffer[:size])
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -145,6 +140,27 @@ class Session(asyncio.BufferedProtocol):
         self._transport.abort()
 
     # From here on the way of a request
+
+    def _take_from_stranger(self, size: int) -> None:
+        """So much of it is heard; the rest only where that made him known."""
+        room = MAX_BYTES_AT_FIRST - self._bytes_at_first
+        self._bytes_at_first += size
+        self._take(_buffer[: min(size, room)])
+        if size <= room or self._transport.is_closing():
+            return
+        if self._stranger:
+            self._drop(Garbage(f"more than {MAX_BYTES_AT_FIRST} bytes before a hello"))
+        else:
+            self._take(_buffer[room:size])
+
+    def _take(self, data: memoryview) -> None:
+        self._unfinished += len(data)
+        try:
+            self._decoder.feed(data)
+        except DECODE_ERRORS as error:
+            self._drop(error)
+        else:
+            self._answer_all()
 
     def _answer_all(self) -> None:
         """All the whole messages that came, as long as nothing makes us stop."""
@@ -238,9 +254,9 @@ class Session(asyncio.BufferedProtocol):
 
     def _answered(self, msgid: int, reply: Future[bytes]) -> None:
         self._waiting -= 1
+        error = asyncio.CancelledError("given up") if reply.cancelled() else reply.exception()
         if self._transport.is_closing():
             return
-        error = reply.exception()
         self._transport.write(_head(msgid) + reply.result() if error is None else self._refusal(msgid, error))
         if self._eof and not self._waiting:
             self._transport.close()
@@ -266,11 +282,6 @@ class Session(asyncio.BufferedProtocol):
     def _read_on(self) -> None:
         if not (self._paused or self._transport.is_closing()):
             self._transport.resume_reading()
-
-    def _count_at_first(self, size: int) -> None:
-        self._bytes_at_first += size
-        if self._bytes_at_first > MAX_BYTES_AT_FIRST:
-            raise Garbage(f"more than {MAX_BYTES_AT_FIRST} bytes before a hello")
 
 
 def _decoder(max_items: int) -> Decoder:

@@ -57,7 +57,11 @@ class SnapshotWriter:
         self.synced = 0  # bytes of them that are on the disk
         self._file = files.create(self._temporary)
         header = _HEADER.pack(MAGIC, FORMAT, store_id.bytes, self._file_id)
-        self._write(header + _CRC.pack(crc32(header)))
+        try:
+            self._write(header + _CRC.pack(crc32(header)))
+        except BaseException:
+            self._abandon()
+            raise
 
     def write(self, kind: int, content: Any) -> None:
         payload = self._pack(content)
@@ -83,8 +87,11 @@ class SnapshotWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if kind is not None:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
     def _write(self, data: bytes) -> None:
         files.write_all(self._file, data)
@@ -102,7 +109,7 @@ def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Block]:
         while (block := _read_block(path, file, file_id)).kind != FOOTER:
             blocks += 1
             yield block
-        counted = block.content.get(b"blocks")
+        counted = block.content.get(b"blocks") if isinstance(block.content, dict) else None
         if counted != blocks:
             raise DamagedFile(path, f"the footer counts {counted} blocks, the file has {blocks}", block.offset)
         end = file.tell()

@@ -45,8 +45,10 @@ class EmbeddedEngine:
         self._spaces: WeakValueDictionary[bytes, EmbeddedSpace] = WeakValueDictionary()  # those that somebody uses
         self._default = self.space(DEFAULT_NAMESPACE)
         self._in_progress: SnapshotInProgress | None = None
-        self._saved(0)
         self._due = asyncio.Event()
+        self._saved(0)
+        self._one_at_a_time = asyncio.Lock()
+        self._freeing = False
         self._saver: asyncio.Task[None] | None = None
         self._last_snapshot: dict[str, float] = {"time": 0.0, "seconds": 0.0}
         self._failures = 0
@@ -60,11 +62,11 @@ class EmbeddedEngine:
 
     async def close(self) -> None:
         """Raises OSError where the last changes could not be saved."""
-        if self._saver is not None:
-            self._saver.cancel()
-            await asyncio.wait([self._saver])
-        if self._states.changes != self._saved_changes:
-            await self.snapshot()
+        if self._saver is None:
+            return  # nothing was loaded, and what is in memory must not take its place
+        self._saver.cancel()
+        await asyncio.wait([self._saver])
+        await self.snapshot()
 
     def space(self, name: bytes) -> "EmbeddedSpace":
         space = self._spaces.get(name)
@@ -84,11 +86,18 @@ class EmbeddedEngine:
             self._in_progress.carry(effects, day)
         if states.changes >= self._due_at:
             self._due.set()
-        if states.garbage:
+        if states.garbage and not self._freeing:
+            self._freeing = True
             self._free_garbage()
 
     async def snapshot(self) -> None:
-        """Write one, read it back, and only then remove the older ones. Raises OSError."""
+        """Where anything has changed since the last one. Raises OSError."""
+        async with self._one_at_a_time:
+            if self._states.changes != self._saved_changes:
+                await self._write_snapshot()
+
+    async def _write_snapshot(self) -> None:
+        """Write it, read it back, and only then remove the older ones."""
         started = time.monotonic()
         path = self._directory.next_snapshot()
         self._in_progress = SnapshotInProgress(self._states)
@@ -96,7 +105,11 @@ class EmbeddedEngine:
             changes = await self._in_progress.write(path, self._directory.store_id)
         finally:
             self._in_progress = None
-        await asyncio.to_thread(verify_snapshot, path, self._directory.store_id)
+        try:
+            await asyncio.to_thread(verify_snapshot, path, self._directory.store_id)
+        except BaseException:
+            path.unlink()  # or the next start would find it, and not the good one
+            raise
         await asyncio.to_thread(self._directory.remove_snapshots_before, path)
         self._saved(changes)
         seconds = time.monotonic() - started
@@ -121,10 +134,9 @@ class EmbeddedEngine:
             except TimeoutError:
                 pass
             self._due.clear()
-            if self._states.changes == self._saved_changes:
-                continue
             try:
-                await self.snapshot()
+                # Not to be broken off: a thread may be at it. Who ends the engine waits for it.
+                await asyncio.shield(self.snapshot())
             except Exception as error:
                 self._failures += 1
                 log.error("snapshot failed", error=str(error), next_attempt_in=RETRY_AFTER)
@@ -144,11 +156,14 @@ class EmbeddedEngine:
         """So many of the states' changes are in a snapshot."""
         self._saved_changes = changes
         self._due_at = changes + (self._schedule.changes or math.inf)
+        if self._states.changes < self._due_at:
+            self._due.clear()
 
     def _free_garbage(self) -> None:
         """A bucket for each turn of the loop."""
         self._states.garbage.pop()
-        if self._states.garbage:
+        self._freeing = bool(self._states.garbage)
+        if self._freeing:
             asyncio.get_running_loop().call_soon(self._free_garbage)
 
 

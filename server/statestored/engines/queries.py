@@ -7,9 +7,12 @@ from statestore.errors import BadRequest
 from statestored.engines.base import Counts, Filter, Page, Sender
 from statestored.engines.table import BUCKET_SIZE, POSITION_BITS, Bucket, Table, entries_of, position_of
 
-PAGE_BYTES = 2**18  # of a scan's page, about: far from the longest reply, since a page always ends with a whole sender
-ENTRY_OVERHEAD = 16  # bytes an entry takes besides its text, at most
+# Bytes in a scan's page, or in the rows of a count, about: far below the longest reply, since a page always ends with
+# a whole sender.
+PAGE_BYTES = 2**18
+OVERHEAD = 16  # bytes that an entry or a row takes besides its text, at most
 MAX_ROWS = 1000  # of a count
+LEAST_A_BUCKET = 50  # senders: what looking at an empty bucket is worth, for they can be many
 
 # A cursor, in hexadecimal: a position, four bytes; within a bucket, the sender seen last follows: 00 for None, or 01
 # and its text.
@@ -29,10 +32,10 @@ def scan(table: Table, cursor: bytes | None, wanted: Filter) -> Page:
             for entry in entries_of(sender, covered.bucket[sender]):
                 if wanted.module in (None, entry.module) and wanted.state in (None, entry.state):
                     page.entries.append(entry)
-                    size += len(entry.module) + len(sender or b"") + len(entry.state) + ENTRY_OVERHEAD
+                    size += len(entry.module) + len(sender or b"") + len(entry.state) + OVERHEAD
             if size >= PAGE_BYTES:
                 return page._replace(cursor=_write_cursor(*place))
-        looked_at += len(covered.bucket)
+        looked_at += max(len(covered.bucket), LEAST_A_BUCKET)
         if looked_at >= BUCKET_SIZE and covered.end < 1 << POSITION_BITS:
             return page._replace(cursor=_write_cursor(covered.end, b""))
     return page
@@ -45,7 +48,13 @@ def count(table: Table, module: bytes | None, state: bytes | None) -> Counts:
         for kind in table.kinds()
         if module in (None, kind.module) and state in (None, kind.state)
     ]
-    rows = heapq.nlargest(MAX_ROWS, matching, key=lambda row: row[2])
+    rows = []
+    size = 0
+    for row in heapq.nlargest(MAX_ROWS, matching, key=lambda row: row[2]):
+        size += len(row[0]) + len(row[1]) + OVERHEAD
+        if size > PAGE_BYTES:
+            break
+        rows.append(row)
     counted = sum(row[2] for row in matching)
     others = table.uncounted(module)
     total = counted + others if state is None else counted

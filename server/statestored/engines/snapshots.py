@@ -7,9 +7,11 @@ them again to a bucket that has them already does no harm, and the file stands f
 
 import asyncio
 import gc
+import itertools
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from statestored.snapshot import BUCKET, EFFECTS, FOOTER, Block, SnapshotWriter,
 log = structlog.get_logger()
 
 SYNC_EVERY = 2**20  # bytes; one sync of a large file would hold up everybody else's
-EFFECTS_A_BLOCK = 2000  # about a millisecond's work
+EFFECTS_A_BLOCK = 2000  # at first; about a millisecond's work
 PROGRESS_EVERY = 1_000_000  # entries
 
 
@@ -32,11 +34,11 @@ class SnapshotInProgress:
 
     def __init__(self, states: States) -> None:
         self._states = states
-        self._carried: list[tuple[int, Sequence[Effect]]] | None = []
+        self._carried: list[tuple[int, Effect]] | None = []
 
     def carry(self, effects: Sequence[Effect], day: int) -> None:
         if self._carried is not None:
-            self._carried.append((day, effects))
+            self._carried += [(day, effect) for effect in effects]
 
     async def write(self, path: Path, store_id: uuid.UUID) -> int:
         """Returns how many changes of the states the file holds. Raises OSError."""
@@ -46,11 +48,14 @@ class SnapshotInProgress:
                     if covered.bucket:
                         writer.write(BUCKET, _bucket_content(namespace, covered))
                         await _breathe(writer)
+            slice_ = EFFECTS_A_BLOCK
             while self._carried:
-                chunk = self._carried[:EFFECTS_A_BLOCK]
-                del self._carried[:EFFECTS_A_BLOCK]
-                writer.write(EFFECTS, chunk)
+                chunk, self._carried = self._carried[:slice_], self._carried[slice_:]
+                writer.write(EFFECTS, _effects_content(chunk))
+                before = len(self._carried)
                 await _breathe(writer)
+                # It has to come to an end even where more comes than it writes.
+                slice_ = max(slice_, 2 * (len(self._carried) - before))
             # From here to the footer nothing may be committed unseen: no await in between.
             self._carried = None
             changes, entries = self._states.changes, len(self._states)
@@ -93,6 +98,11 @@ def _bucket_content(namespace: bytes, covered: Range) -> tuple[Any, ...]:
     column = [numbers.setdefault(held, len(numbers)) for held in covered.bucket.values()]
     held = [[(cell.module, cell.state, cell.day) for cell in cells_of(held)] for held in numbers]
     return namespace, covered.start, covered.depth, held, list(covered.bucket), column
+
+
+def _effects_content(effects: Iterable[tuple[int, Effect]]) -> list[tuple[int, list[Effect]]]:
+    """In their order, under the day of their commit."""
+    return [(day, [effect for _, effect in some]) for day, some in itertools.groupby(effects, key=itemgetter(0))]
 
 
 class _Loader:

@@ -70,6 +70,7 @@ class Range(NamedTuple):
 class Table:
     def __init__(self) -> None:
         self._inserted = 0  # since the last split
+        self._clears = 0
         self._reset()
 
     def __len__(self) -> int:
@@ -134,12 +135,17 @@ class Table:
     def clear(self) -> list[Bucket]:
         """Forget everything at once; the caller frees the buckets a few at a time, for each takes a while."""
         buckets = [covered.bucket for covered in self.walk()]
+        self._clears += 1
         self._reset()
         return buckets
 
     def walk(self, position: int = 0) -> Iterator[Range]:
-        """The buckets from the one that covers `position` on, in order, as they are when the walk comes to them."""
-        while position < 1 << POSITION_BITS:
+        """The buckets from the one that covers `position` on, in order, as they are when the walk comes to them.
+
+        Ends where the table is cleared meanwhile: what it holds then has come since.
+        """
+        clears = self._clears
+        while position < 1 << POSITION_BITS and clears == self._clears:
             covered = self._range(position)
             yield covered
             position = covered.end
