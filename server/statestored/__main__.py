@@ -1,9 +1,14 @@
 """`python -m statestored`, and the command of that name: says what to install where the server's libraries lack."""
 
+import os
+import signal
 import sys
 
 
 def main() -> None:
+    # Until the daemon listens for signals there is nothing to end in order. A container's first process would not even
+    # notice one that it has no handler for, and be killed ten seconds later.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         from statestored.cli import main as start
     except ModuleNotFoundError as error:

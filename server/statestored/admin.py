@@ -1,6 +1,7 @@
 """The admin address: plain HTTP for health checks and metrics."""
 
 import hmac
+from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -9,6 +10,7 @@ from statestore.address import TcpAddress, UnixAddress
 from statestored.commands import Service
 from statestored.datadir import StartError
 from statestored.metrics import Metrics
+from statestored.sockets import bind_unix, reason
 
 KEEPALIVE = 30.0  # seconds; aiohttp's own default is an hour
 
@@ -18,6 +20,7 @@ class Admin:
 
     def __init__(self, service: Service) -> None:
         self.ready = False
+        self._path: Path | None = None
         self._token = service.token
         self._metrics = Metrics(service)
         self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=KEEPALIVE)
@@ -25,22 +28,20 @@ class Admin:
     async def listen(self, address: TcpAddress | UnixAddress) -> str:
         """Returns where it listens, with the port that was given for port 0. Raises StartError."""
         await self._runner.setup()
-        site: web.BaseSite = (
-            web.UnixSite(self._runner, address.path)
-            if isinstance(address, UnixAddress)
-            else web.TCPSite(self._runner, address.host, address.port)
-        )
-        try:
-            await site.start()
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise StartError(f"cannot listen on {address} (--admin-listen): {reason}") from error
         if isinstance(address, UnixAddress):
+            await web.SockSite(self._runner, bind_unix(address)).start()
+            self._path = Path(address.path)
             return str(address)
+        try:
+            await web.TCPSite(self._runner, address.host, address.port).start()
+        except OSError as error:
+            raise StartError(f"cannot listen on {address} (--admin-listen): {reason(error)}") from error
         return f"http://{TcpAddress(*self._runner.addresses[0][:2])}"
 
     async def close(self) -> None:
         await self._runner.cleanup()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def _application(self) -> web.Application:
         application = web.Application()

@@ -43,7 +43,8 @@ def check_reach(settings: Settings, token: str | None) -> None:
         if not settings.admin_listen.is_local:
             line += f" --admin-listen={settings.admin_listen}"
         raise StartError(
-            f"{reachable[0]} can be reached from other machines, and that needs a token. This would work:\n"
+            f"{reachable[0]} can be reached from other machines, and that needs a token, which clients then give: "
+            f"in {TOKEN_VARIABLE} (docker run -e {TOKEN_VARIABLE}=...) or with --token-file. This would work:\n"
             f'  {TOKEN_VARIABLE}="$(openssl rand -hex 32)" {line}'
         )
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import socket
 import uuid
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +41,11 @@ class DataDirectory:
             self._lock = self._take_lock()
             self._remove_unfinished()
             self.store_id = self._identity()
+        except PermissionError as error:
+            raise StartError(
+                f"data directory {self.path}: {error}: user {os.geteuid()} may not. "
+                "Start as the user whose it is, or give another --data-dir"
+            ) from error
         except OSError as error:
             raise StartError(f"data directory {self.path}: {error.strerror}: give another --data-dir") from error
 
@@ -76,7 +82,7 @@ class DataDirectory:
                 "stop that one, or give another --data-dir"
             ) from None
         lock.truncate()
-        lock.write(f"{os.getpid()}\n")
+        lock.write(f"{os.getpid()} on {socket.gethostname()}\n")  # in a container every daemon is process 1
         lock.flush()
         return lock
 

@@ -1,9 +1,6 @@
 """The addresses on which the daemon answers, and the end of all connections."""
 
 import asyncio
-import os
-import socket
-import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +9,7 @@ from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.commands import Service
 from statestored.datadir import StartError
 from statestored.session import Session, Sessions
+from statestored.sockets import bind_unix, reason
 
 BACKLOG = 1024
 DRAIN = 0.2  # seconds in which requests that were on their way are told that the daemon is about to end
@@ -65,43 +63,13 @@ class Listener:
         try:
             server = await loop.create_server(self._session, address.host, address.port, backlog=BACKLOG)
         except OSError as error:
-            raise StartError(f"cannot listen on {address}: {_reason(error)}") from error
+            raise StartError(f"cannot listen on {address}: {reason(error)}") from error
         self._servers.append(server)
         return [TcpAddress(*found.getsockname()[:2]) for found in server.sockets]
 
     async def _listen_unix(self, address: UnixAddress) -> Address:
-        path = Path(address.path)
-        try:
-            _remove_stale(path)
-            sock = socket.socket(socket.AF_UNIX)
-            # The mode has to be right from the beginning: a chmod afterwards leaves a moment for others.
-            umask = os.umask(0o177)
-            try:
-                sock.bind(address.path)
-            finally:
-                os.umask(umask)
-            server = await asyncio.get_running_loop().create_unix_server(self._session, sock=sock, backlog=BACKLOG)
-        except OSError as error:
-            raise StartError(f"cannot listen on {address}: {_reason(error)}") from error
+        sock = bind_unix(address)
+        self._paths.append(Path(address.path))
+        server = await asyncio.get_running_loop().create_unix_server(self._session, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
-        self._paths.append(path)
         return address
-
-
-def _remove_stale(path: Path) -> None:
-    """A socket that a killed daemon left; one that somebody answers on stays. Raises OSError."""
-    if not path.exists():
-        return
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise FileExistsError("there is a file of that name which is no socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise OSError("another process listens on it")
-
-
-def _reason(error: OSError) -> str:
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()

@@ -4,6 +4,7 @@ A flag goes before the environment, the environment before the file.
 """
 
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,29 @@ class AddressType(click.ParamType[Address]):
             self.fail(str(error))
 
 
+class PathType(click.Path):
+    """A path, `~` included; an empty one is none, where there may be none."""
+
+    def __init__(self, *, optional: bool = False, **more: Any) -> None:
+        super().__init__(path_type=Path, **more)
+        self.optional = optional
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "\0" in str(value):
+            self.fail("a path holds no NUL character", param, ctx)
+        if value == "":
+            return None if self.optional else self.fail("the path is empty", param, ctx)
+        return super().convert(Path(value).expanduser(), param, ctx)
+
+
+class Seconds(click.FloatRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
+
 def default_data_dir() -> Path:
     """systemd's $STATE_DIRECTORY (the first, where it names several), else the user's own."""
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
@@ -62,7 +86,7 @@ class Settings:
     )
     data_dir: Path = _setting(
         "Where the states are kept. Without it $STATE_DIRECTORY, else ~/.local/state/statestored.",
-        click.Path(path_type=Path, file_okay=False),
+        PathType(file_okay=False),
         default_data_dir,
     )
     engine: str = _setting(
@@ -70,12 +94,12 @@ class Settings:
     )
     token_file: Path | None = _setting(
         "A file with the token that clients must give; or set STATESTORED_TOKEN.",
-        click.Path(path_type=Path, dir_okay=False),
+        PathType(dir_okay=False, optional=True),
         None,
     )
     allow_clear: bool = _setting("Let clients forget all states of their namespace at once.", bool, False, is_flag=True)
     snapshot_interval: float = _setting(
-        "Seconds from one snapshot to the next, where anything changed; 0: none by time.", click.FloatRange(min=0), 60.0
+        "Seconds from one snapshot to the next, where anything changed; 0: none by time.", Seconds(min=0), 60.0
     )
     snapshot_changes: int = _setting(
         "A snapshot is also due after so many changes; 0: none by number.", click.IntRange(min=0), 100_000
@@ -120,8 +144,8 @@ def read_token(settings: Settings, environment: Mapping[str, str]) -> str | None
             token = settings.token_file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise StartError(f"--token-file {settings.token_file} cannot be read: {error}") from error
-    if token == "":
-        raise StartError("the token is empty: make one with `openssl rand -hex 32`")
+    if token is not None and not (token and token.isascii() and token.isprintable()):
+        raise StartError("the token is empty, or not printable ASCII: make one with `openssl rand -hex 32`")
     return token
 
 
@@ -155,12 +179,22 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise StartError(f"{path}: there is no setting {key!r}" + (f"; is it {near[0]!r}?" if near else ""))
-        _check_toml_type(path, key, value, multiple=bool(known[key].metadata.get("multiple")))
+        _check_toml_type(path, known[key], value)
     ctx.default_map = {known[key].name: value for key, value in found.items()}
 
 
-def _check_toml_type(path: Path, key: str, value: object, *, multiple: bool) -> None:
-    if multiple and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-        raise StartError(f"{path}: {key} must be an array of strings")
-    if not multiple and isinstance(value, list | dict):
-        raise StartError(f"{path}: {key} must be a single value")
+# The types of TOML that a setting takes, by that of its flag: exactly these, for a bool is an int to Python, and click
+# itself would take a 1.5 for a 1.
+_TOML_TYPES: dict[type, tuple[type, ...]] = {bool: (bool,), click.IntRange: (int,), Seconds: (int, float)}
+
+
+def _check_toml_type(path: Path, setting: "Field[Any]", value: object) -> None:
+    name = setting.name.replace("_", "-")
+    if setting.metadata.get("multiple"):
+        if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
+            raise StartError(f"{path}: {name} must be an array of strings, and not empty")
+        return
+    kind = setting.metadata["type"]
+    wanted = _TOML_TYPES.get(kind if isinstance(kind, type) else type(kind), (str,))
+    if type(value) not in wanted:
+        raise StartError(f"{path}: {name} must be of the type {wanted[-1].__name__}, not {type(value).__name__}")

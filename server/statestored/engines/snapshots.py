@@ -52,10 +52,10 @@ class SnapshotInProgress:
             while self._carried:
                 chunk, self._carried = self._carried[:slice_], self._carried[slice_:]
                 writer.write(EFFECTS, _effects_content(chunk))
-                before = len(self._carried)
-                await _breathe(writer)
-                # It has to come to an end even where more comes than it writes.
-                slice_ = max(slice_, 2 * (len(self._carried) - before))
+                if before := len(self._carried):
+                    await _breathe(writer)
+                    # It has to come to an end, even where more comes in every turn than is written.
+                    slice_ = max(slice_, 2 * (len(self._carried) - before))
             # From here to the footer nothing may be committed unseen: no await in between.
             self._carried = None
             changes, entries = self._states.changes, len(self._states)
