@@ -52,6 +52,12 @@ class Limits:
     def check_state(self, state: object) -> None:
         _check_text("state", state, self.state)
 
+    def check_filter(self, module: object, prefix: object, state: object) -> None:
+        """What a scan or a count asks for; None for a module or a state stands for any."""
+        _check_text("module", "" if module is None else module, self.module)
+        _check_text("prefix", prefix, self.sender)
+        _check_text("state", "" if state is None else state, self.state)
+
     def check_pairs(self, pairs: Iterable[Pair]) -> list[Pair]:
         checked = self._check_items(pairs, "(module, sender)", 2)
         for module, sender in checked:
@@ -66,6 +72,8 @@ class Limits:
         return checked
 
     def _check_items(self, items: Iterable[Any], shape: str, size: int) -> list[Any]:
+        if not isinstance(items, Iterable):
+            raise BadRequest(f"expected many {shape}, not {type(items).__name__}")
         checked = list(items)
         if len(checked) > self.items:
             raise TooLong(f"items are {len(checked)}, at most {self.items} are allowed in one call")

@@ -27,7 +27,7 @@ class Connection:
     """Greeted and ready. After any exception out of `call` the owner must `close` it: a late answer may still come."""
 
     def __init__(self, address: Address, namespace: str, token: str | None, deadline: Deadline) -> None:
-        """Raises ConnectionLost, Unavailable, or what the server answers to `hello`."""
+        """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
         self.address = address
         self._protocol = ClientProtocol()
         self._socket = _connect(address, deadline)
@@ -39,17 +39,36 @@ class Connection:
         except TimeoutError:
             self.close()
             raise _silence(address, deadline) from None
+        except OSError as error:
+            self.close()
+            raise ConnectionLost(_reason(error), sent=False) from error
         except BaseException:
             self.close()
             raise
 
     def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
-        """Raises ConnectionLost, or Unavailable where the deadline passes first."""
+        """Raises ConnectionLost, or TooLong for what no message can hold."""
         request = self._protocol.request(method, params)
         try:
             return self._exchange(request, deadline)
+        except WrongServer as error:
+            raise ConnectionLost(error.detail, sent=True) from error
         except TimeoutError:
             raise ConnectionLost(f"no answer within {deadline.seconds:g} s", sent=True) from None
+        except OSError as error:
+            raise ConnectionLost(_reason(error), sent=True) from error
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the server has closed it, or said something unasked, while nobody was looking."""
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def close(self) -> None:
         """Only the file descriptor goes; a `shutdown` would reach a parent process that shares the connection."""
@@ -57,20 +76,16 @@ class Connection:
             self._socket.close()
 
     def _exchange(self, request: tuple[int, bytes], deadline: Deadline, patience: float | None = None) -> Response:
+        """Raises WrongServer or OSError, of which TimeoutError is one."""
         msgid, data = request
         self._socket.settimeout(_least(deadline.left(), patience))
-        try:
-            self._socket.sendall(data)
-            while (response := self._protocol.next_response()) is None:
-                self._socket.settimeout(_least(deadline.left(), patience))
-                received = self._socket.recv(READ_SIZE)
-                if not received:
-                    raise ConnectionLost("the server closed the connection", sent=True)
-                self._protocol.feed(received)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise ConnectionLost(_reason(error), sent=True) from error
+        self._socket.sendall(data)
+        while (response := self._protocol.next_response()) is None:
+            self._socket.settimeout(_least(deadline.left(), patience))
+            received = self._socket.recv(READ_SIZE)
+            if not received:
+                raise ConnectionResetError("the server closed the connection")
+            self._protocol.feed(received)
         if response.msgid != msgid:
             raise WrongServer(f"an answer to request {response.msgid} came where {msgid} was asked")
         return response
@@ -123,7 +138,8 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
 
     thread = threading.Thread(target=ask, name="statestore-look-up", daemon=True)
     thread.start()
-    thread.join(deadline.left())
+    with contextlib.suppress(TimeoutError):
+        thread.join(deadline.left())
     if not answer:
         raise ConnectionLost(f"looking up {address.host} took longer than {deadline.seconds:g} s", sent=False)
     if isinstance(answer[0], Exception):
@@ -135,7 +151,7 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
 def _silence(address: Address, deadline: Deadline) -> Exception:
     """Something accepts connections but does not answer a `hello`: the error that says what it is, if it tells."""
     if not deadline.passed:
-        with contextlib.suppress(OSError, ConnectionLost, Unavailable), _connect(address, deadline) as sock:
+        with contextlib.suppress(OSError, ConnectionLost), _connect(address, deadline) as sock:
             sock.settimeout(min(deadline.left(), HELLO_PATIENCE))
             sock.sendall(LINE_FOR_OTHERS)
             if (said := sock.recv(100)) and said[0] not in (0x93, 0x94):

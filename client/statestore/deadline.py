@@ -2,8 +2,6 @@
 
 import time
 
-from statestore.errors import Unavailable
-
 
 class Deadline:
     """`seconds` from now, on the monotonic clock."""
@@ -15,16 +13,16 @@ class Deadline:
         self._at = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds left, above 0. Raises Unavailable where there are none."""
+        """Seconds left, above 0. Raises TimeoutError where there are none, as a socket does when it has waited."""
         left = self._at - time.monotonic()
         if left <= 0:
-            raise Unavailable(f"no answer within the deadline of {self.seconds:g} s")
+            raise TimeoutError(f"no answer within {self.seconds:g} s")
         return left
 
     @property
     def passed(self) -> bool:
-        return self.passed_in(0)
+        return time.monotonic() >= self._at
 
-    def passed_in(self, seconds: float) -> bool:
-        """Whether it will have passed when `seconds` have gone by."""
-        return time.monotonic() + seconds >= self._at
+    def sleep(self, seconds: float) -> None:
+        """So long, or until it passes."""
+        time.sleep(max(0.0, min(seconds, self._at - time.monotonic())))

@@ -10,19 +10,29 @@ if sys.platform == "win32":
 
     def _lock(fd: int) -> None:
         msvcrt.locking(fd, msvcrt.LK_LOCK, 1)
+
+    def _unlock(fd: int) -> None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
 else:
     import fcntl
 
     def _lock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX)
 
+    def _unlock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
 
 @contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Hold the lock `path` for ourselves; closing the file gives it back. Raises OSError."""
+    """Hold the lock `path` for ourselves. Raises OSError."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
         _lock(fd)
-        yield
+        try:
+            yield
+        finally:
+            _unlock(fd)  # a child that was forked meanwhile has the file open, too
     finally:
         os.close(fd)

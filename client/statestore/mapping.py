@@ -60,7 +60,7 @@ class MappingStorage(StateStorage):
                 _put(senders, module, sender, state)
 
     def scan(self, module: str | None = None, prefix: str = "", state: str | None = None) -> Iterator[Entry]:
-        self._check_filter(module, prefix, state)
+        self.limits.check_filter(module, prefix, state)
         with self._held() as senders:
             found = [
                 Entry(its_module, sender, its_state, day)
@@ -80,10 +80,6 @@ class MappingStorage(StateStorage):
     def clear(self) -> None:
         with self._held() as senders:
             senders.clear()
-
-    def _check_filter(self, module: str | None, prefix: str, state: str | None) -> None:
-        self.limits.check_key("" if module is None else module, prefix)
-        self.limits.check_state("" if state is None else state)
 
 
 def _get(senders: MutableMapping[Sender, States], module: str, sender: Sender) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.errors import Unavailable
 from statestore.protocol import Response
 
 
@@ -22,15 +21,15 @@ class Pool:
         _pools.add(self)
 
     def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
-        """Raises what `Connection` raises, and Unavailable where no connection is free in time."""
+        """Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
         if not self._permits.acquire(timeout=deadline.left()):
-            raise Unavailable(f"all {self._size} connections were busy for {deadline.seconds:g} s")
+            raise TimeoutError(f"all {self._size} connections were busy for {deadline.seconds:g} s")
         try:
             connection = self._take(deadline)
             try:
                 response = connection.call(method, params, deadline)
             except BaseException:  # KeyboardInterrupt too: its answer must not reach the next caller
-                connection.close()
+                self._drop(connection)
                 raise
             self._idle.append(connection)
             return response
@@ -39,27 +38,39 @@ class Pool:
 
     def drop_idle(self) -> None:
         """Close what is not in use: after one connection broke, the others have most likely broken too."""
-        while True:
-            try:
-                self._idle.pop().close()
-            except IndexError:
-                return
+        while (connection := self._pop_idle()) is not None:
+            self._drop(connection)
 
     def _take(self, deadline: Deadline) -> Connection:
+        while (connection := self._pop_idle()) is not None:
+            if not connection.is_stale:
+                return connection
+            self._drop(connection)
+        connection = self._connect(deadline)
+        self._open.add(connection)
+        return connection
+
+    def _pop_idle(self) -> Connection | None:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._connect(deadline)
+            return None
+
+    def _drop(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        connection.close()
 
     def _start_anew(self) -> None:
         self._permits = threading.Semaphore(self._size)
-        self._idle: list[Connection] = []  # append and pop are atomic
+        # What is done to these two is atomic, one call each.
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()  # the idle ones, and those in use
 
     def after_fork_in_child(self) -> None:
         """The connections are the parent's: the child closes its copies, and has locks that nobody holds."""
-        idle = self._idle
+        inherited = self._open
         self._start_anew()
-        for connection in idle:
+        for connection in inherited:
             connection.close()
 
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple, Self
 from statestore import wire
 from statestore._version import __version__
 from statestore.base import Limits
-from statestore.errors import StateStoreError, Unavailable, from_wire
+from statestore.errors import StateStoreError, TooLong, Unavailable, from_wire
 
 MAX_REPLY = 2**23  # bytes; a thousand states of the greatest length that a server may be set to
 MAX_REPLY_ITEMS = 2**20
+_NOTHING_YET = object()  # what stands for the next message while it is not there
 READ_SIZE = 65536  # bytes to ask a socket for at once; `feed` takes no more
 
 
@@ -71,9 +72,12 @@ class ClientProtocol:
         return self.request("hello", (about,))
 
     def request(self, method: str, params: tuple[Any, ...]) -> tuple[int, bytes]:
-        """The id that the response will carry, and the bytes to send."""
+        """The id that the response will carry, and the bytes to send. Raises TooLong."""
         self._last_msgid = msgid = (self._last_msgid + 1) & wire.MAX_MSGID
-        return msgid, self._pack((wire.REQUEST, msgid, method, params))
+        data = self._pack((wire.REQUEST, msgid, method, params))
+        if len(data) > wire.MAX_MESSAGE:
+            raise TooLong(f"message is {len(data)} bytes long, at most {wire.MAX_MESSAGE} are allowed: ask in parts")
+        return msgid, data
 
     def feed(self, data: bytes) -> None:
         """Raises WrongServer where the first bytes are not the beginning of a MessagePack-RPC message."""
@@ -88,7 +92,7 @@ class ClientProtocol:
 
     def next_response(self) -> Response | None:
         """The next response, or None until more bytes are fed. Notifications are passed over."""
-        while (message := self._decode(next, self._messages, None)) is not None:
+        while (message := self._decode(next, self._messages, _NOTHING_YET)) is not _NOTHING_YET:
             self._unfinished = 0
             match message:
                 case [wire.RESPONSE, int(msgid), None, result]:
@@ -119,6 +123,8 @@ def identify(data: bytes) -> str:
 
 _FIRST_WORDS = (
     (b"HTTP/", "an HTTP server"),
+    (b"<!DOCTYPE HTML", "an HTTP server"),
+    (b"<HTML", "an HTTP server"),
     (b"220", "an SMTP or LMTP server"),
     (b"421", "an SMTP or LMTP server"),
     (b"554", "an SMTP or LMTP server"),

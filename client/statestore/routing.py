@@ -4,11 +4,12 @@ The Router asks for the state once for each handler that matches, and runs other
 process changes the state between two of these questions, no handler may fit, and the mail is accepted and lost.
 """
 
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from statestore.base import START, Pair, Sender, StateStorage
+from statestore.base import START, Pair, Sender, StateStorage, Swap, Triple
 
 # Where Salmon and Lamson keep what their decorators say about a handler.
 SETTINGS_ATTRIBUTES = ("_salmon_settings", "_lamson_settings")
@@ -42,16 +43,25 @@ class DeliveryView:
 
     def set(self, module: str, sender: Sender, state: str) -> None:
         self._storage.set(module, sender, state)
-        if self._states is not None:
-            self._states[module, sender] = state
+        self._learn(module, sender, state)
 
     def set_all(self, sender: Sender, state: str) -> int:
         changed = self._storage.set_all(sender, state)
-        states = self._states or {}
-        for key, known in states.items():
-            if key[1] == sender and known != START:
-                states[key] = state
+        for module, its_sender in [key for key, known in (self._states or {}).items() if known != START]:
+            if its_sender == sender:
+                self._learn(module, sender, state)
         return changed
+
+    def compare_and_set(self, module: str, sender: Sender, expected: str, state: str) -> Swap:
+        swap = self._storage.compare_and_set(module, sender, expected, state)
+        self._learn(module, sender, state if swap.swapped else swap.previous)
+        return swap
+
+    def set_many(self, triples: Iterable[Triple]) -> None:
+        triples = list(triples)
+        self._storage.set_many(triples)
+        for triple in triples:
+            self._learn(*triple)
 
     def clear(self) -> None:
         self._storage.clear()
@@ -59,7 +69,7 @@ class DeliveryView:
             self._states.clear()
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the store offers, as it is there."""
+        """What only looks, at more than the delivery: as the store has it."""
         return getattr(self._storage, name)
 
     def during_delivery(self, pairs: list[Pair], deliver: Callable[[], None]) -> None:
@@ -71,14 +81,19 @@ class DeliveryView:
         finally:
             self._delivery.states = outer
 
+    def _learn(self, module: str, sender: Sender, state: str) -> None:
+        if self._states is not None:
+            self._states[module, sender] = state
+
     @property
     def _states(self) -> dict[Pair, str] | None:
         return getattr(self._delivery, "states", None)
 
 
 def _consistent(router: Any, view: DeliveryView) -> Callable[[Any], None]:
-    deliver = router.deliver
+    deliver = getattr(router.deliver, "__wrapped__", router.deliver)  # its own, however often it was attached
 
+    @functools.wraps(deliver)
     def deliver_consistently(message: Any) -> None:
         view.during_delivery(_candidates(router, message), lambda: deliver(message))
 

@@ -1,8 +1,6 @@
 """The states in a `shelve` file: for the few processes of one machine that want no daemon."""
 
 import ast
-import dbm
-import pickle
 import shelve
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -34,8 +32,8 @@ class ShelveStorage(MappingStorage):
                 yield _Senders(shelf)
         except StateStoreError:
             raise
-        except (OSError, pickle.PickleError, EOFError, *dbm.error) as error:
-            raise Unavailable(f"shelf {self.path}: {error}") from error
+        except Exception as error:  # a damaged pickle raises whatever it likes
+            raise Unavailable(f"shelf {self.path}: {type(error).__name__}: {error}") from error
 
     def _check_format(self, shelf: shelve.Shelf[object]) -> None:
         if FORMAT_KEY not in shelf and len(shelf) == 0:

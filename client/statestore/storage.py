@@ -1,8 +1,9 @@
 """`RemoteStorage`: a state storage whose states live in a daemon."""
 
 import logging
+import math
 import random
-import time
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -12,12 +13,23 @@ from statestore.address import parse_addresses
 from statestore.base import Entry, Limits, Pair, Sender, StateStorage, Swap, Triple
 from statestore.connection import Connection, ConnectionLost
 from statestore.deadline import Deadline
-from statestore.errors import Unavailable, Uncertain
+from statestore.errors import (
+    Forbidden,
+    Full,
+    ShuttingDown,
+    StateStoreError,
+    TooLong,
+    Unauthorized,
+    Unavailable,
+    Uncertain,
+)
 from statestore.pool import Pool
 from statestore.protocol import WrongServer
 
 log = logging.getLogger("statestore")
 
+# Until the daemon has said what its limits are; it refuses itself what is over them.
+UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize)
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between attempts; each is drawn from half of it to all of it
 
 
@@ -50,8 +62,8 @@ class RemoteStorage(StateStorage):
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
         self._addresses = parse_addresses(address)
-        if deadline <= 0 or write_deadline <= 0:
-            raise ValueError("deadline and write_deadline must be above 0 seconds")
+        if not (0 < deadline < math.inf and 0 < write_deadline < math.inf):
+            raise ValueError("deadline and write_deadline must be finite, and above 0 seconds")
         if pool < 1:
             raise ValueError("pool must be at least 1 connection")
         self._namespace = namespace
@@ -59,7 +71,7 @@ class RemoteStorage(StateStorage):
         self._deadline = deadline
         self._write_deadline = write_deadline
         self._store_id = store_id
-        self._limits = Limits()
+        self._limits = UNLIMITED
         self._pool = Pool(self._connect, pool)
         self._away = False
 
@@ -97,13 +109,11 @@ class RemoteStorage(StateStorage):
 
     def scan(self, module: str | None = None, prefix: str = "", state: str | None = None) -> Iterator[Entry]:
         """Fetched page by page: each page has its own deadline, and a restart of the daemon in between does no harm."""
-        self._limits.check_key("" if module is None else module, prefix)
-        self._limits.check_state("" if state is None else state)
+        self._limits.check_filter(module, prefix, state)
         return self._scan(module, prefix, state)
 
     def count(self, module: str | None = None, state: str | None = None) -> int:
-        self._limits.check_key("" if module is None else module, None)
-        self._limits.check_state("" if state is None else state)
+        self._limits.check_filter(module, "", state)
         answer = self._read("count", module, state)
         if state is not None and answer["uncounted"]:
             return sum(1 for _ in self.scan(module, state=state))
@@ -161,34 +171,38 @@ class RemoteStorage(StateStorage):
     def _call(self, method: str, params: tuple[Any, ...], seconds: float) -> Any:
         """Ask until there is an answer, or the deadline passes."""
         deadline = Deadline(seconds)
-        is_write = method in _WRITES
         sent = False  # whether a write may have reached the daemon
         pause = 0.0  # an idle connection that a restart has broken deserves a second attempt at once
-        while True:
+        failure: Exception = TimeoutError(f"no answer within {seconds:g} s")
+        while not deadline.passed:
             try:
                 response = self._pool.call(method, params, deadline)
             except ConnectionLost as lost:
                 self._pool.drop_idle()
-                sent = sent or (lost.sent and is_write)
-                reason: Exception = lost
-                if sent and method == "compare_and_set":
-                    raise Uncertain(f"{self._where}: {lost}; compare_and_set may have been applied") from lost
-            except WrongServer as wrong:
-                raise self._gone(wrong) from None
-            except Unavailable as unavailable:
-                reason = unavailable
+                failure = lost
+                sent = sent or (lost.sent and method in _WRITES)
+                if sent and method not in _REPEATABLE:
+                    break
+            except TimeoutError as late:
+                if isinstance(failure, TimeoutError):  # else what was wrong before says more
+                    failure = late
+            except TooLong:
+                raise
+            except StateStoreError as refused:
+                failure = refused
+                if not refused.retry:
+                    break
             else:
                 if response.error is None:
                     self._back()
                     return response.result
                 if not response.error.retry:
                     raise response.error
-                reason = response.error
-            wait = pause * random.uniform(0.5, 1.0)  # noqa: S311  # spreads clients, guards nothing
-            if deadline.passed_in(wait):
-                raise self._gone(reason, after=seconds, sent=sent) from reason
-            time.sleep(wait)
+                failure = response.error
+            deadline.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # spreads clients, guards nothing
             pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+        ending = f"; gave up after {seconds:g} s" if deadline.passed else ""
+        raise self._gone(failure, ending, f"; {method} may have been applied" if sent else "") from failure
 
     def _connect(self, deadline: Deadline) -> Connection:
         """A connection to the first address that gives one, and to the right store."""
@@ -197,10 +211,8 @@ class RemoteStorage(StateStorage):
             share = Deadline(deadline.left() / (len(self._addresses) - number))
             try:
                 connection = Connection(address, self._namespace, self._token, share)
-            except (ConnectionLost, Unavailable) as failure:
-                if isinstance(failure, WrongServer):
-                    raise
-                failures.append(f"{failure}")
+            except (ConnectionLost, TimeoutError, ShuttingDown) as failure:
+                failures.append(str(getattr(failure, "detail", failure)))
                 continue
             self._pin(connection)
             return connection
@@ -216,12 +228,15 @@ class RemoteStorage(StateStorage):
             raise WrongServer(f"the store {welcome.store_id} answers where {self._store_id} was expected")
         self._limits = welcome.limits
 
-    def _gone(self, reason: Exception, *, after: float | None = None, sent: bool = False) -> Exception:
-        text = f"{self._where}: {reason}" + ("" if after is None else f"; gave up after {after:g} s")
+    def _gone(self, failure: Exception, ending: str, maybe_applied: str) -> StateStoreError:
+        """The error to raise when the store could not be asked; the first one is logged."""
+        text = f"{self._where}: {getattr(failure, 'detail', failure)}{ending}"
         if not self._away:
             self._away = True
             log.warning("state store unavailable: %s", text)
-        return Uncertain(f"{text}; the write may have been applied") if sent else Unavailable(text)
+        if maybe_applied:
+            return Uncertain(text + maybe_applied)
+        return failure if isinstance(failure, Unauthorized | Forbidden | Full) else Unavailable(text)
 
     def _back(self) -> None:
         if self._away:
@@ -234,3 +249,4 @@ class RemoteStorage(StateStorage):
 
 
 _WRITES = frozenset({"set", "set_all", "set_many", "compare_and_set", "clear"})
+_REPEATABLE = _WRITES - {"compare_and_set"}  # doing it twice comes to the same, unless somebody else wrote in between

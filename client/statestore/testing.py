@@ -73,6 +73,30 @@ class StorageContract:
         storage.set_many([(module, None, "A"), (module, "", "B"), (module, "None", "C")])
         assert storage.get_many([(module, None), (module, ""), (module, "None")]) == ["A", "B", "C"]
 
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ("a@b.example", "A@b.example"),
+            ("a@b.example", "a@b.example "),
+            ("a@b.example\0x", "a@b.example\0y"),
+            ("\u00e9@b.example", "e\u0301@b.example"),  # one é, written in two ways
+            ("x" * 4000 + "a", "x" * 4000 + "b"),
+            ("\U0001f48c", "\ud83d\udc8c"),  # a character, and the surrogates that stand for it in UTF-16
+        ],
+    )
+    def test_senders_that_look_alike_are_two(self, storage: StateStorage, first: str, second: str) -> None:
+        module = new_module()
+        storage.set_many([(module, first, "A"), (module, second, "B")])
+        assert storage.get_many([(module, first), (module, second)]) == ["A", "B"]
+        assert {entry.sender for entry in storage.scan(module)} == {first, second}
+
+    @pytest.mark.parametrize("joint", ["", ":", " ", "\0", "/", ","])
+    def test_module_and_sender_are_not_one_text(self, storage: StateStorage, joint: str) -> None:
+        module = new_module()
+        storage.set_many([(module, f"x{joint}y", "A"), (f"{module}{joint}x", "y", "B")])
+        assert storage.get(module, f"x{joint}y") == "A"
+        assert storage.get(f"{module}{joint}x", "y") == "B"
+
     def test_setting_start_removes_the_entry(self, storage: StateStorage) -> None:
         module = new_module()
         storage.set(module, "a@b.example", "POSTING")
