@@ -12,7 +12,8 @@ from statestore.errors import Unavailable
 from statestore.protocol import READ_SIZE, ClientProtocol, Response, Welcome, WrongServer, identify
 
 HELLO_PATIENCE = 2.0  # seconds of silence after which we ask what it is that does not answer
-LINE_FOR_OTHERS = b"PING\r\n\r\n"  # makes servers of line-based protocols say something
+# What makes a server of a line-based protocol say something, and one of TLS: a greeting that is empty.
+QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", b"\x16\x03\x01\x00\x04\x01\x00\x00\x00")
 
 
 class ConnectionLost(Exception):
@@ -150,10 +151,10 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
 
 def _silence(address: Address, deadline: Deadline) -> Exception:
     """Something accepts connections but does not answer a `hello`: the error that says what it is, if it tells."""
-    if not deadline.passed:
+    for question in QUESTIONS_FOR_OTHERS:
         with contextlib.suppress(OSError, ConnectionLost), _connect(address, deadline) as sock:
             sock.settimeout(min(deadline.left(), HELLO_PATIENCE))
-            sock.sendall(LINE_FOR_OTHERS)
+            sock.sendall(question)
             if (said := sock.recv(100)) and said[0] not in (0x93, 0x94):
                 return WrongServer(f"what answers is not statestored but {identify(said)}")
     return ConnectionLost("it accepts connections but does not answer", sent=False)

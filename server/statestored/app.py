@@ -4,6 +4,7 @@ import asyncio
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
@@ -39,9 +40,7 @@ def check_reach(settings: Settings, token: str | None) -> None:
     """Raises StartError where others than this machine could connect, and nothing would ask who they are."""
     reachable = [address for address in (*settings.listen, settings.admin_listen) if not address.is_local]
     if token is None and reachable:
-        line = shlex.join(["statestored", *(f"--listen={address}" for address in settings.listen)])
-        if not settings.admin_listen.is_local:
-            line += f" --admin-listen={settings.admin_listen}"
+        line = shlex.join(["statestored", *sys.argv[1:]])
         raise StartError(
             f"{reachable[0]} can be reached from other machines, and that needs a token, which clients then give: "
             f"in {TOKEN_VARIABLE} (docker run -e {TOKEN_VARIABLE}=...) or with --token-file. This would work:\n"

@@ -50,7 +50,7 @@ class PathType(click.Path):
             self.fail("a path holds no NUL character", param, ctx)
         if value == "":
             return None if self.optional else self.fail("the path is empty", param, ctx)
-        return super().convert(Path(value).expanduser(), param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 class Seconds(click.FloatRange):

@@ -1,0 +1,200 @@
+"""Servers that stand where a daemon should: of another kind, silent, or between a client and its daemon."""
+
+import asyncio
+import socket
+import threading
+from asyncio import StreamReader, StreamWriter
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from unittest.mock import patch
+
+import msgpack
+
+from statestore.wire import RESPONSE, Decoder
+
+PATIENCE = 20.0  # seconds after which a test has hung
+WELCOME = {"store_id": "s1", "version": 1, "limits": {"module": 1024, "sender": 4096, "state": 1024, "items": 1000}}
+
+
+class Server:
+    """`serve` runs for each connection, which ends when it returns; all in a thread with a loop of its own."""
+
+    def __init__(self, serve: Callable[[StreamReader, StreamWriter], Awaitable[None]]) -> None:
+        self._serve = serve
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="test-server")
+        self._tasks: set[asyncio.Task[None] | None] = set()
+        self.connections = 0
+        self.address = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._server = self._run(asyncio.start_server(self._handle, "127.0.0.1", 0))
+        self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE)
+        self._loop.close()
+
+    async def _handle(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self.connections += 1
+        self._tasks.add(asyncio.current_task())
+        try:
+            await self._serve(reader, writer)
+        except (ConnectionError, EOFError, asyncio.CancelledError):
+            pass  # the client, the test or the daemon is gone
+        finally:
+            writer.close()
+
+    async def _close(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            if task is not None:
+                task.cancel()
+        await asyncio.wait([task for task in self._tasks if task is not None] or [asyncio.ensure_future(_nothing())])
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
+
+async def _nothing() -> None:
+    pass
+
+
+def refused() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return "{}:{}".format(*sock.getsockname())
+
+
+@contextmanager
+def never_accepting() -> Iterator[str]:
+    """An address where the kernel accepts connections for a process that does not look."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield "{}:{}".format(*sock.getsockname())
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """An address that takes no connection and refuses none: its backlog is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        target = server.getsockname()
+        with closing(socket.socket()) as first, closing(socket.socket()) as second:
+            for sock in (first, second):
+                sock.setblocking(False)
+                sock.connect_ex(target)
+            yield "{}:{}".format(*target)
+
+
+def found(*addresses: str) -> Callable[..., list[Any]]:
+    """A `getaddrinfo` that finds these, whatever it is asked for."""
+    targets = [tuple(address.rsplit(":", 1)) for address in addresses]
+    return lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, int(port))) for host, port in targets]
+
+
+@contextmanager
+def hanging_look_up() -> Iterator[None]:
+    """Name servers that do not answer."""
+    answered = threading.Event()
+    with patch("socket.getaddrinfo", lambda *_, **__: answered.wait(PATIENCE) and []):
+        try:
+            yield
+        finally:
+            answered.set()
+            for thread in threading.enumerate():
+                if thread.name == "statestore-look-up":
+                    thread.join(PATIENCE)
+
+
+def says(data: bytes) -> Server:
+    """A server that greets with `data`, and listens."""
+
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        writer.write(data)
+        await reader.read()
+
+    return Server(serve)
+
+
+def answers(answer: Callable[[str, list[Any]], tuple[Any, Any]]) -> Server:
+    """A server that speaks our protocol: `answer(method, params)` is (error, result), or raises to hang up."""
+
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        messages = Messages(reader)
+        while True:
+            _, msgid, method, params = msgpack.unpackb(await messages.read(), raw=False)
+            writer.write(msgpack.packb((RESPONSE, msgid, *answer(method, params))))
+
+    return Server(serve)
+
+
+class Messages:
+    """Whole messages out of a stream, still as bytes."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        self._reader = reader
+
+    async def read(self) -> bytes:
+        """The next one, of a peer that sends nothing on top of it. Raises EOFError."""
+        decoder, data = Decoder(raw=True, max_buffer=2**24, max_items=2**20), b""
+        while True:
+            if not (received := await self._reader.read(2**16)):
+                raise EOFError
+            data += received
+            decoder.feed(received)
+            if next(decoder, None) is not None:
+                return data
+
+
+class Cut(NamedTuple):
+    """How many bytes of a request, and then of its reply, go through before the connection is cut; None: all."""
+
+    request: int | None = None
+    reply: int | None = None
+
+
+async def write_all(writer: StreamWriter, data: bytes) -> None:
+    writer.write(data)
+
+
+class Proxy(Server):
+    """Between a client and the daemon at `target`.
+
+    cuts: for each method, what happens to the next calls of it.
+    write_reply: how a reply to anything but a hello goes out.
+    """
+
+    def __init__(self, target: str) -> None:
+        super().__init__(self._relay)
+        self._target = target
+        self.methods: list[str] = []  # asked for so far, without hello
+        self.cuts: defaultdict[str, list[Cut]] = defaultdict(list)
+        self.write_reply: Callable[[StreamWriter, bytes], Awaitable[None]] = write_all
+
+    async def _relay(self, client: StreamReader, to_client: StreamWriter) -> None:
+        host, _, port = self._target.rpartition(":")
+        daemon, to_daemon = await asyncio.open_connection(host, int(port))
+        requests, replies = Messages(client), Messages(daemon)
+        try:
+            while True:
+                request = await requests.read()
+                method = msgpack.unpackb(request, unicode_errors="surrogatepass")[2]
+                cut = self.cuts[method].pop(0) if self.cuts[method] else Cut()
+                if method != "hello":
+                    self.methods.append(method)
+                to_daemon.write(request[: cut.request])
+                if cut.request is not None:
+                    return
+                reply = await replies.read()
+                write = write_all if method == "hello" else self.write_reply
+                await write(to_client, reply[: cut.reply])
+                if cut.reply is not None:
+                    return
+        finally:
+            to_daemon.close()

@@ -1,0 +1,108 @@
+"""The lock between processes and threads."""
+
+import os
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from statestore.filelock import locked
+from tests.client.scripts import finish, run_script, start_script
+
+INCREMENTS = 150
+INCREMENT = f"""
+import sys
+from pathlib import Path
+from statestore.filelock import locked
+
+lock, counter = sys.argv[1], Path(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range({INCREMENTS}):
+    with locked(lock):
+        counter.write_text(str(int(counter.read_text()) + 1))
+"""
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    processes = [start_script(INCREMENT, str(tmp_path / "lock"), str(counter)) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        finish(process)
+    assert counter.read_text() == str(3 * INCREMENTS)
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    lock, entered, leave, order = str(tmp_path / "lock"), threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        with locked(lock):
+            entered.set()
+            leave.wait(20)
+            order.append("first")
+
+    def wait() -> None:
+        with locked(lock):
+            order.append("second")
+
+    with ExitStack() as stack:
+        for run in (hold, wait):
+            thread = threading.Thread(target=run)
+            thread.start()
+            stack.callback(thread.join)
+            assert entered.wait(20)
+        leave.set()
+    assert order == ["first", "second"]
+
+
+def test_an_exception_gives_it_back_and_closes_the_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt), locked(path):
+            raise KeyboardInterrupt
+    assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
+def test_a_child_that_was_forked_inside_does_not_keep_it(tmp_path: Path) -> None:
+    printed = run_script(
+        """
+        import os, signal, sys
+        from statestore.filelock import locked
+
+        reading, writing = os.pipe()
+        with locked(sys.argv[1]):
+            if os.fork() == 0:
+                os.close(writing)
+                os.read(reading, 1)  # lives as long as its parent
+                os._exit(0)
+        signal.alarm(3)  # ends us where we wait in vain
+        with locked(sys.argv[1]):
+            print("ours again")
+        """,
+        str(tmp_path / "lock"),
+    )
+    assert printed == "ours again\n"
+
+
+def test_the_file_is_for_its_owner_only_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(str(path)):
+        pass
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_path_that_cannot_be_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), locked(str(tmp_path / "missing" / "lock")):
+        raise AssertionError("entered")

@@ -1,0 +1,493 @@
+"""`RemoteStorage` where the daemon is away, slow, cut off, restarted or another: deadlines hold, and no answer lies."""
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import msgpack
+import pytest
+
+from statestore import START, RemoteStorage, StateStoreError, Unavailable, Uncertain
+from statestore.connection import Connection
+from tests.client.servers import (
+    WELCOME,
+    Cut,
+    Messages,
+    Proxy,
+    Server,
+    answers,
+    black_hole,
+    found,
+    hanging_look_up,
+    never_accepting,
+    refused,
+    says,
+    write_all,
+)
+from tests.daemon import Daemon
+
+READ_DEADLINE, WRITE_DEADLINE, TOLERANCE = 0.4, 0.7, 0.2  # seconds
+PATIENCE = 60.0  # seconds after which a test has hung
+DRIP = 0.01  # seconds from one byte to the next
+
+
+@pytest.fixture
+def proxy(shared_daemon: Daemon) -> Iterator[Proxy]:
+    with Proxy(shared_daemon.address) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def remote(proxy: Proxy, store: RemoteStorage) -> Iterator[RemoteStorage]:
+    """Goes through `proxy`; `store` goes by another way, to see what came of it."""
+    with RemoteStorage(proxy.address, namespace=store._namespace) as remote:
+        remote.set("m", "a", "BEFORE")
+        proxy.methods.clear()
+        yield remote
+
+
+@contextmanager
+def takes(seconds: float) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started == pytest.approx(seconds, abs=TOLERANCE)
+
+
+# The deadline
+
+
+async def drip(writer: StreamWriter, data: bytes) -> None:
+    for byte in data:
+        writer.write(bytes([byte]))
+        await asyncio.sleep(DRIP)
+
+
+@contextmanager
+def nobody() -> Iterator[str]:
+    yield refused()
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    with says(b"") as server:
+        yield server.address
+
+
+@contextmanager
+def dripping_from_the_first_byte() -> Iterator[str]:
+    async def serve(_: StreamReader, writer: StreamWriter) -> None:
+        await drip(writer, b"\x94\x01\x01\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
+
+    with Server(serve) as server:
+        yield server.address
+
+
+@contextmanager
+def dripping_after_the_hello() -> Iterator[str]:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        messages = Messages(reader)
+        await messages.read()
+        writer.write(msgpack.packb([1, 1, None, WELCOME]))
+        await messages.read()
+        await drip(writer, b"\x94\x01\x02\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
+
+    with Server(serve) as server:
+        yield server.address
+
+
+@contextmanager
+def hanging_up() -> Iterator[str]:
+    async def serve(reader: StreamReader, _: StreamWriter) -> None:
+        await Messages(reader).read()
+
+    with Server(serve) as server:
+        yield server.address
+
+
+@pytest.mark.parametrize(
+    "outage",
+    [nobody, black_hole, never_accepting, silent, dripping_from_the_first_byte, dripping_after_the_hello, hanging_up],
+)
+def test_a_call_ends_at_its_deadline(outage: Callable[[], AbstractContextManager[str]]) -> None:
+    with (
+        outage() as address,
+        RemoteStorage(address, deadline=READ_DEADLINE, write_deadline=WRITE_DEADLINE) as storage,
+    ):
+        with takes(READ_DEADLINE), pytest.raises(Unavailable) as caught:
+            storage.get("m", "a")
+        assert caught.value.detail.startswith(f"{address}: ")
+        assert caught.value.detail.endswith("gave up after 0.4 s")
+        with takes(WRITE_DEADLINE), pytest.raises((Unavailable, Uncertain), match=r"gave up after 0\.7 s"):
+            storage.set("m", "a", "A")
+
+
+def test_a_daemon_that_stands_still_is_given_up_at_the_deadline(daemon: Daemon) -> None:
+    with RemoteStorage(daemon.address, deadline=READ_DEADLINE, write_deadline=WRITE_DEADLINE) as storage:
+        storage.set("m", "a", "A")
+        daemon.send_signal(signal.SIGSTOP)
+        with takes(READ_DEADLINE), pytest.raises(Unavailable):
+            storage.get("m", "a")
+        with takes(WRITE_DEADLINE), pytest.raises((Unavailable, Uncertain)):
+            storage.set_many([("m", "a", "B")])
+        daemon.send_signal(signal.SIGCONT)
+        assert storage.get("m", "a") in ("A", "B")
+
+
+def test_a_look_up_that_hangs_is_given_up_at_the_deadline() -> None:
+    storage = RemoteStorage("states.example", deadline=READ_DEADLINE)
+    with (
+        hanging_look_up(),
+        takes(READ_DEADLINE),
+        pytest.raises(Unavailable, match=r"looking up states\.example took longer"),
+    ):
+        storage.get("m", "a")
+
+
+def test_a_pool_that_is_busy_is_waited_for_until_the_deadline() -> None:
+    connected = threading.Event()
+
+    async def serve(reader: StreamReader, _: StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+
+    with (
+        Server(serve) as server,
+        RemoteStorage(server.address, deadline=READ_DEADLINE, write_deadline=WRITE_DEADLINE, pool=1) as storage,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        busy = threads.submit(storage.set, "m", "a", "A")
+        assert connected.wait(PATIENCE)
+        with takes(READ_DEADLINE), pytest.raises(Unavailable, match="all 1 connections were busy"):
+            storage.get("m", "a")
+        with pytest.raises(Unavailable):
+            busy.result(PATIENCE)
+
+
+def test_a_daemon_that_comes_back_just_before_the_deadline_is_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the pauses between attempts have become."""
+    monkeypatch.setattr(random, "uniform", lambda _, high: high)
+    attempts, look_up = [], found(refused())
+
+    def note_and_look_up(*args: Any, **kwargs: Any) -> list[Any]:
+        attempts.append(time.monotonic())
+        return look_up(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", note_and_look_up)
+    with RemoteStorage("states.example", deadline=1.2) as storage, takes(1.2), pytest.raises(Unavailable):
+        storage.get("m", "a")
+    assert attempts[-1] - attempts[0] == pytest.approx(1.2, abs=TOLERANCE)
+    assert len(attempts) < 15
+
+
+# Restarts
+
+
+# Each keeps to a module of its own, in which the sender "a" is in state A.
+CALLS: dict[str, tuple[Callable[[RemoteStorage], Any], Any, str]] = {
+    "get": (lambda storage: storage.get("get", "a"), "A", "A"),
+    "get_many": (lambda storage: storage.get_many([("get_many", "a")]), ["A"], "A"),
+    "scan": (lambda storage: [entry.sender for entry in storage.scan("scan")], ["a"], "A"),
+    "count": (lambda storage: storage.count("count"), 1, "A"),
+    "set": (lambda storage: storage.set("set", "a", "B"), None, "B"),
+    "set_many": (lambda storage: storage.set_many([("set_many", "a", "B")]), None, "B"),
+    "set_all": (lambda storage: storage.set_all("b", "B"), 1, "A"),
+    "ping": (lambda storage: storage.ping(), None, "A"),
+}
+
+
+def test_a_restart_within_the_deadline_is_invisible(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+    with RemoteStorage(daemon.address, deadline=20) as storage, ThreadPoolExecutor(len(CALLS)) as threads:
+        storage.set_many([("set_all", "b", "A"), *((module, "a", "A") for module in CALLS)])
+        daemon.stop()
+        calling = {module: threads.submit(call, storage) for module, (call, _, _) in CALLS.items()}
+        daemon.start()
+        results = {module: (called.result(PATIENCE), storage.get(module, "a")) for module, called in calling.items()}
+        assert results == {module: (result, state) for module, (_, result, state) in CALLS.items()}
+        assert storage.get("set_all", "b") == "B"
+    assert caplog.messages == []
+
+
+def test_connections_that_a_restart_broke_are_replaced_without_a_word(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    everybody, call = threading.Barrier(8, timeout=PATIENCE), Connection.call
+
+    def call_together(*args: Any) -> Any:
+        everybody.wait()
+        return call(*args)
+
+    with RemoteStorage(daemon.address) as storage:
+        with monkeypatch.context() as patched, ThreadPoolExecutor(8) as threads:
+            patched.setattr(Connection, "call", call_together)
+            list(threads.map(lambda _: storage.ping(), range(8)))
+        assert storage.info()["connections"] == 8
+        for state in ("A", "B"):
+            daemon.stop()
+            daemon.start()
+            with takes(0):
+                storage.set("m", "a", state)
+                assert storage.get("m", "a") == state
+    assert caplog.messages == []
+
+
+def test_a_compare_and_set_on_a_connection_that_was_closed_before_is_made_on_another(daemon: Daemon) -> None:
+    """That the server has hung up can be seen before anything is sent."""
+    with RemoteStorage(daemon.address) as storage:
+        storage.set("m", "a", "A")
+        daemon.stop()
+        daemon.start()
+        assert storage.compare_and_set("m", "a", "A", "B") == (True, "A")
+
+
+def test_a_scan_goes_on_after_a_restart(daemon: Daemon) -> None:
+    with RemoteStorage(daemon.address) as storage:
+        triples = [("m", f"{number}@b.example", "A") for number in range(12_000)]
+        for start in range(0, len(triples), 1000):
+            storage.set_many(triples[start : start + 1000])
+        entries = storage.scan()
+        seen = {next(entries).sender}
+        daemon.stop()
+        daemon.start()
+        seen |= {entry.sender for entry in entries}
+    assert seen == {sender for _, sender, _ in triples}
+
+
+@pytest.mark.parametrize("code", ["shutting_down", "unavailable"])
+def test_an_address_that_cannot_answer_now_is_passed_over(
+    shared_daemon: Daemon, store: RemoteStorage, code: str
+) -> None:
+    with answers(lambda *_: (f"{code}: not now", None)) as server:
+        addresses = f"{server.address},{shared_daemon.address}"
+        with RemoteStorage(addresses, namespace=store._namespace, deadline=0.3) as storage:
+            assert storage.get("m", "a") == START
+
+
+def test_a_daemon_about_to_end_is_waited_for() -> None:
+    """It may say so to a request, or to the hello of a connection that it took just before."""
+    said = []
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        said.append(method)
+        if said.count(method) == 1:
+            return "shutting_down: the server is about to end", None
+        return None, WELCOME if method == "hello" else "POSTING"
+
+    with answers(answer) as server, RemoteStorage(server.address) as storage:
+        assert storage.get("m", "a") == "POSTING"
+    assert said == ["hello", "hello", "get", "get"]
+
+
+# Cuts
+
+
+@pytest.mark.parametrize("cut", [lambda size: Cut(request=size), lambda size: Cut(reply=size)])
+def test_a_call_that_is_cut_at_any_byte_is_repeated(
+    remote: RemoteStorage, proxy: Proxy, cut: Callable[[int], Cut]
+) -> None:
+    for size in range(20):
+        proxy.cuts["get"] = [cut(size)]
+        proxy.cuts["set"] = [cut(size)]
+        remote.set("m", "a", str(size))
+        assert remote.get("m", "a") == str(size)
+        assert proxy.cuts == {"get": [], "set": [], "hello": []}
+
+
+def test_a_hello_that_is_cut_at_any_byte_is_repeated(remote: RemoteStorage, proxy: Proxy) -> None:
+    for size in range(0, 200, 7):
+        proxy.cuts["hello"] = [Cut(request=size), Cut(reply=size)]
+        remote.close()
+        assert remote.get("m", "a") == "BEFORE"
+
+
+def test_a_set_that_is_cut_is_repeated_once(remote: RemoteStorage, proxy: Proxy, store: RemoteStorage) -> None:
+    proxy.cuts["set"] = [Cut(reply=0)]
+    remote.set("m", "a", "AFTER")
+    assert proxy.methods == ["set", "set"]
+    assert store.get("m", "a") == "AFTER"
+
+
+@pytest.mark.parametrize("cut", [Cut(reply=0), Cut(reply=1), Cut(reply=6)])
+def test_a_compare_and_set_that_is_cut_is_uncertain_and_not_repeated(
+    remote: RemoteStorage, proxy: Proxy, store: RemoteStorage, cut: Cut
+) -> None:
+    proxy.cuts["compare_and_set"] = [cut]
+    with pytest.raises(Uncertain, match="compare_and_set may have been applied"):
+        remote.compare_and_set("m", "a", "BEFORE", "AFTER")
+    assert proxy.methods == ["compare_and_set"]
+    assert store.get("m", "a") == remote.get("m", "a") == "AFTER"
+
+
+def test_a_compare_and_set_that_could_not_be_sent_is_not_uncertain() -> None:
+    with RemoteStorage(refused(), write_deadline=0.1) as storage, pytest.raises(Unavailable):
+        storage.compare_and_set("m", "a", START, "A")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda storage: storage.set("m", "a", "AFTER"),
+        lambda storage: storage.set_many([("m", "a", "AFTER")]),
+        lambda storage: storage.set_all("a", "AFTER"),
+        lambda storage: storage.compare_and_set("m", "a", "BEFORE", "AFTER"),
+    ],
+)
+@pytest.mark.parametrize("first_bytes", [b"", b"\x94\x01"])
+def test_a_write_whose_answer_comes_too_late_is_uncertain(
+    remote: RemoteStorage,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    first_bytes: bytes,
+    write: Callable[[RemoteStorage], None],
+) -> None:
+    """It has been applied, whether the deadline passes while nothing comes or between two bytes of the answer."""
+    late = 0.0
+    monkeypatch.setattr(
+        "statestore.deadline.time", SimpleNamespace(monotonic=lambda: time.monotonic() + late, sleep=time.sleep)
+    )
+
+    async def too_late(writer: StreamWriter, _: bytes) -> None:
+        nonlocal late
+        late += 0.0 if first_bytes == b"" else 1000.0
+        writer.write(first_bytes)
+
+    proxy.write_reply = too_late
+    remote._write_deadline = 0.3
+    with pytest.raises(Uncertain):
+        write(remote)
+    proxy.write_reply = write_all
+    assert remote.get("m", "a") == "AFTER"
+
+
+def test_a_write_that_is_always_cut_is_uncertain(remote: RemoteStorage, proxy: Proxy, store: RemoteStorage) -> None:
+    proxy.cuts["set"] = [Cut(reply=0)] * 1000
+    remote._write_deadline = 0.2
+    with pytest.raises(Uncertain, match="set may have been applied"):
+        remote.set("m", "a", "AFTER")
+    assert store.get("m", "a") == "AFTER"
+
+
+def test_a_write_that_was_cut_stays_uncertain_whatever_is_there_afterwards() -> None:
+    """One store took the request, then another stood at its address."""
+    hellos = []
+
+    def answer(method: str, _: list[Any]) -> tuple[None, Any]:
+        if method != "hello":
+            raise ConnectionResetError
+        hellos.append(method)
+        return None, WELCOME | {"store_id": f"s{len(hellos)}"}
+
+    with answers(answer) as server, RemoteStorage(server.address) as storage, pytest.raises(Uncertain):
+        storage.set("m", "a", "A")
+
+
+def test_garbage_in_place_of_an_answer_leaves_a_write_uncertain(remote: RemoteStorage, proxy: Proxy) -> None:
+    async def garbage(writer: StreamWriter, _: bytes) -> None:
+        writer.write(b"\xc1\xc1\xc1")
+
+    proxy.write_reply = garbage
+    with pytest.raises(Uncertain):
+        remote.compare_and_set("m", "a", "BEFORE", "AFTER")
+
+
+# Another store
+
+
+def test_another_store_at_the_same_address_is_refused_at_once(daemon: Daemon, tmp_path: Path) -> None:
+    with RemoteStorage(daemon.address) as storage:
+        storage.set("m", "a", "A")
+        expected = storage.info()["store_id"]
+        daemon.stop()
+        other = Daemon(tmp_path / "other")
+        other.directory.mkdir()
+        other.address = daemon.address
+        with other, RemoteStorage(other.address) as newcomer:
+            found = newcomer.info()["store_id"]
+            for _ in range(2):
+                with takes(0), pytest.raises(Unavailable) as caught:
+                    storage.get("m", "a")
+                assert f"the store {found} answers where {expected} was expected" in caught.value.detail
+            with takes(0), pytest.raises(Unavailable):
+                storage.set("m", "a", "B")
+            assert newcomer.count() == 0
+        daemon.start()
+        assert storage.get("m", "a") == "A"
+
+
+def test_a_store_can_be_named_beforehand(shared_daemon: Daemon, store: RemoteStorage) -> None:
+    store_id = store.info()["store_id"]
+    with RemoteStorage(shared_daemon.address, namespace=store._namespace, store_id=store_id) as ours:
+        ours.set("m", "a", "A")
+    another = RemoteStorage(shared_daemon.address, namespace=store._namespace, store_id="another")
+    with takes(0), pytest.raises(Unavailable, match="answers where another was expected"):
+        another.get("m", "a")
+
+
+def test_two_stores_behind_one_list_of_addresses_are_found_out(
+    daemon: Daemon, shared_daemon: Daemon, store: RemoteStorage
+) -> None:
+    addresses = f"{daemon.address},{shared_daemon.address}"
+    with RemoteStorage(addresses, namespace=store._namespace) as storage:
+        storage.set("m", "a", "A")
+        daemon.stop()
+        with takes(0), pytest.raises(Unavailable, match="was expected"):
+            storage.get("m", "a")
+    assert store.count() == 0
+
+
+# The log
+
+
+def test_the_log_has_one_line_when_the_store_goes_and_one_when_it_is_back(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "statestore"), RemoteStorage(daemon.address, deadline=0.1) as storage:
+        storage.get("m", "a")
+        for _ in range(2):
+            caplog.clear()
+            daemon.stop()
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    storage.get("m", "secret@b.example")
+            (gone,) = caplog.records
+            assert gone.levelno == logging.WARNING
+            assert gone.getMessage().startswith(f"state store unavailable: {daemon.address}: connection refused")
+            assert "secret" not in gone.getMessage()
+            daemon.start()
+            for _ in range(3):
+                storage.get("m", "a")
+            assert caplog.messages[1:] == [f"state store is back: {daemon.address}"]
+
+
+def test_a_call_that_was_refused_says_nothing_about_the_store(
+    store: RemoteStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(StateStoreError):
+        store.get("m", "x" * 5000)
+    assert caplog.messages == []
+
+
+def test_where_salmon_is_loaded_the_log_still_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There `str(error)` is for the mail's sender, and the log is all that the site has."""
+    salmon_server = ModuleType("salmon.server")
+    salmon_server.SMTPError = type("SMTPError", (Exception,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "salmon.server", salmon_server)
+    with says(b"HTTP/1.1 400 Bad Request\r\n") as server, RemoteStorage(server.address) as storage:
+        with pytest.raises(Unavailable) as caught:
+            storage.get("m", "a")
+        assert str(caught.value).startswith("451 ")
+        assert caught.value.detail == f"{server.address}: what answers is not statestored but an HTTP server"
+        assert caplog.messages == [f"state store unavailable: {caught.value.detail}"]

@@ -1,0 +1,192 @@
+"""The pool, over connections that the test answers for."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import pytest
+
+from statestore import pool
+from statestore.connection import Connection, ConnectionLost
+from statestore.deadline import Deadline
+from statestore.pool import Pool
+from statestore.protocol import Response
+
+PATIENCE = 20.0  # seconds after which a test has hung
+
+
+class FakeConnection:
+    def __init__(self, answer: Callable[[str], Any]) -> None:
+        self._answer = answer
+        self.calls: list[str] = []
+        self.is_stale = False
+        self.closed = 0
+
+    def call(self, method: str, _params: tuple[Any, ...], _deadline: Deadline) -> Response:
+        assert not self.closed
+        self.calls.append(method)
+        return Response(1, None, self._answer(method))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Factory:
+    """Makes connections that answer with `answer(method)`, unless `failure` says that they cannot be made."""
+
+    def __init__(self) -> None:
+        self.made: list[FakeConnection] = []
+        self.answer: Callable[[str], Any] = str.upper
+        self.failure: BaseException | None = None
+
+    def __call__(self, _deadline: Deadline) -> Connection:
+        if self.failure is not None:
+            raise self.failure
+        self.made.append(FakeConnection(lambda method: self.answer(method)))
+        return cast(Connection, self.made[-1])
+
+    def open(self) -> int:
+        return sum(1 for connection in self.made if not connection.closed)
+
+
+@pytest.fixture
+def factory() -> Factory:
+    return Factory()
+
+
+def ask(pool: Pool, method: str = "get", seconds: float = PATIENCE) -> Any:
+    return pool.call(method, (), Deadline(seconds)).result
+
+
+class Gate:
+    """Calls wait in it; `entered` counts those that do."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+
+    def __call__(self, method: str) -> str:
+        self.entered.release()
+        assert self.open.wait(PATIENCE)
+        return method.upper()
+
+
+@pytest.fixture
+def gate(factory: Factory) -> Iterator[Gate]:
+    """All calls wait in it."""
+    gate = factory.answer = Gate()
+    yield gate
+    gate.open.set()
+
+
+def test_one_connection_is_enough_for_one_caller(factory: Factory) -> None:
+    pool = Pool(factory, 8)
+    assert [ask(pool, method) for method in ("get", "set", "get")] == ["GET", "SET", "GET"]
+    assert [connection.calls for connection in factory.made] == [["get", "set", "get"]]
+
+
+def test_no_connection_is_made_before_it_is_needed(factory: Factory) -> None:
+    Pool(factory, 8)
+    assert factory.made == []
+
+
+def test_callers_at_once_have_a_connection_each_and_the_last_used_is_used_next(factory: Factory, gate: Gate) -> None:
+    pool = Pool(factory, 2)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(ask, pool) for _ in range(2)]
+        assert all(gate.entered.acquire(timeout=PATIENCE) for _ in calls)
+        gate.open.set()
+        assert [call.result() for call in calls] == ["GET", "GET"]
+    assert [len(connection.calls) for connection in factory.made] == [1, 1]
+    for _ in range(3):
+        ask(pool)
+    assert sorted(len(connection.calls) for connection in factory.made) == [1, 4]
+
+
+def test_more_callers_wait_and_are_refused_at_their_deadline(factory: Factory, gate: Gate) -> None:
+    pool = Pool(factory, 2)
+    with ThreadPoolExecutor(3) as threads:
+        busy = [threads.submit(ask, pool) for _ in range(2)]
+        assert all(gate.entered.acquire(timeout=PATIENCE) for _ in busy)
+        with pytest.raises(TimeoutError, match=r"all 2 connections were busy for 0\.1 s"):
+            ask(pool, seconds=0.1)
+        waiting = threads.submit(ask, pool)
+        gate.open.set()
+        assert waiting.result(PATIENCE) == "GET"
+    assert len(factory.made) == 2
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("x", sent=True), ValueError(), KeyboardInterrupt()])
+def test_a_connection_that_failed_is_closed_and_its_place_is_free(factory: Factory, error: BaseException) -> None:
+    pool = Pool(factory, 1)
+
+    def fail(_: str) -> None:
+        raise error
+
+    for _ in range(3):
+        factory.answer = fail
+        with pytest.raises(type(error)):
+            ask(pool)
+        factory.answer = str.upper
+        assert ask(pool, seconds=0.5) == "GET"
+    assert [connection.closed for connection in factory.made] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("x", sent=False), TimeoutError(), KeyboardInterrupt()])
+def test_a_connection_that_cannot_be_made_leaves_its_place_free(factory: Factory, error: BaseException) -> None:
+    pool = Pool(factory, 1)
+    for _ in range(3):
+        factory.failure = error
+        with pytest.raises(type(error)):
+            ask(pool)
+    factory.failure = None
+    assert ask(pool, seconds=0.5) == "GET"
+
+
+def test_what_the_server_has_closed_meanwhile_is_not_used(factory: Factory) -> None:
+    pool = Pool(factory, 1)
+    ask(pool)
+    factory.made[0].is_stale = True
+    assert ask(pool, "set") == "SET"
+    assert [connection.calls for connection in factory.made] == [["get"], ["set"]]
+    assert [connection.closed for connection in factory.made] == [1, 0]
+
+
+def test_dropping_what_is_idle_leaves_the_busy_alone(factory: Factory, gate: Gate) -> None:
+    pool = Pool(factory, 2)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(ask, pool) for _ in range(2)]
+        assert all(gate.entered.acquire(timeout=PATIENCE) for _ in calls)
+        pool.drop_idle()
+        assert factory.open() == 2
+        gate.open.set()
+        assert [call.result() for call in calls] == ["GET", "GET"]
+    pool.drop_idle()
+    pool.drop_idle()
+    assert [connection.closed for connection in factory.made] == [1, 1]
+    assert ask(pool) == "GET"
+    assert len(factory.made) == 3
+
+
+def test_a_child_begins_anew_even_where_the_parent_was_busy(factory: Factory, gate: Gate) -> None:
+    parent = Pool(factory, 2)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(ask, parent) for _ in range(2)]
+        assert all(gate.entered.acquire(timeout=PATIENCE) for _ in calls)
+        gate.open.set()
+        assert [call.result() for call in calls] == ["GET", "GET"]
+    assert parent._permits.acquire(timeout=PATIENCE)  # a thread of the parent's is
+    assert parent._permits.acquire(timeout=PATIENCE)
+    pool._after_fork_in_child()
+    assert factory.open() == 0
+    assert ask(parent, seconds=0.5) == "GET"
+    assert len(factory.made) == 3
+
+
+def test_a_pool_that_nobody_needs_is_forgotten(factory: Factory) -> None:
+    pool = weakref.ref(Pool(factory, 1))
+    gc.collect()
+    assert pool() is None

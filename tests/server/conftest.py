@@ -1,0 +1,34 @@
+"""Coroutine tests run on the daemon's own kind of loop, and fail where the loop had to report an error."""
+
+import asyncio
+import gc
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvloop
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    reports: list[dict[str, Any]] = []
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_exception_handler(lambda _loop, report: reports.append(report))
+        runner.run(pyfuncitem.obj(**arguments))
+        gc.collect()  # an exception that nobody asked a future for is reported when the future goes
+        runner.run(asyncio.sleep(0))
+    assert reports == []
+    return True
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """Whatever is made is open to everybody, unless it says otherwise."""
+    umask = os.umask(0)
+    yield
+    os.umask(umask)

@@ -1,0 +1,109 @@
+"""What the engine's parts are held against: plain dicts, and short texts that collide often."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from zlib import crc32
+
+import pytest
+from hypothesis import strategies as st
+
+from statestored.engines import queries, table
+from statestored.engines.base import START, Entry, Sender
+from statestored.engines.states import CLEAR, PUT, Effect, States
+from statestored.engines.table import Table, entries_of
+
+Key = tuple[bytes, Sender]
+Model = dict[Key, tuple[bytes, int]]  # (module, sender) -> (state, day)
+
+TODAY = 20_000
+
+
+def sender_at(position: int) -> bytes:
+    """Four bytes with this CRC-32, to which each of their bits adds a part of its own."""
+    zero = crc32(bytes(4))
+    parts: dict[int, tuple[int, int]] = {}  # by the highest bit of what they add: that, and the bits of the sender
+    for bit in range(32):
+        adds, bits = crc32((1 << bit).to_bytes(4, "big")) ^ zero, 1 << bit
+        while adds.bit_length() in parts:
+            adds, bits = (mine ^ other for mine, other in zip((adds, bits), parts[adds.bit_length()], strict=True))
+        parts[adds.bit_length()] = adds, bits
+    missing, sender = position ^ zero, 0
+    while missing:
+        adds, bits = parts[missing.bit_length()]
+        missing, sender = missing ^ adds, sender ^ bits
+    return sender.to_bytes(4, "big")
+
+
+# Senders that stand where buckets begin and end, and two more in one place.
+EDGES = [sender_at(position) for position in (1, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 3 * 2**30, 2**32 - 1)]
+
+modules = st.sampled_from([b"", b"a", b"lists", "é".encode()])
+senders = st.one_of(
+    st.sampled_from([None, b"", b"None", *EDGES]), st.integers(0, 50).map(lambda number: b"s%d" % number)
+)
+states = st.sampled_from([START, b"", b"CONFIRMING", b"POSTING", b"BOUNCING"])
+days = st.integers(TODAY, TODAY + 2)
+namespaces = st.sampled_from([b"default", b"other"])
+effects = st.one_of(
+    st.tuples(st.just(PUT), namespaces, modules, senders, states),
+    st.tuples(st.just(PUT), namespaces, modules, senders, states),
+    st.tuples(st.just(PUT), namespaces, modules, senders, states),
+    st.tuples(st.just(CLEAR), namespaces),
+)
+
+
+def put(model: Model, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
+    """Whether anything changed."""
+    if model.get((module, sender), (START, 0))[0] == state:
+        return False
+    if state == START:
+        del model[module, sender]
+    else:
+        model[module, sender] = (state, day)
+    return True
+
+
+def apply(models: dict[bytes, Model], effect: Effect, day: int) -> bool:
+    """Whether anything changed."""
+    model = models.setdefault(effect[1], {})
+    if len(effect) == 5:
+        return put(model, *effect[2:], day)
+    changed = bool(model)
+    model.clear()
+    return changed
+
+
+def without_empty(models: dict[bytes, Model]) -> dict[bytes, Model]:
+    return {name: model for name, model in models.items() if model}
+
+
+def as_model(entries: Iterable[Entry]) -> Model:
+    """Fails where an entry is there twice."""
+    listed = list(entries)
+    model = {(entry.module, entry.sender): (entry.state, entry.day) for entry in listed}
+    assert len(model) == len(listed)
+    return model
+
+
+def entries_in(tabled: Table) -> list[Entry]:
+    return [
+        entry
+        for covered in tabled.walk()
+        for sender, held in covered.bucket.items()
+        for entry in entries_of(sender, held)
+    ]
+
+
+def content(held: States) -> dict[bytes, Model]:
+    """Namespaces that hold nothing are left out."""
+    return {name: as_model(entries_in(of)) for name, of in held.tables.items() if len(of)}
+
+
+@contextmanager
+def small_buckets(size: int = 3) -> Iterator[None]:
+    """Buckets split, and scans stop, after a few senders instead of thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "BUCKET_SIZE", size)
+        patch.setattr(table, "SPLIT_EVERY", 1)
+        patch.setattr(queries, "BUCKET_SIZE", size)
+        yield

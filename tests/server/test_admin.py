@@ -1,0 +1,108 @@
+"""The admin address: is it alive, is it ready, what do the numbers say."""
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from statestore.address import Address, TcpAddress, UnixAddress
+from statestored.admin import Admin
+from statestored.datadir import StartError
+from tests.server.fakes import make_service
+
+ANY_PORT = TcpAddress("127.0.0.1", 0)
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ss-") as directory:
+        yield Path(directory) / "s"
+
+
+@asynccontextmanager
+async def serving(token: str | None = None, address: Address = ANY_PORT) -> AsyncIterator[tuple[Admin, str]]:
+    admin = Admin(make_service(token=token))
+    try:
+        yield admin, await admin.listen(address)
+    finally:
+        await admin.close()
+
+
+async def get(url: str, **headers: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
+        return response.status, await response.text()
+
+
+async def test_it_is_live_before_it_is_ready() -> None:
+    async with serving() as (admin, url):
+        assert await get(f"{url}/live") == (200, "live\n")
+        assert (await get(f"{url}/ready"))[0] == 503
+        admin.ready = True
+        assert await get(f"{url}/ready") == (200, "ready\n")
+        admin.ready = False
+        assert (await get(f"{url}/ready"))[0] == 503
+
+
+async def test_metrics_are_what_prometheus_reads() -> None:
+    async with serving() as (_, url), aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        names = {family.name for family in text_string_to_metric_families(await response.text())}
+        assert {"statestored_requests", "statestored_entries", "process_resident_memory_bytes"} <= names
+
+
+@pytest.mark.parametrize("given", ["", "sesame", "Bearer", "Bearer sesam", "Basic sesame", "Bearer sésame"])
+async def test_metrics_need_the_token_where_there_is_one(given: str) -> None:
+    async with serving(token="sesame") as (_, url):
+        status, text = await get(f"{url}/metrics", **{"Authorization": given} if given else {})
+        assert status == 401
+        assert "statestored_" not in text
+        assert "sesame" not in text
+
+
+@pytest.mark.parametrize("token", ["sesame", "sésame"])
+async def test_metrics_are_there_for_the_token(token: str) -> None:
+    async with serving(token=token) as (_, url):
+        assert (await get(f"{url}/metrics", Authorization=f"Bearer {token}"))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready"])
+async def test_health_needs_no_token(path: str) -> None:
+    async with serving(token="sesame") as (admin, url):
+        admin.ready = True
+        assert (await get(url + path))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/x", "/../etc/passwd", "/%00"])
+async def test_there_is_nothing_else(path: str) -> None:
+    async with serving() as (_, url):
+        assert (await get(url + path))[0] == 404
+
+
+async def test_nothing_can_be_sent_to_it() -> None:
+    async with serving() as (_, url), aiohttp.ClientSession() as session, session.post(f"{url}/live") as response:
+        assert response.status == 405
+
+
+async def test_a_port_in_use_is_refused_with_its_name_and_flag() -> None:
+    async with serving() as (_, url):
+        host, _, port = url.removeprefix("http://").partition(":")
+        with pytest.raises(StartError) as refusal:
+            async with serving(address=TcpAddress(host, int(port))):
+                pass
+    assert f"cannot listen on {host}:{port} (--admin-listen): " in str(refusal.value)
+    assert "address already in use" in str(refusal.value)
+
+
+@pytest.mark.usefixtures("open_umask")
+async def test_a_unix_socket_is_for_its_owner_only(path: Path) -> None:
+    async with serving(address=UnixAddress(str(path))) as (_, url):
+        assert url == f"unix:{path}"
+        assert path.stat().st_mode & 0o777 == 0o600
+        connector = aiohttp.UnixConnector(str(path))
+        async with aiohttp.ClientSession(connector=connector) as session, session.get("http://x/live") as response:
+            assert response.status == 200

@@ -1,0 +1,478 @@
+"""The daemon as a process of its own: how it starts, or says why not; how it ends, and what is there afterwards."""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from statestore.address import Address, parse_address
+from statestored.app import check_reach
+from statestored.cli import Exit
+from statestored.datadir import StartError
+from statestored.settings import Settings
+from statestored.snapshot import EFFECTS, SnapshotWriter, verify_snapshot
+from tests.daemon import Daemon
+from tests.server.rpc import RawClient, code_of, request
+from tests.server.waiting import wait_until
+
+ANN = ("lists", "ann@a.example")
+NO_SNAPSHOTS = ("--snapshot-interval=0", "--snapshot-changes=0")
+TOKEN = "open-sesame-5f0c"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Daemons in directories of their own, unless told otherwise; not started yet."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*arguments: str, name: str = "one", environment: dict[str, str] | None = None) -> Daemon:
+            directory = tmp_path / name
+            directory.mkdir(exist_ok=True)
+            daemon = Daemon(directory, *arguments, environment=environment)
+            stack.callback(daemon.__exit__)
+            return daemon
+
+        yield make
+
+
+Make = Callable[..., Daemon]
+
+
+def ask(daemon: Daemon, method: str, *params: Any) -> Any:
+    with RawClient(daemon.address) as client:
+        return client.ask(method, *params)
+
+
+def snapshots(daemon: Daemon) -> list[Path]:
+    return sorted(daemon.data_dir.glob("*.snapshot"))
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "lock"}
+
+
+def refusal(daemon: Daemon, code: Exit) -> str:
+    """The one line with which it refuses to start."""
+    done = daemon.run()
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("timestamp=")]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("statestored: ")
+    return said[0]
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_all_and_is_successful(make: Make, signum: int) -> None:
+    daemon = make(*NO_SNAPSHOTS).start()
+    ask(daemon, "set", *ANN, "CONFIRMING")
+    store_id = ask(daemon, "info")["store_id"]
+    assert daemon.stop(signum) == Exit.STOPPED
+    daemon.start()
+    assert ask(daemon, "get", *ANN) == "CONFIRMING"
+    assert ask(daemon, "info")["store_id"] == store_id
+    assert daemon.stop() == Exit.STOPPED
+    assert len(snapshots(daemon)) == 1
+
+
+def test_stopping_keeps_what_was_acknowledged_and_nothing_else(make: Make) -> None:
+    """Its client writes on and on, until it is told that the daemon is about to end, or is left without an answer."""
+    daemon = make(*NO_SNAPSHOTS).start()
+    with RawClient(daemon.address) as client:
+        for number in itertools.count(1):
+            with contextlib.suppress(BrokenPipeError):
+                client.send(request(number, "set", *ANN, f"S{number}"))
+            _, _, error, _ = client.next() or (1, number, "shutting_down: without a word", None)
+            if error is not None:
+                break
+            if number == 10:
+                daemon.send_signal(signal.SIGTERM)
+        assert code_of(error) == "shutting_down"
+        assert client.is_closed()
+    assert daemon.wait() == Exit.STOPPED
+    assert ask(daemon.start(), "get", *ANN) == f"S{number - 1}"
+
+
+def test_a_second_signal_ends_it_at_once(make: Make) -> None:
+    daemon = make().start()
+    with RawClient(daemon.address) as client:
+        client.ask("set_many", [["m", f"s{number}", "A" * 500] for number in range(400)])
+        client.send(request(1, "scan", None, None, None, None) * 100)  # and never read: stopping takes its time
+        wait_until(lambda: ask(daemon, "info")["calls"]["scan"] > 0)
+        daemon.send_signal(signal.SIGTERM)
+        wait_until(lambda: "event=stopping" in daemon.log())
+        assert daemon.stop(signal.SIGINT) == 128 + signal.SIGINT
+
+
+def test_what_the_last_snapshot_has_survives_a_kill(make: Make) -> None:
+    daemon = make("--snapshot-interval=0", "--snapshot-changes=2").start()
+    ask(daemon, "set", *ANN, "CONFIRMING")
+    ask(daemon, "set", "lists", None, "POSTING")
+    wait_until(lambda: ask(daemon, "info")["changes_since_snapshot"] == 0)
+    ask(daemon, "set", *ANN, "LOST")
+    daemon.kill()
+    daemon.start()
+    assert ask(daemon, "get_many", [ANN, ["lists", None]]) == ["CONFIRMING", "POSTING"]
+
+
+def test_snapshots_are_written_from_time_to_time(make: Make) -> None:
+    daemon = make("--snapshot-interval=0.02", "--snapshot-changes=0").start()
+    for state in ("CONFIRMING", "POSTING"):
+        ask(daemon, "set", *ANN, state)
+        wait_until(lambda: ask(daemon, "info")["changes_since_snapshot"] == 0)
+        assert len(snapshots(daemon)) == 1
+    assert daemon.log().count('event="snapshot written"') == 2
+    daemon.kill()
+    assert ask(daemon.start(), "get", *ANN) == "POSTING"
+
+
+def test_a_kill_while_a_snapshot_is_written_leaves_the_one_before(make: Make) -> None:
+    daemon = make(*NO_SNAPSHOTS).start()
+    ask(daemon, "set", *ANN, "CONFIRMING")
+    daemon.stop()
+    unfinished = daemon.data_dir / "00000002.snapshot.tmp"
+    unfinished.write_bytes(snapshots(daemon)[0].read_bytes()[:50])
+    assert ask(daemon.start(), "get", *ANN) == "CONFIRMING"
+    assert not unfinished.exists()
+
+
+def test_a_disk_that_fails_at_the_end_has_its_own_code(make: Make) -> None:
+    daemon = make(*NO_SNAPSHOTS).start()
+    ask(daemon, "set", *ANN, "CONFIRMING")
+    shutil.rmtree(daemon.data_dir)
+    assert daemon.stop() == Exit.DISK_FAILED
+    assert "Traceback" not in daemon.log()
+    assert str(daemon.data_dir) in daemon.log().splitlines()[-1]
+
+
+# What it refuses to start with
+
+
+def test_a_data_directory_in_use_is_named_with_its_owners_pid(make: Make) -> None:
+    first = make().start()
+    second = make()
+    assert second.data_dir == first.data_dir
+    assert first.process is not None
+    said = refusal(second, Exit.CANNOT_START)
+    assert str(first.data_dir) in said
+    assert re.search(rf"\bprocess {first.process.pid}\b", said)
+    first.kill()
+    assert second.start().stop() == Exit.STOPPED
+
+
+def test_an_address_in_use_is_named(make: Make) -> None:
+    first = make().start()
+    second = make(name="two")
+    second.address = first.address
+    assert f"cannot listen on {first.address}: address already in use" in refusal(second, Exit.CANNOT_START)
+    unix = make(name="three")
+    unix.unix_address = first.unix_address
+    assert f"cannot listen on {first.unix_address}: another process" in refusal(unix, Exit.CANNOT_START)
+    admin = make(f"--admin-listen={first.admin.removeprefix('http://')}", name="four")
+    assert "--admin-listen" in refusal(admin, Exit.CANNOT_START)
+    assert ask(first, "ping") is None
+
+
+def test_a_bad_setting_is_named(make: Make, tmp_path: Path) -> None:
+    toml = tmp_path / "statestored.toml"
+    toml.write_text("max-states = 5")
+    assert "is it 'max-state'?" in refusal(make(f"--config={toml}"), Exit.CANNOT_START)
+    for daemon, code in (
+        (make("--max-state=0"), Exit.USAGE),
+        (make(environment={"STATESTORED_MAX_STATE": "0"}), Exit.CANNOT_START),
+    ):
+        done = daemon.run()
+        assert done.returncode == code
+        assert "--max-state" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def stopped(make: Make) -> Daemon:
+    """A daemon that has run and saved a state."""
+    daemon = make(*NO_SNAPSHOTS).start()
+    ask(daemon, "set", *ANN, "CONFIRMING")
+    assert daemon.stop() == Exit.STOPPED
+    return daemon
+
+
+def store_id_of(daemon: Daemon) -> uuid.UUID:
+    return uuid.UUID(json.loads((daemon.data_dir / "store.json").read_text())["store_id"])
+
+
+def test_a_damaged_snapshot_is_named_and_left_as_it_is(stopped: Daemon) -> None:
+    (path,) = snapshots(stopped)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    before = contents(stopped.data_dir)
+    for _ in range(2):
+        assert f"{path} is damaged at byte" in refusal(stopped, Exit.DAMAGED)
+    assert contents(stopped.data_dir) == before
+
+
+def test_what_could_be_read_of_a_damaged_snapshot_does_not_take_its_place(stopped: Daemon) -> None:
+    path = stopped.data_dir / "00000009.snapshot"
+    with SnapshotWriter(path, store_id_of(stopped)) as writer:
+        writer.write(EFFECTS, [(20_000, [(1, b"default", b"lists", b"ben", b"POSTING")])])
+        writer.finish(2)  # there is only one
+    before = contents(stopped.data_dir)
+    for _ in range(2):
+        assert str(path) in refusal(stopped, Exit.DAMAGED)
+    assert contents(stopped.data_dir) == before
+
+
+def test_a_snapshot_of_another_store_is_named(stopped: Daemon, make: Make) -> None:
+    other = make(name="two").start()
+    other.stop()
+    shutil.copy(snapshots(stopped)[0], other.data_dir)
+    said = refusal(other, Exit.DAMAGED)
+    assert str(snapshots(other)[0]) in said
+    assert str(store_id_of(stopped)) in said
+
+
+def test_a_snapshot_of_a_later_release_is_no_damage(stopped: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stopped.data_dir / "00000009.snapshot"
+    monkeypatch.setattr("statestored.snapshot.FORMAT", 2)
+    with SnapshotWriter(path, store_id_of(stopped)) as writer:
+        writer.finish(0)
+    assert f"{path} has format 2" in refusal(stopped, Exit.CANNOT_START)
+
+
+def test_an_identity_of_a_later_release_is_no_damage(stopped: Daemon) -> None:
+    path = stopped.data_dir / "store.json"
+    path.write_text('{"format": 2}')
+    assert f"{path} has format 2" in refusal(stopped, Exit.CANNOT_START)
+
+
+def test_a_store_without_its_identity_is_not_made_anew(stopped: Daemon) -> None:
+    (stopped.data_dir / "store.json").unlink()
+    said = refusal(stopped, Exit.DAMAGED)
+    assert "store.json" in said
+    assert "00000001.snapshot" in said
+
+
+# Who may come
+
+
+def test_beyond_this_machine_a_token_is_needed_and_the_line_that_is_printed_works(tmp_path: Path) -> None:
+    """It is the same store then, not a new one somewhere else."""
+    data_dir = tmp_path / "data dir"
+    scripts = sysconfig.get_path("scripts")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STATE")}
+    environment |= {"HOME": str(tmp_path), "PATH": f"{scripts}:{os.environ['PATH']}"}
+    environment |= {"STATESTORED_ADMIN_LISTEN": "127.0.0.1:0"}
+    command = ["statestored", "--listen=0.0.0.0:0", f"--data-dir={data_dir}", "--max-state=77"]
+    refused = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=False)
+    assert refused.returncode == Exit.CANNOT_START
+    assert "Traceback" not in refused.stderr
+    assert "0.0.0.0:0 can be reached from other machines, and that needs a token" in refused.stderr
+    line = refused.stderr.splitlines()[-1]
+    with subprocess.Popen(
+        ["/bin/sh", "-c", line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        text=True,
+        process_group=0,
+    ) as started:
+        try:
+            assert started.stdout is not None
+            said = [started.stdout.readline() for _ in range(3)]
+        finally:
+            os.killpg(started.pid, signal.SIGTERM)
+    assert said[0] == f"data directory {data_dir}\n"
+    assert said[2].startswith("listening on 0.0.0.0:")
+
+
+def settings(listen: list[str], admin: str = "127.0.0.1:0") -> Settings:
+    addresses: tuple[Address, ...] = tuple(map(parse_address, listen))
+    defaults = dict.fromkeys(Settings.__dataclass_fields__)
+    return replace(Settings(**defaults), listen=addresses, admin_listen=parse_address(admin))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.7:1", "mail.example:1", "[::ffff:192.0.2.7]:1"])
+def test_every_address_that_others_can_reach_needs_a_token(address: str) -> None:
+    for asked in (settings(["127.0.0.1:0", address]), settings(["127.0.0.1:0"], admin=address)):
+        with pytest.raises(StartError, match=re.escape(address)):
+            check_reach(asked, None)
+        check_reach(asked, TOKEN)
+
+
+def test_this_machines_own_addresses_need_nothing() -> None:
+    check_reach(settings(["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/run/s"], "unix:/run/a"), None)
+
+
+def given_by(way: str, path: Path) -> tuple[list[str], dict[str, str]]:
+    if way == "environment":
+        return [], {"STATESTORED_TOKEN": TOKEN}
+    path.write_text(TOKEN + "\n")
+    return [f"--token-file={path}"], {}
+
+
+@pytest.mark.parametrize("way", ["environment", "file"])
+def test_only_the_right_token_opens(make: Make, tmp_path: Path, way: str) -> None:
+    arguments, environment = given_by(way, tmp_path / "token")
+    daemon = make(*arguments, environment=environment).start()
+    with RawClient(daemon.address) as client:
+        client.ask("hello", {"token": TOKEN})
+        client.ask("set", *ANN, "CONFIRMING")
+    for about in ({}, {"token": "guess"}, {"token": TOKEN + "x"}):
+        with RawClient(daemon.unix_address) as client:
+            error, _ = client.call("hello", about)
+            assert code_of(error) == "unauthorized"
+            assert client.is_closed()
+    with RawClient(daemon.address) as client:
+        assert code_of(client.call("get", *ANN)[0]) == "unauthorized"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        http(daemon, "/metrics")
+    assert daemon.stop() == Exit.STOPPED
+    assert TOKEN not in daemon.log()
+
+
+def test_a_token_in_two_places_is_refused(make: Make, tmp_path: Path) -> None:
+    arguments, _ = given_by("file", tmp_path / "token")
+    said = refusal(make(*arguments, environment={"STATESTORED_TOKEN": TOKEN}), Exit.CANNOT_START)
+    assert "STATESTORED_TOKEN" in said
+    assert "--token-file" in said
+
+
+def test_a_token_file_that_is_not_there_is_named(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert f"--token-file {path}" in refusal(make(f"--token-file={path}"), Exit.CANNOT_START)
+
+
+# What it says and shows
+
+
+def http(daemon: Daemon, path: str) -> str:
+    with urllib.request.urlopen(daemon.admin + path, timeout=10) as response:
+        return response.read().decode()  # type: ignore[no-any-return]
+
+
+def test_the_admin_address_answers(make: Make) -> None:
+    daemon = make().start()
+    wait_until(lambda: "event=ready" in daemon.log())
+    assert (http(daemon, "/live"), http(daemon, "/ready")) == ("live\n", "ready\n")
+    ask(daemon, "set", *ANN, "CONFIRMING")
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(http(daemon, "/metrics"))
+        for sample in family.samples
+    }
+    assert samples["statestored_entries",] == 1
+    assert samples["statestored_requests_total", "set"] == 1
+
+
+def test_it_says_where_the_states_are_and_where_it_listens(make: Make) -> None:
+    daemon = make().start()
+    assert daemon.process is not None
+    daemon.send_signal(signal.SIGTERM)
+    wait_until(lambda: "event=stopped" in daemon.log())
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", daemon.address)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", daemon.admin)
+    assert f"data_dir={daemon.data_dir}" in daemon.log()
+
+
+def test_only_a_new_store_is_warned_about(make: Make) -> None:
+    daemon = make().start()
+    daemon.stop()
+    assert 'level=warning event="a new, empty store was made"' in daemon.log()
+    daemon.start().stop()
+    assert daemon.log().count("a new, empty store") == 1
+
+
+def test_a_variable_that_means_nothing_is_warned_about(make: Make) -> None:
+    daemon = make(environment={"STATESTORED_LISTENS": "x", "STATESTORED_LOG_FORMAT": "json"}).start()
+    daemon.stop()
+    warnings = [entry for entry in map(json.loads, daemon.log().splitlines()) if entry["level"] == "warning"]
+    assert [entry.get("variable") for entry in warnings] == ["STATESTORED_LISTENS", None]
+
+
+def test_a_flag_goes_before_the_environment_that_before_the_file_and_that_before_the_default(
+    make: Make, tmp_path: Path
+) -> None:
+    toml = tmp_path / "statestored.toml"
+    toml.write_text("max-module = 11\nmax-sender = 11\nmax-state = 11\n")
+    environment = {"STATESTORED_CONFIG": str(toml), "STATESTORED_MAX_SENDER": "22", "STATESTORED_MAX_STATE": "22"}
+    daemon = make("--max-state=33", environment=environment).start()
+    assert ask(daemon, "hello", {})["limits"] == {"module": 11, "sender": 22, "state": 33, "items": 1000}
+
+
+def test_systemds_directory_is_used_where_none_is_named(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STATE")}
+    environment |= {"STATE_DIRECTORY": str(tmp_path / "systemd"), "STATESTORED_LISTEN": "127.0.0.1:0"}
+    environment |= {"STATESTORED_ADMIN_LISTEN": "127.0.0.1:0"}
+    command = [sys.executable, "-m", "statestored"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == f"data directory {tmp_path / 'systemd'}\n".encode()
+        started.terminate()
+
+
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_the_log_has_nothing_of_what_is_stored(make: Make, format_: str) -> None:
+    secrets = ["module-secret", "sender-secret", "STATE-SECRET", "method-secret", "namespace-secret"]
+    module, sender, state, method, namespace = secrets
+    daemon = make("--log-level=debug", f"--log-format={format_}", "--snapshot-interval=0.02").start()
+    with RawClient(daemon.address) as client:
+        client.ask("hello", {"namespace": namespace, "client": "client-secret"})
+        client.ask("set", module, sender, state)
+        client.ask("scan", None, module, sender, state)
+        for params in (("get", module, sender, state), (method, sender), ("set", module, sender, 5)):
+            assert client.call(*params)[0] is not None
+        client.send(f"GET /{sender} HTTP/1.1\r\n\r\n".encode())
+        assert client.is_closed()
+    wait_until(lambda: "snapshot written" in daemon.log())
+    daemon.stop()
+    daemon.start().stop()
+    assert "connection dropped" in daemon.log()
+    assert "secret" not in daemon.log().lower()
+
+
+def test_files_are_for_their_owner_only(make: Make) -> None:
+    umask = os.umask(0)
+    try:
+        daemon = make(*NO_SNAPSHOTS).start()
+    finally:
+        os.umask(umask)
+    socket_path = Path(daemon.unix_address.removeprefix("unix:"))
+    assert socket_path.stat().st_mode & 0o777 == 0o600
+    ask(daemon, "set", *ANN, "CONFIRMING")
+    daemon.stop()
+    assert not socket_path.exists()
+    assert daemon.data_dir.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in daemon.data_dir.iterdir()} == {
+        "lock": 0o600,
+        "store.json": 0o600,
+        "00000001.snapshot": 0o600,
+    }
+    verify_snapshot(snapshots(daemon)[0], store_id_of(daemon))
+
+
+def test_a_socket_that_a_kill_left_is_replaced(make: Make) -> None:
+    daemon = make().start()
+    daemon.kill()
+    assert Path(daemon.unix_address.removeprefix("unix:")).exists()
+    daemon.start()
+    with RawClient(daemon.unix_address) as client:
+        assert client.ask("ping") is None

@@ -1,0 +1,132 @@
+"""Exit codes, and what is said beside them: one line, of what is wrong and where, and never a traceback."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statestored import cli
+from statestored.cli import Exit
+from statestored.datadir import StartError
+from statestored.files import DamagedFile, TooNew
+from statestored.settings import Settings
+
+End = tuple[int, str]  # exit code, and the last line on standard error
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., End]:
+    """The command, with `run` in place of the daemon."""
+
+    def main(*arguments: str, run: Callable[[Settings, Any], None] = lambda *_: None) -> End:
+        monkeypatch.setattr(sys, "argv", ["statestored", *arguments])
+        monkeypatch.setattr(cli, "run", run)
+        monkeypatch.setattr(cli, "set_up_logging", lambda *_: None)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return int(end.value.code or 0), said.strip().rpartition("\n")[2]
+
+    return main
+
+
+def raises(error: BaseException) -> Callable[..., None]:
+    def run(*_: object) -> None:
+        raise error
+
+    return run
+
+
+def test_the_codes_are_those_that_are_promised() -> None:
+    assert {code.name: code.value for code in Exit} == {
+        "STOPPED": 0,
+        "CANNOT_START": 1,
+        "USAGE": 2,
+        "DAMAGED": 3,
+        "DISK_FAILED": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (StartError("it is in use"), 1, "statestored: it is in use"),
+        (TooNew(Path("/d/x"), 2, 1), 1, "statestored: /d/x has format 2"),
+        (DamagedFile(Path("/d/x"), "short", 7), 3, "statestored: /d/x is damaged at byte 7: short"),
+        (OSError(28, "No space left on device", "/d/x"), 4, "statestored: [Errno 28] No space left on device: '/d/x'"),
+        (KeyboardInterrupt(), 0, ""),
+    ],
+)
+def test_every_end_has_its_code(main: Callable[..., End], error: BaseException, code: int, says: str) -> None:
+    ended, said = main(run=raises(error))
+    assert ended == code
+    assert said.startswith(says)
+
+
+def test_asked_to_stop_is_a_success(main: Callable[..., End]) -> None:
+    assert main() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--lisen=x"], "--lisen"),
+        (["--listen=unix:relative"], "address 'unix:relative'"),
+        (["--max-state=0"], "0 is not in the range"),
+        (["--log-level=loud"], "'loud' is not one of"),
+        (["--config=/nowhere.toml"], "/nowhere.toml"),
+        (["--listen"], "--listen"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_what_is_typed_wrong_is_a_matter_of_usage(main: Callable[..., End], arguments: list[str], says: str) -> None:
+    code, said = main(*arguments)
+    assert code == Exit.USAGE
+    assert said.startswith("Error: ")
+    assert says in said
+    assert arguments == ["surplus"] or arguments[0].partition("=")[0] in said
+
+
+def test_a_bad_variable_is_not(main: Callable[..., End], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATESTORED_MAX_STATE", "many")
+    code, said = main()
+    assert code == Exit.CANNOT_START
+    assert "STATESTORED_MAX_STATE" in said
+    assert "'many'" in said
+
+
+def test_a_bad_flag_is_beside_a_good_variable(main: Callable[..., End], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATESTORED_MAX_STATE", "5")
+    assert main("--max-state=many")[0] == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("max-states = 1", "is it 'max-state'?"), ("max-state = 0", "--max-state"), ("max-state =", "Invalid value")],
+)
+def test_a_bad_file_is_not_either(main: Callable[..., End], tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "statestored.toml"
+    path.write_text(line)
+    code, said = main(f"--config={path}")
+    assert code == Exit.CANNOT_START
+    assert says in said
+
+
+def test_settings_reach_the_daemon(main: Callable[..., End]) -> None:
+    given: list[Settings] = []
+    main("--max-state=5", "--allow-clear", run=lambda settings, _: given.append(settings))
+    assert (given[0].max_state, given[0].allow_clear) == (5, True)
+
+
+def test_help_says_how_it_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "statestored", "-h"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "0 asked to stop, 1 cannot start, 2 usage, 3 data damaged, 4 the disk failed" in " ".join(
+        done.stdout.split()
+    )
+    assert done.stderr == ""

@@ -1,0 +1,507 @@
+"""What the daemon can be asked, and what it says to whatever else."""
+
+import asyncio
+import inspect
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statestore.base import Limits
+from statestore.errors import (
+    BadRequest,
+    Forbidden,
+    Full,
+    StateStoreError,
+    TooLong,
+    Unauthorized,
+    UnknownMethod,
+)
+from statestore.protocol import ClientProtocol
+from statestored import commands
+from statestored.commands import COMMANDS, Caller, Role, check_params, find_command
+from statestored.engines.base import Filter
+from statestored.settings import Settings
+from tests.server.fakes import STORE_ID, LaterEngine, engine_without_files, make_service
+
+ANN = (b"lists", b"ann@a.example")
+SURROGATE = b"\xed\xa0\x80"
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller(make_service(allow_clear=True))
+
+
+def call(caller: Caller, method: str, *params: Any) -> Any:
+    """As a session does it; strings of the result are bytes."""
+    command = find_command(caller, method.encode())
+    reply = command.run(caller, *check_params(command, params))
+    assert isinstance(reply, bytes)
+    return msgpack.unpackb(reply, raw=True, strict_map_key=False)
+
+
+def test_the_methods_are_those_of_the_protocol() -> None:
+    assert {name.decode(): (command.arity, command.role) for name, command in COMMANDS.items()} == {
+        "hello": (1, Role.NOBODY),
+        "ping": (0, Role.READ),
+        "get": (2, Role.READ),
+        "set": (3, Role.WRITE),
+        "set_all": (2, Role.WRITE),
+        "compare_and_set": (4, Role.WRITE),
+        "get_many": (1, Role.READ),
+        "set_many": (1, Role.WRITE),
+        "scan": (4, Role.READ),
+        "count": (2, Role.READ),
+        "clear": (0, Role.ADMIN),
+        "info": (0, Role.READ),
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_takes_as_many_parameters_as_it_says(name: bytes) -> None:
+    command = COMMANDS[name]
+    assert command.name.encode() == name
+    assert len(inspect.signature(command.run).parameters) == 1 + command.arity
+
+
+# What each method does
+
+
+def test_get_and_set(caller: Caller) -> None:
+    assert call(caller, "get", *ANN) == b"START"
+    assert call(caller, "set", *ANN, b"CONFIRMING") is None
+    assert call(caller, "get", *ANN) == b"CONFIRMING"
+    assert call(caller, "set", *ANN, b"START") is None
+    assert call(caller, "get", *ANN) == b"START"
+    assert call(caller, "info")[b"entries"] == 0
+
+
+@pytest.mark.parametrize("sender", [None, b"", b"None", b"A@B", b"a@b", b"\0", SURROGATE, "é".encode(), b"x" * 4096])
+def test_senders_are_kept_apart_and_as_they_are(caller: Caller, sender: bytes | None) -> None:
+    others = [None, b"", b"None", b"a@b", b"A@B", b"\0", SURROGATE]
+    for other in others:
+        if other != sender:
+            call(caller, "set", b"lists", other, b"OTHER")
+    assert call(caller, "get", b"lists", sender) == b"START"
+    call(caller, "set", b"lists", sender, b"ITS")
+    assert call(caller, "get", b"lists", sender) == b"ITS"
+    assert [sender, b"ITS"] in [entry[1:3] for entry in call(caller, "scan", None, None, None, None)[1]]
+
+
+def test_texts_go_out_as_messagepack_str(caller: Caller) -> None:
+    call(caller, "set", *ANN, b"CONFIRMING")
+    for method, params in (("get", ANN), ("scan", (None, None, None, None)), ("count", (None, None))):
+        command = COMMANDS[method.encode()]
+        assert b"\xaaCONFIRMING" in command.run(caller, *params)  # a fixstr of ten bytes
+
+
+def test_the_same_state_is_answered_the_same_from_the_cache(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "MAX_PACKED_STATES", 2)
+    monkeypatch.setattr(commands, "_packed_states", {})
+    for _ in range(2):
+        for number in range(5):
+            call(caller, "set", b"lists", b"ann", b"S%d" % number)
+            assert call(caller, "get", b"lists", b"ann") == b"S%d" % number
+    assert len(commands._packed_states) == 2
+
+
+def test_set_all(caller: Caller) -> None:
+    for module in (b"a", b"b"):
+        call(caller, "set", module, b"ann", b"POSTING")
+    call(caller, "set", b"a", b"ben", b"POSTING")
+    assert call(caller, "set_all", b"ann", b"BOUNCING") == 2
+    assert call(caller, "get_many", ((b"a", b"ann"), (b"b", b"ann"), (b"a", b"ben"))) == [
+        b"BOUNCING",
+        b"BOUNCING",
+        b"POSTING",
+    ]
+    assert call(caller, "set_all", b"ann", b"START") == 2
+    assert call(caller, "set_all", b"ann", b"BOUNCING") == 0
+
+
+def test_compare_and_set(caller: Caller) -> None:
+    assert call(caller, "compare_and_set", *ANN, b"POSTING", b"B") == [False, b"START"]
+    assert call(caller, "compare_and_set", *ANN, b"START", b"A") == [True, b"START"]
+    assert call(caller, "compare_and_set", *ANN, b"START", b"B") == [False, b"A"]
+    assert call(caller, "compare_and_set", *ANN, b"A", b"START") == [True, b"A"]
+    assert call(caller, "get", *ANN) == b"START"
+
+
+def test_bulk(caller: Caller) -> None:
+    assert call(caller, "set_many", ((*ANN, b"A"), (b"lists", None, b"B"), (*ANN, b"C"))) is None
+    assert call(caller, "get_many", ((b"lists", None), ANN, (b"x", b"y"))) == [b"B", b"C", b"START"]
+    assert call(caller, "get_many", ()) == []
+
+
+def test_scan(caller: Caller) -> None:
+    call(caller, "set_many", ((b"a", b"ann", b"A"), (b"a", b"ben", b"B"), (b"b", b"ann", b"A")))
+    day = call(caller, "scan", None, b"a", b"ann", None)[1][0][3]
+    assert call(caller, "scan", None, b"a", b"an", None) == [None, [[b"a", b"ann", b"A", day]]]
+    assert len(call(caller, "scan", None, None, b"ann", None)[1]) == 2
+    assert call(caller, "scan", None, None, None, b"B") == [None, [[b"a", b"ben", b"B", day]]]
+
+
+def test_count(caller: Caller) -> None:
+    call(caller, "set_many", ((b"a", b"ann", b"A"), (b"a", b"ben", b"B"), (b"b", b"ann", b"A")))
+    assert call(caller, "count", b"a", None)[b"total"] == 2
+    assert call(caller, "count", None, b"A")[b"total"] == 2
+    everything = call(caller, "count", None, None)
+    assert sorted(everything.pop(b"rows")) == [[b"a", b"A", 1], [b"a", b"B", 1], [b"b", b"A", 1]]
+    assert everything == {b"total": 3, b"uncounted": 0}
+
+
+def test_clear_is_off_unless_allowed() -> None:
+    caller = Caller(make_service())
+    call(caller, "set", *ANN, b"A")
+    with pytest.raises(Forbidden, match="--allow-clear"):
+        call(caller, "clear")
+    assert call(caller, "get", *ANN) == b"A"
+
+
+def test_clear_forgets_one_namespace(caller: Caller) -> None:
+    other = Caller(caller.service)
+    call(other, "hello", {b"namespace": b"other"})
+    for each in (caller, other):
+        call(each, "set", *ANN, b"A")
+    assert call(caller, "clear") is None
+    assert (call(caller, "get", *ANN), call(other, "get", *ANN)) == (b"START", b"A")
+
+
+def test_namespaces_are_apart(caller: Caller) -> None:
+    other = Caller(caller.service)
+    call(other, "hello", {b"namespace": b"other"})
+    call(caller, "set", *ANN, b"A")
+    assert call(other, "get", *ANN) == b"START"
+    assert call(other, "scan", None, None, None, None) == [None, []]
+    assert call(other, "count", None, None)[b"total"] == 0
+    assert call(other, "set_all", ANN[1], b"B") == 0
+
+
+def test_info_names_what_the_protocol_promises(caller: Caller) -> None:
+    info = call(caller, "info")
+    assert info[b"store_id"] == STORE_ID.encode()
+    assert (info[b"engine"], info[b"bulk_is_atomic"]) == (b"embedded", True)
+    assert info[b"uptime"] >= 0
+    assert info[b"server"].startswith(b"statestored ")
+    assert info[b"calls"].keys() == set(COMMANDS)
+
+
+def test_hello_answers_who_it_is() -> None:
+    caller = Caller(make_service(limits=Limits(10, 20, 30)))
+    welcome = call(caller, "hello", {b"version": 1, b"client": b"test", b"from a later release": [1]})
+    assert welcome[b"version"] == 1
+    assert welcome[b"store_id"] == STORE_ID.encode()
+    assert welcome[b"limits"] == {b"module": 10, b"sender": 20, b"state": 30, b"items": 1000}
+    assert isinstance(welcome[b"time"], float)
+    assert welcome[b"features"] == []
+
+
+# Who may
+
+
+def test_without_a_token_everybody_may_do_everything(caller: Caller) -> None:
+    assert caller.role is Role.ADMIN
+
+
+@pytest.mark.parametrize("method", [name.decode() for name in COMMANDS if name != b"hello"])
+def test_a_stranger_may_do_nothing(method: str) -> None:
+    with pytest.raises(Unauthorized, match="token is needed"):
+        find_command(Caller(make_service(token="sesame")), method.encode())
+
+
+@pytest.mark.parametrize("token", ["sesame", "sésame", "x" * 500])
+def test_the_right_token_opens(token: str) -> None:
+    caller = Caller(make_service(token=token))
+    call(caller, "hello", {b"token": token.encode()})
+    assert call(caller, "ping") is None
+
+
+@pytest.mark.parametrize(
+    "given", [b"", b"sesam", b"sesamE", b"sesame\n", "sésame".encode(), 5, True, None, (), b"\xff"]
+)
+def test_any_other_token_does_not(given: object) -> None:
+    caller = Caller(make_service(token="sesame"))
+    for about in ({b"token": given}, {}):
+        with pytest.raises(Unauthorized):
+            call(caller, "hello", about)
+    assert caller.role is Role.NOBODY
+
+
+def test_a_refused_hello_says_what_is_wrong_and_not_what_is_right() -> None:
+    caller = Caller(make_service(token="sesame"))
+    with pytest.raises(Unauthorized, match="the token is wrong") as wrong:
+        call(caller, "hello", {b"token": b"guess"})
+    with pytest.raises(Unauthorized, match="a token is needed") as missing:
+        call(caller, "hello", {})
+    assert "sesame" not in str(wrong.value) + str(missing.value)
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != b"hello"])
+def test_a_role_may_what_those_before_it_may(caller: Caller, role: Role, name: bytes) -> None:
+    caller.become(role)
+    if COMMANDS[name].role <= role:
+        assert find_command(caller, name) is caller.allowed[name] is COMMANDS[name]
+    else:
+        assert name not in caller.allowed
+        with pytest.raises((Unauthorized, Forbidden)):
+            find_command(caller, name)
+
+
+def test_a_reader_is_told_which_role_is_missing(caller: Caller) -> None:
+    caller.become(Role.READ)
+    with pytest.raises(Forbidden, match="set needs the role write"):
+        find_command(caller, b"set")
+
+
+# What makes no sense
+
+
+@pytest.mark.parametrize("name", [b"", b"GET", b"get ", b"__init__", b"run", b"\xff" * 100, b"x" * 10_000])
+def test_other_methods_are_unknown(caller: Caller, name: bytes) -> None:
+    with pytest.raises(UnknownMethod) as error:
+        find_command(caller, name)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", [None, 5, (), {}, 1.5])
+def test_a_method_has_a_name(caller: Caller, name: object) -> None:
+    with pytest.raises(BadRequest):
+        find_command(caller, name)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_method_takes_its_parameters_and_one_empty_map(name: bytes) -> None:
+    command = COMMANDS[name]
+    params = (None,) * command.arity
+    assert check_params(command, params) == check_params(command, (*params, {})) == params
+    for wrong in ((*params, None), (*params, {}, {}), params[1:] if params else (1,), {}, None, 5):
+        with pytest.raises(BadRequest):
+            check_params(command, wrong)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_are_refused_as_long_as_there_are_none(name: bytes) -> None:
+    command = COMMANDS[name]
+    with pytest.raises(BadRequest, match="knows no option"):
+        check_params(command, (*[None] * command.arity, {b"fence": 1}))
+
+
+def test_an_unknown_option_is_not_repeated_at_length() -> None:
+    with pytest.raises(BadRequest) as error:
+        check_params(COMMANDS[b"ping"], ({b"x" * 100_000: 1},))
+    assert len(str(error.value)) < 300
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=4).map(tuple) | st.dictionaries(st.binary(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=300)
+@given(name=st.sampled_from(sorted(COMMANDS)), data=st.data())
+def test_whatever_the_parameters_an_error_is_one_of_ours_and_changes_nothing(name: bytes, data: st.DataObject) -> None:
+    caller = Caller(make_service())
+    call(caller, "set", *ANN, b"A")
+    command = COMMANDS[name]
+    params = data.draw(st.tuples(*[values] * command.arity))
+    try:
+        command.run(caller, *params)
+    except StateStoreError:
+        assert call(caller, "scan", None, None, None, None)[1][0][:3] == [*ANN, b"A"]
+        assert call(caller, "info")[b"changes_since_snapshot"] == 1
+
+
+LIMITS = Limits(module=5, sender=6, state=7, items=3)
+AT_MOST = {"module": b"m" * 5, "sender": b"s" * 6, "state": b"t" * 7}
+TAKES = {
+    "get": ("module", "sender"),
+    "set": ("module", "sender", "state"),
+    "set_all": ("sender", "state"),
+    "compare_and_set": ("module", "sender", "state", "state"),
+    "count": ("module", "state"),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "position"), [(method, position) for method, names in TAKES.items() for position in range(len(names))]
+)
+def test_a_text_may_be_as_long_as_its_limit(method: str, position: int) -> None:
+    caller = Caller(make_service(limits=LIMITS))
+    params = [AT_MOST[name] for name in TAKES[method]]
+    call(caller, method, *params)
+    params[position] += b"x"
+    with pytest.raises(TooLong, match=rf"is {len(params[position])} bytes long, at most {len(params[position]) - 1} "):
+        call(caller, method, *params)
+
+
+def test_limits_count_bytes() -> None:
+    caller = Caller(make_service(limits=LIMITS))
+    call(caller, "set", "éé".encode(), b"ann", b"A")
+    with pytest.raises(TooLong, match="module is 6 bytes"):
+        call(caller, "set", "ééé".encode(), b"ann", b"A")
+
+
+@pytest.mark.parametrize("method", ["get_many", "set_many"])
+def test_a_bulk_call_has_so_many_items_at_most(method: str) -> None:
+    caller = Caller(make_service(limits=LIMITS))
+    item = (b"m", b"s", b"t")[: 2 if method == "get_many" else 3]
+    call(caller, method, (item,) * 3)
+    with pytest.raises(TooLong, match="items are 4, at most 3"):
+        call(caller, method, (item,) * 4)
+
+
+@pytest.mark.parametrize("params", [(b"m" * 6, None, None), (None, b"s" * 7, None), (None, None, b"t" * 8)])
+def test_a_scan_asks_for_what_could_be_there(params: tuple[bytes | None, ...]) -> None:
+    with pytest.raises(TooLong):
+        call(Caller(make_service(limits=LIMITS)), "scan", None, *params)
+
+
+@pytest.mark.parametrize("namespace", [b"n" * 256, 5, None, ()])
+def test_a_namespace_is_a_short_string(caller: Caller, namespace: object) -> None:
+    with pytest.raises((TooLong, BadRequest), match="namespace"):
+        call(caller, "hello", {b"namespace": namespace})
+    call(caller, "hello", {b"namespace": b"n" * 255})
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"ok\xc3", b"\xc0\x80", b"\xf5\x80\x80\x80"])
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("set", ("BAD", b"s", b"t")),
+        ("set", (b"m", "BAD", b"t")),
+        ("set", (b"m", b"s", "BAD")),
+        ("set_all", ("BAD", b"t")),
+        ("set_all", (b"s", "BAD")),
+        ("compare_and_set", (b"m", "BAD", b"START", b"t")),
+        ("compare_and_set", (b"m", b"s", b"START", "BAD")),
+        ("set_many", (((b"m", b"s", b"t"), (b"m", "BAD", b"t")),)),
+    ],
+)
+def test_what_is_no_text_is_not_stored(caller: Caller, method: str, params: tuple[Any, ...], bad: bytes) -> None:
+    """It would break everybody who reads it."""
+
+    def fill_in(value: Any) -> Any:
+        return tuple(map(fill_in, value)) if isinstance(value, tuple) else bad if value == "BAD" else value
+
+    with pytest.raises(BadRequest, match="not UTF-8"):
+        call(caller, method, *fill_in(params))
+    assert call(caller, "count", None, None)[b"total"] == 0
+
+
+@pytest.mark.parametrize("bad", [(b"m", b"s"), (b"m", b"s", 5), 5, (b"m" * 2000, b"s", b"t"), (None, b"s", b"t")])
+def test_a_bulk_call_is_checked_as_a_whole(caller: Caller, bad: object) -> None:
+    with pytest.raises((BadRequest, TooLong)):
+        call(caller, "set_many", ((*ANN, b"A"), bad))
+    assert call(caller, "get", *ANN) == b"START"
+
+
+def test_errors_do_not_repeat_what_was_sent(caller: Caller) -> None:
+    """They end up in the logs of clients."""
+    for params in ((b"m", b"secret" * 1000, b"t"), (b"m", b"secret\xff", b"t"), (b"m", (b"secret",), b"t")):
+        with pytest.raises(StateStoreError) as error:
+            call(caller, "set", *params)
+        assert "secret" not in str(error.value)
+
+
+def largest(setting: str) -> int:
+    return int(Settings.__dataclass_fields__[setting].metadata["type"].max)
+
+
+def test_the_longest_answers_fit_into_what_a_client_takes() -> None:
+    """With the largest limits that the settings allow."""
+    limits = Limits(largest("max_module"), largest("max_sender"), largest("max_state"))
+    caller = Caller(make_service(limits=limits))
+    pairs = [(b"%d" % number, b"ann") for number in range(limits.items)]
+    for module, sender in pairs:
+        number = module.rjust(5, b"0")
+        call(caller, "set", module, sender, b"t" * (limits.state - 5) + number)
+        call(caller, "set", b"m" * (limits.module - 5) + number, b"ben", b"t" * (limits.state - 5) + number)
+        call(caller, "set", module, b"s" * (limits.sender - 5) + number, b"A")
+    for method, params in (
+        ("get_many", (tuple(pairs),)),
+        ("count", (None, None)),
+        ("scan", (None, None, None, None)),
+    ):
+        result = COMMANDS[method.encode()].run(caller, *params)
+        client = ClientProtocol()
+        client.feed(b"\x94\x01\x01\xc0")
+        for start in range(0, len(result), 65536):
+            client.feed(result[start : start + 65536])
+        assert client.next_response() is not None, method
+
+
+# Engines that answer later
+
+
+LATER: list[tuple[str, tuple[Any, ...], tuple[Any, ...], Any, Any]] = [
+    ("get", ANN, ("get", *ANN), b"A", b"A"),
+    ("set", (*ANN, b"A"), ("set", *ANN, b"A"), None, None),
+    ("set_all", (b"ann", b"A"), ("set_all", b"ann", b"A"), 3, 3),
+    ("compare_and_set", (*ANN, b"A", b"B"), ("compare_and_set", *ANN, b"A", b"B"), (True, b"A"), [True, b"A"]),
+    ("get_many", ((ANN,),), ("get_many", [ANN]), [b"A"], [b"A"]),
+    ("set_many", (((*ANN, b"A"),),), ("set_many", [(*ANN, b"A")]), None, None),
+    ("scan", (None, None, None, None), ("scan", None, Filter()), (None, []), [None, []]),
+    ("clear", (), ("clear",), None, None),
+]
+
+
+@pytest.mark.parametrize(("method", "params", "asked", "answer", "result"), LATER, ids=[case[0] for case in LATER])
+async def test_an_answer_may_come_later(
+    method: str, params: tuple[Any, ...], asked: tuple[Any, ...], answer: Any, result: Any
+) -> None:
+    engine = LaterEngine()
+    caller = Caller(make_service(engine, allow_clear=True))
+    reply = COMMANDS[method.encode()].run(caller, *params)
+    assert engine.asked == [asked]
+    assert not isinstance(reply, bytes)
+    assert not reply.done()
+    engine.answers[0].set_result(answer)
+    assert msgpack.unpackb(await reply, raw=True) == result
+
+
+async def test_an_error_may_come_later() -> None:
+    engine = LaterEngine()
+    reply = COMMANDS[b"get"].run(Caller(make_service(engine)), *ANN)
+    assert isinstance(reply, asyncio.Future)
+    for answer in engine.answers:
+        answer.set_exception(Forbidden("not you"))
+    with pytest.raises(Forbidden, match="not you"):
+        await reply
+
+
+async def test_an_answer_that_is_given_up_is_no_answer_that_never_comes() -> None:
+    engine = LaterEngine()
+    reply = COMMANDS[b"set"].run(Caller(make_service(engine)), *ANN, b"A")
+    assert isinstance(reply, asyncio.Future)
+    engine.answers[0].cancel()
+    done, _ = await asyncio.wait([reply], timeout=1)
+    assert done
+
+
+async def test_nobody_minds_an_answer_that_nobody_waits_for() -> None:
+    engine = LaterEngine()
+    reply = COMMANDS[b"set"].run(Caller(make_service(engine)), *ANN, b"A")
+    assert isinstance(reply, asyncio.Future)
+    reply.cancel()
+    engine.answers[0].set_result(None)
+    await asyncio.sleep(0)
+
+
+def test_what_is_there_can_be_asked_for_though_the_namespaces_are_too_many() -> None:
+    """As after lowering the setting."""
+    engine = engine_without_files(max_namespaces=3)
+    for name in (b"one", b"two"):
+        engine.space(name).set(*ANN, name)
+    engine._max_namespaces = 1
+    caller = Caller(make_service(engine))
+    for name in (b"one", b"two"):
+        call(caller, "hello", {b"namespace": name})
+        assert call(caller, "get", *ANN) == name
+    with pytest.raises(Full):
+        call(caller, "hello", {b"namespace": b"three"})

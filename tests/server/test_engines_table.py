@@ -1,0 +1,235 @@
+"""The table is a dict, however its buckets split."""
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from statestored.engines import table as table_module
+from statestored.engines.base import START, Sender
+from statestored.engines.table import POSITION_BITS, Range, Table, cells_of, position_of
+from tests.server.models import (
+    TODAY,
+    Model,
+    as_model,
+    days,
+    entries_in,
+    modules,
+    put,
+    sender_at,
+    senders,
+    small_buckets,
+    states,
+)
+
+ALL = 1 << POSITION_BITS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_buckets() -> Iterator[None]:
+    with small_buckets():
+        yield
+
+
+def fill(table: Table, count: int, state: bytes = b"POSTING") -> None:
+    for number in range(count):
+        table.put(b"lists", b"s%d" % number, state, TODAY)
+
+
+def reloaded(table: Table) -> Table:
+    """As a snapshot is loaded: cells made anew, buckets adopted."""
+    copy = Table()
+    cell = functools.cache(copy.cell)
+    for covered in table.walk():
+        bucket = {}
+        for sender, held in covered.bucket.items():
+            cells = tuple(cell(old.module, old.state, old.day) for old in cells_of(held))
+            bucket[sender] = cells if len(cells) > 1 else cells[0]
+        copy.adopt(covered.start, covered.depth, bucket)
+    return copy
+
+
+def assert_sound(table: Table) -> None:
+    """What must be so of every table, whatever was done to it."""
+    ranges = list(table.walk())
+    assert (ranges[0].start, ranges[-1].end) == (0, ALL)
+    assert all(one.end == next_.start for one, next_ in pairwise(ranges))
+    for covered in ranges:
+        assert covered.end - covered.start == ALL >> covered.depth
+        assert all(covered.start <= position_of(sender) < covered.end for sender in covered.bucket)
+    entries = entries_in(table)
+    assert len(table) == len(entries)
+    counted = {(kind.module, kind.state): kind.count for kind in table.kinds()}
+    assert all(counted.values())
+    assert counted == Counter((entry.module, entry.state) for entry in entries)
+    assert table.uncounted(None) == 0
+
+
+class TableAgainstADict(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table()
+        self.model: Model = {}
+
+    @rule(module=modules, sender=senders, state=states, day=days)
+    def put(self, module: bytes, sender: Sender, state: bytes, day: int) -> None:
+        self.table.put(module, sender, state, day)
+        put(self.model, module, sender, state, day)
+
+    @rule(numbers=st.sets(st.integers(0, 50), min_size=5), state=states, day=days)
+    def put_many(self, numbers: set[int], state: bytes, day: int) -> None:
+        for number in numbers:
+            self.put(b"lists", b"s%d" % number, state, day)
+
+    @rule(module=modules, sender=senders)
+    def get(self, module: bytes, sender: Sender) -> None:
+        assert self.table.get(module, sender) == self.model.get((module, sender), (START, 0))[0]
+
+    @rule(sender=senders)
+    def modules(self, sender: Sender) -> None:
+        assert sorted(self.table.modules(sender)) == sorted(module for module, its in self.model if its == sender)
+
+    @rule()
+    def clear(self) -> None:
+        freed = [sender for bucket in self.table.clear() for sender in bucket]
+        assert sorted(freed, key=repr) == sorted({sender for _, sender in self.model}, key=repr)
+        self.model.clear()
+
+    @rule()
+    def reload(self) -> None:
+        ranges = [covered._replace(bucket={}) for covered in self.table.walk()]
+        self.table = reloaded(self.table)
+        assert [covered._replace(bucket={}) for covered in self.table.walk()] == ranges
+
+    @invariant()
+    def holds_the_same(self) -> None:
+        assert as_model(entries_in(self.table)) == self.model
+
+    @invariant()
+    def is_sound(self) -> None:
+        assert_sound(self.table)
+
+
+TestTableAgainstADict = TableAgainstADict.TestCase
+TestTableAgainstADict.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+def test_buckets_split_when_they_are_full() -> None:
+    table = Table()
+    fill(table, 3)
+    assert len(list(table.walk())) == 1
+    fill(table, 100)
+    assert len(list(table.walk())) > 30
+    assert max(len(covered.bucket) for covered in table.walk()) <= 4  # a half may be as full as the whole was
+    assert_sound(table)
+
+
+@given(steps=st.lists(st.lists(st.integers(0, 200), max_size=30), max_size=8), start=st.integers(0, ALL - 1))
+def test_a_walk_covers_each_position_once_while_buckets_split(steps: list[list[int]], start: int) -> None:
+    table = Table()
+    fill(table, 10)
+    later = iter(steps)
+    walked: list[Range] = []
+    for covered in table.walk(start):
+        walked.append(covered)
+        for number in next(later, []):
+            table.put(b"lists", b"t%d" % number, b"POSTING", TODAY)
+    assert walked[0].start <= start < walked[0].end
+    assert walked[-1].end == ALL
+    assert all(one.end == next_.start for one, next_ in pairwise(walked))
+
+
+def test_a_walk_ends_with_a_clear() -> None:
+    """What is there then came later, in buckets that cover other positions."""
+    table = Table()
+    fill(table, 100)
+    walk = table.walk()
+    next(walk)
+    table.clear()
+    fill(table, 2)
+    assert list(walk) == []
+    assert len(list(table.walk())) == 1
+
+
+def test_senders_made_to_collide_do_not_blow_up_the_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "MAX_DEPTH", 4)
+    colliding = [sender_at(position) for position in range(50)]
+    table = Table()
+    for sender in colliding:
+        table.put(b"lists", sender, b"POSTING", TODAY)
+    assert len(list(table.walk())) == 5  # one for each depth on the way, and its neighbour at the end
+    assert [table.get(b"lists", sender) for sender in colliding] == [b"POSTING"] * len(colliding)
+    assert_sound(table)
+
+
+def test_positions_are_the_same_in_every_process_and_release() -> None:
+    assert position_of(None) == position_of(b"") == 0
+    assert position_of(b"123456789") == 0xCBF43926  # CRC-32's own test value
+    assert [position_of(sender_at(position)) for position in (0, 1, 2**31, 2**32 - 1)] == [0, 1, 2**31, 2**32 - 1]
+
+
+def test_none_empty_and_the_word_are_three_senders() -> None:
+    table = Table()
+    for sender in (None, b"", b"None"):
+        table.put(b"lists", sender, repr(sender).encode(), TODAY)
+    assert [table.get(b"lists", sender) for sender in (None, b"", b"None")] == [b"None", b"b''", b"b'None'"]
+
+
+def test_looking_stores_nothing() -> None:
+    table = Table()
+    assert table.get(b"lists", b"ann") == START
+    assert table.modules(b"ann") == []
+    table.put(b"lists", b"ann", START, TODAY)
+    assert entries_in(table) == []
+    assert list(table.kinds()) == []
+
+
+def test_the_day_is_that_of_the_last_change() -> None:
+    table = Table()
+    for state, day in ((b"A", 1), (b"A", 2), (b"B", 3), (b"B", 4)):
+        table.put(b"lists", b"ann", state, day)
+    assert [(entry.state, entry.day) for entry in entries_in(table)] == [(b"B", 3)]
+
+
+def test_entries_of_one_day_share_what_they_hold() -> None:
+    table = Table()
+    for sender in (b"ann", b"ben"):
+        table.put(b"lists", sender, b"POSTING", 1)
+    table.put(b"lists", b"cleo", b"POSTING", 2)
+    held = {sender: held for covered in table.walk() for sender, held in covered.bucket.items()}
+    assert held[b"ann"] is held[b"ben"]
+    assert held[b"ann"] is not held[b"cleo"]
+
+
+@settings(max_examples=50)
+@given(puts=st.lists(st.tuples(modules, senders, st.integers(0, 9).map(lambda number: b"%d" % number)), max_size=60))
+def test_where_there_are_too_many_kinds_all_are_still_there(puts: list[tuple[bytes, Sender, bytes]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_module, "MAX_KINDS", 4)
+        table, model = Table(), {}
+        for module, sender, state in puts:
+            state = START if state == b"0" else state
+            table.put(module, sender, state, TODAY)
+            put(model, module, sender, state, TODAY)
+        for each in (table, reloaded(table)):
+            assert as_model(entries_in(each)) == model
+            assert len(each) == len(model)
+            assert len(list(each.kinds())) <= 4
+            for module in {module for module, _ in model}:
+                counted = sum(kind.count for kind in each.kinds() if kind.module == module)
+                assert counted + each.uncounted(module) == sum(1 for key in model if key[0] == module)
+            assert sum(kind.count for kind in each.kinds()) + each.uncounted(None) == len(model)
+
+
+@pytest.mark.parametrize(("start", "depth"), [(0, 0), (0, 1), (1 << 31, 1), (0, 2), (1, 3)])
+def test_a_bucket_that_overlaps_another_is_not_adopted(start: int, depth: int) -> None:
+    table = Table()
+    for sender in (None, b"123456789"):
+        table.adopt(position_of(sender) & 1 << 31, 1, {sender: table.cell(b"lists", b"POSTING", TODAY)})
+    with pytest.raises(ValueError, match="overlaps"):
+        table.adopt(start, depth, {b"y": table.cell(b"lists", b"POSTING", TODAY)})

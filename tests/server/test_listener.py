@@ -1,0 +1,203 @@
+"""Where the daemon listens, and how all connections end."""
+
+import asyncio
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from statestore.address import Address, TcpAddress, UnixAddress
+from statestored import listener as listener_module
+from statestored.commands import Service
+from statestored.datadir import StartError
+from statestored.listener import Listener
+from tests.server.fakes import make_service
+from tests.server.rpc import code_of, messages, request
+from tests.server.waiting import eventually
+
+PONG = msgpack.packb([1, 1, None, None])
+ANY_PORT = TcpAddress("127.0.0.1", 0)
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A socket's path may have 108 bytes; pytest's directories are longer."""
+    with tempfile.TemporaryDirectory(prefix="ss-") as directory:
+        yield Path(directory) / "s"
+
+
+@asynccontextmanager
+async def listening(*addresses: Address, service: Service | None = None) -> AsyncIterator[list[Address]]:
+    listener = Listener(service or make_service())
+    try:
+        yield await listener.listen(addresses)
+    finally:
+        await listener.close()
+
+
+def has_ipv6() -> bool:
+    with suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
+async def connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(address, UnixAddress):
+        return await asyncio.open_unix_connection(address.path)
+    return await asyncio.open_connection(address.host, address.port)
+
+
+async def pings(address: Address) -> bool:
+    """Whether somebody of ours answers there."""
+    reader, writer = await connect(address)
+    writer.write(request(1, "ping"))
+    answer = await reader.readexactly(len(PONG))
+    writer.close()
+    return answer == PONG
+
+
+async def test_port_0_is_any_free_one() -> None:
+    async with listening(ANY_PORT, ANY_PORT) as addresses:
+        assert all(isinstance(address, TcpAddress) and address.port > 0 for address in addresses)
+        assert len(set(addresses)) == 2
+        for address in addresses:
+            assert await pings(address)
+
+
+async def test_several_addresses_share_one_store(path: Path) -> None:
+    async with listening(ANY_PORT, UnixAddress(str(path))) as (tcp, unix):
+        reader, writer = await connect(tcp)
+        writer.write(request(1, "set", "lists", "ann", "A"))
+        await reader.readexactly(len(PONG))
+        reader, other = await connect(unix)
+        other.write(request(1, "get", "lists", "ann"))
+        assert messages(await reader.readuntil(b"A")) == [[1, 1, None, "A"]]
+        writer.close()
+        other.close()
+
+
+async def test_a_name_stands_for_all_its_addresses() -> None:
+    async with listening(TcpAddress("localhost", 0)) as addresses:
+        assert addresses
+        for address in addresses:
+            assert address.is_local
+            assert await pings(address)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_an_ipv6_address_is_shown_as_it_is_written() -> None:
+    async with listening(TcpAddress("::1", 0)) as (address,):
+        assert str(address).startswith("[::1]:")
+        assert await pings(address)
+
+
+async def test_a_port_in_use_is_refused_with_its_name() -> None:
+    async with listening(ANY_PORT) as (address,):
+        with pytest.raises(StartError) as refusal:
+            async with listening(address):
+                pass
+    assert str(refusal.value) == f"cannot listen on {address}: address already in use"
+
+
+async def test_a_name_that_stands_for_nothing_is_refused() -> None:
+    with pytest.raises(StartError, match=r"nowhere\.invalid"):
+        async with listening(TcpAddress("nowhere.invalid", 0)):
+            pass
+
+
+async def test_a_unix_socket_goes_with_its_listener(path: Path) -> None:
+    for _ in range(2):
+        async with listening(UnixAddress(str(path))) as (address,):
+            assert await pings(address)
+        assert not path.exists()
+
+
+async def test_a_unix_socket_that_answers_is_left_alone(path: Path) -> None:
+    async with listening(UnixAddress(str(path))) as (address,):
+        with pytest.raises(StartError, match="another process listens on it"):
+            async with listening(address):
+                pass
+        assert await pings(address)
+
+
+async def test_closing_tells_clients_that_nothing_more_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "DRAIN", 10)
+    service = make_service()
+    listener = Listener(service)
+    (address,) = await listener.listen([ANY_PORT])
+    reader, writer = await connect(address)
+    writer.write(request(1, "ping"))
+    await reader.readexactly(len(PONG))
+    closing = asyncio.create_task(listener.close())
+    await asyncio.sleep(0)
+    writer.write(request(2, "set", "lists", "ann", "A"))
+    ((_, msgid, error, _),) = messages(await reader.readuntil(b"end\xc0"))
+    assert (msgid, code_of(error)) == (2, "shutting_down")
+    writer.close()
+    await closing  # at once, since the last client has gone
+    assert service.engine.space(b"default").get(b"lists", b"ann") == b"START"
+
+
+async def test_closing_ends_connections_that_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "DRAIN", 0.01)
+    async with listening(ANY_PORT) as (address,):
+        reader, writer = await connect(address)
+        writer.write(request(1, "ping"))
+        await reader.readexactly(len(PONG))
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_closing_gives_clients_time_to_read_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "DRAIN", 0.01)
+    service = make_service()
+    service.engine.space(b"default").set(b"m", b"ann", b"A" * 1000)
+    listener = Listener(service)
+    (address,) = await listener.listen([ANY_PORT])
+    reader, writer = await connect(address)
+    writer.write(b"".join(request(number, "get", "m", "ann") for number in range(16)))
+    await reader.readexactly(1)
+    closing = asyncio.create_task(listener.close())
+    data = b"\x94" + await reader.read()
+    assert [message[3] for message in messages(data)] == ["A" * 1000] * 16
+    await closing
+    writer.close()
+
+
+async def test_closing_does_not_wait_for_a_client_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "DRAIN", 0.01)
+    monkeypatch.setattr(listener_module, "PATIENCE", 0.01)
+    service = make_service()
+    service.engine.space(b"default").set(b"m", b"ann", b"A" * 1000)
+    async with listening(ANY_PORT, service=service) as (address,):
+        assert isinstance(address, TcpAddress)
+        with socket.create_connection((address.host, address.port)) as client:
+            client.setblocking(False)
+            data = b"".join(request(number, "get", "m", "ann") for number in range(1000))
+            blocked = 0
+
+            def is_stuck() -> bool:
+                nonlocal blocked
+                try:
+                    client.send(data)
+                except BlockingIOError:
+                    blocked += 1
+                else:
+                    blocked = 0
+                return blocked > 20
+
+            await eventually(is_stuck)
+            assert service.connections == 1
+    await eventually(lambda: service.connections == 0)
+
+
+async def test_closing_takes_no_new_connections() -> None:
+    async with listening(ANY_PORT) as (address,):
+        assert await pings(address)
+    with pytest.raises(ConnectionRefusedError):
+        await connect(address)

@@ -1,0 +1,67 @@
+"""One line for each event, whatever stands in it."""
+
+import json
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+
+from statestored.log import FORMATS, LEVELS
+
+
+def logged(level: str, format_: str, source: str) -> list[str]:
+    """The lines that a program of its own writes to standard error."""
+    head = f"""
+        import logging, structlog
+        from statestored.log import set_up_logging
+        log = structlog.get_logger()
+        set_up_logging({level!r}, {format_!r})
+    """
+    command = [sys.executable, "-c", dedent(head) + dedent(source)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=30, check=True)
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+EVENTS = """
+    log.debug("a debug")
+    log.info("an info", number=5)
+    log.warning("a warning", text="two words")
+    log.error("an error", text='quotes " and\\nlines')
+    logging.getLogger("library").info("too much")
+    logging.getLogger("library").warning("from a %s", "library")
+    try:
+        1 / 0
+    except ZeroDivisionError as error:
+        log.error("a fault", exc_info=error)
+"""
+ALL = ["a debug", "an info", "a warning", "an error", "from a library", "a fault"]
+EXPECTED = {"debug": ALL, "info": ALL[1:], "warning": ALL[2:], "error": ["an error", "a fault"]}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_json_is_one_object_a_line(level: str) -> None:
+    entries = [json.loads(line) for line in logged(level, "json", EVENTS)]
+    assert [entry["event"] for entry in entries] == EXPECTED[level]
+    for entry in entries:
+        assert entry["level"] in LEVELS
+        assert entry["timestamp"].endswith("Z")
+    assert "ZeroDivisionError" in entries[-1]["exception"]
+    assert 'quotes " and\nlines' in [entry.get("text") for entry in entries]
+
+
+def test_text_is_one_event_a_line() -> None:
+    lines = logged("debug", "text", EVENTS)
+    assert len(lines) == len(ALL)
+    for line, event in zip(lines, ALL, strict=True):
+        assert line.startswith("timestamp=")
+        assert f' event="{event}"' in line
+    assert "number=5" in lines[1]
+    assert 'text="two words"' in lines[2]
+    assert "ZeroDivisionError" in lines[-1]
+
+
+def test_levels_go_from_the_most_to_the_least() -> None:
+    assert LEVELS == ("debug", "info", "warning", "error")
+    assert FORMATS == ("text", "json")

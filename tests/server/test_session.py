@@ -1,0 +1,581 @@
+"""One connection: whatever comes in, right answers or none go out, and nobody else notices."""
+
+import asyncio
+import fcntl
+import select
+import sys
+import termios
+import threading
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from statestore.errors import Forbidden
+from statestore.wire import MAX_MESSAGE
+from statestored import session as session_module
+from statestored.commands import Service
+from statestored.engines.base import START
+from tests.daemon import Daemon
+from tests.server.fakes import LaterEngine, Wire, engine_without_files, make_service
+from tests.server.rpc import RawClient, code_of, request
+from tests.server.waiting import wait_until
+
+ANN = ("lists", "ann@a.example")
+SECRET = "do.not.log@this.example"
+
+GARBAGE = {
+    "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "smtp": b"EHLO mail.example\r\n",
+    "redis": b"*1\r\n$4\r\nPING\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+    "a reserved byte": b"\xc1",
+    "a number": msgpack.packb(5),
+    "a string": msgpack.packb("get"),
+    "a map": msgpack.packb({"method": "get"}),
+    "an empty array": msgpack.packb([]),
+    "a response": msgpack.packb([1, 1, None, "A"]),
+    "an array of five": msgpack.packb([0, 1, "get", [], 5]),
+    "an array of three": msgpack.packb([0, 1, "get"]),
+    "an unknown type": msgpack.packb([3, 1, "get", list(ANN)]),
+    "a type that is a string": msgpack.packb(["0", 1, "get", list(ANN)]),
+    "a negative id": msgpack.packb([0, -1, "get", list(ANN)]),
+    "an id of 33 bits": msgpack.packb([0, 2**32, "get", list(ANN)]),
+    "an id that is a float": msgpack.packb([0, 1.0, "get", list(ANN)]),
+    "an id that is a string": msgpack.packb([0, "1", "get", list(ANN)]),
+    "an id that is nil": msgpack.packb([0, None, "get", list(ANN)]),
+    "a string of four bytes": b"\xa4\x00\x01\x02\x03",
+    "a map of four": b"\x84\xa1a\x00\xa1b\x01\xa3set\x02\xa1d\x03",
+    "a map for a key": b"\x94\x00\x01\xa3get\x91\x81\x80\x01",
+    "a huge array": b"\xdd\x7f\xff\xff\xff",
+    "a huge map": b"\xdf\x7f\xff\xff\xff",
+    "a huge string": b"\xdb\x7f\xff\xff\xff" + bytes(MAX_MESSAGE + 20_000),
+    "too large": msgpack.packb([0, 1, "get", ["x" * (MAX_MESSAGE + 20_000), ""]]),
+    "too many items": msgpack.packb([0, 1, "get_many", [[None] * 5000]]),
+    "nested too deeply": b"\x91" * 100_000,
+}
+
+
+@pytest.fixture
+def service() -> Service:
+    return make_service(allow_clear=True)
+
+
+@pytest.fixture
+def wire(service: Service) -> Wire:
+    return Wire(service)
+
+
+def ok(msgid: int, result: Any) -> list[Any]:
+    return [1, msgid, None, result]
+
+
+def error_of(answer: list[Any]) -> str:
+    """Its code. A plain string is what other clients understand."""
+    kind, _, error, result = answer
+    assert (kind, result) == (1, None)
+    assert isinstance(error, str)
+    return code_of(error)
+
+
+def state(service: Service, module: str = ANN[0], sender: str = ANN[1]) -> bytes:
+    return service.engine.space(b"default").get(module.encode(), sender.encode())  # type: ignore[return-value]
+
+
+# Requests and responses
+
+
+def test_a_request_is_answered(wire: Wire) -> None:
+    assert wire.ask(request(1, "set", *ANN, "A")) == [ok(1, None)]
+    assert wire.ask(request(2, "get", *ANN)) == [ok(2, "A")]
+
+
+@pytest.mark.parametrize("msgid", [0, 1, 127, 128, 65535, 65536, 2**31, 2**32 - 1])
+def test_an_answer_has_the_id_of_its_request(wire: Wire, msgid: int) -> None:
+    assert wire.ask(request(msgid, "ping")) == [ok(msgid, None)]
+    assert wire.ask(request(msgid, "none"))[0][1] == msgid
+
+
+def test_names_and_texts_may_come_as_bin(wire: Wire) -> None:
+    wire.ask(request(1, b"set", b"lists", b"ann@a.example", b"A"))
+    assert wire.ask(request(2, "get", *ANN)) == [ok(2, "A")]
+
+
+def test_a_pipeline_is_answered_in_order_and_in_one_write(wire: Wire) -> None:
+    gets = [request(number, "get", *ANN) for number in range(100)]
+    assert wire.ask(request(1, "set", *ANN, "A"), *gets) == [ok(1, None), *(ok(number, "A") for number in range(100))]
+    assert wire.writes == 1
+
+
+def test_a_message_may_come_byte_by_byte(wire: Wire) -> None:
+    wire.ask(request(1, "set", *ANN, "A"))
+    for byte in request(2, "get", *ANN)[:-1]:
+        assert wire.ask(bytes([byte])) == []
+    assert wire.ask(request(2, "get", *ANN)[-1:]) == [ok(2, "A")]
+
+
+@given(data=st.data())
+def test_cuts_between_reads_make_no_difference(data: st.DataObject) -> None:
+    wire = Wire(make_service())
+    sent = b"".join(request(number, "set" if number % 2 else "get", *ANN, *["A"] * (number % 2)) for number in range(9))
+    cuts = [0, *sorted(data.draw(st.sets(st.integers(0, len(sent))))), len(sent)]
+    for start, end in pairwise(cuts):
+        wire.send(sent[start:end])
+    assert wire.read() == [ok(number, None if number % 2 else "A" if number else "START") for number in range(9)]
+
+
+def test_notifications_are_passed_over(wire: Wire, service: Service) -> None:
+    for name, params in (("set", [*ANN, "A"]), ("none", []), (5, 5)):
+        assert wire.ask(msgpack.packb([2, name, params])) == []
+    assert wire.ask(request(1, "ping")) == [ok(1, None)]
+    assert state(service) == START
+
+
+def test_an_unknown_method_is_an_error_on_a_connection_that_goes_on(wire: Wire) -> None:
+    assert error_of(wire.ask(request(1, "get_all"))[0]) == "unknown_method"
+    assert wire.ask(request(2, "ping")) == [ok(2, None)]
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("get", ["lists"]),
+        ("get", ["lists", "ann", "x"]),
+        ("get", [5, "ann"]),
+        ("get", "lists"),
+        ("get", None),
+        ("get", {}),
+        ("get", {"module": "lists"}),
+        (None, []),
+        (5, []),
+        ([], []),
+        ({}, []),
+        ("set", [*ANN]),
+        ("set", [*ANN, None]),
+        ("set", [*ANN, "A", {"fence": 1}]),
+        ("set_many", [[[*ANN]]]),
+        ("get_many", [["lists", "ann"]]),
+        ("scan", [5, None, None, None]),
+        ("scan", ["not a cursor", None, None, None]),
+        ("hello", []),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_a_bad_request(wire: Wire, service: Service, method: Any, params: Any) -> None:
+    assert [error_of(answer) for answer in wire.ask(msgpack.packb([0, 1, method, params]))] == ["bad_request"]
+    assert not wire.is_closing() or method == "hello"
+    assert state(service) == START
+
+
+def test_a_fault_of_ours_is_internal_and_the_connection_goes_on(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, service: Service
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("what only the log may say")
+
+    monkeypatch.setattr(service.engine.space(b"default"), "set_all", fail)
+    with capture_logs() as logs:
+        answers = wire.ask(request(1, "set_all", "ann", "A"), request(2, "ping"))
+    assert error_of(answers[0]) == "internal"
+    assert "only the log" not in answers[0][2]
+    assert answers[1] == ok(2, None)
+    assert [type(entry["exc_info"]) for entry in logs] == [ZeroDivisionError]
+
+
+# Garbage
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_closes_the_connection_and_changes_nothing(service: Service, garbage: bytes) -> None:
+    other, wire = Wire(service), Wire(service)
+    assert other.ask(request(1, "set", *ANN, "A")) == [ok(1, None)]
+    with capture_logs() as logs:
+        assert wire.ask(garbage, request(2, "set", *ANN, "B")) == []
+    assert wire.is_closing()
+    assert service.dropped == 1
+    assert [entry["event"] for entry in logs] == ["connection dropped"]
+    assert other.ask(request(3, "get", *ANN)) == [ok(3, "A")]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_what_came_before_garbage_is_answered_and_nothing_behind_it(service: Service, garbage: bytes) -> None:
+    wire = Wire(service)
+    assert wire.ask(request(1, "set", *ANN, "A"), garbage, request(2, "set", *ANN, "B")) == [ok(1, None)]
+    assert wire.is_closing()
+    assert state(service) == b"A"
+
+
+@pytest.mark.parametrize("cut", range(1, len(request(2, "set", *ANN, "B"))))
+def test_half_a_message_changes_nothing(service: Service, cut: int) -> None:
+    wire = Wire(service)
+    wire.send(request(1, "set", *ANN, "A"), request(2, "set", *ANN, "B")[:cut])
+    assert wire.read() == [ok(1, None)]
+    wire.hang_up()
+    assert state(service) == b"A"
+    assert service.connections == 0
+
+
+@settings(max_examples=300)
+@given(noise=st.binary(max_size=200))
+def test_noise_is_answered_or_ends_the_connection(noise: bytes) -> None:
+    service = make_service()
+    wire = Wire(service)
+    with capture_logs():
+        wire.send(request(1, "set", *ANN, "A"), noise)
+    assert wire.read()[0] == ok(1, None)
+    assert state(service) == b"A"
+    assert Wire(service).ask(request(2, "get", *ANN)) == [ok(2, "A")]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5) | st.sampled_from(["get", "ping", "info"]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=300)
+@given(message=values | st.tuples(st.integers(0, 3), st.integers(0, 9), values, values))
+def test_any_message_is_answered_once_passed_over_or_ends_the_connection(message: Any) -> None:
+    service = make_service()
+    wire = Wire(service)
+    with capture_logs():
+        wire.send(msgpack.packb(message))
+    assert len(wire.read()) + wire.is_closing() + (isinstance(message, list) and message[:1] == [2]) >= 1
+    assert len(wire.read()) <= 1
+    assert state(service) == START
+
+
+def test_what_is_logged_of_a_dropped_connection_is_not_what_it_sent(service: Service) -> None:
+    with capture_logs() as logs:
+        for garbage in (
+            msgpack.packb([SECRET]),
+            msgpack.packb({SECRET: {}}),
+            b"\x81\x81\xa1x\x01\x01",
+            SECRET.encode(),
+            b"\x94\x00\x01\xa3get\x92" + msgpack.packb(SECRET) + b"\xc1",
+        ):
+            Wire(service).send(garbage)
+    assert len(logs) == 5
+    assert SECRET.encode().hex() not in str(logs)
+    assert SECRET not in str(logs)
+
+
+# Hello
+
+
+def hello(msgid: int, **about: Any) -> bytes:
+    return request(msgid, "hello", about)
+
+
+def test_hello_chooses_the_namespace_of_what_follows(wire: Wire, service: Service) -> None:
+    wire.send(hello(1, namespace="other"), request(2, "set", *ANN, "A"))
+    assert [answer[2] for answer in wire.read()] == [None, None]
+    assert state(service) == START
+    assert service.engine.space(b"other").get(b"lists", b"ann@a.example") == b"A"
+
+
+FIRST = {
+    "ping": request(1, "ping"),
+    "hello": hello(1),
+    "get": request(1, "get", *ANN),
+    "an error": request(1, "get", *ANN, "x"),
+}
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+def test_hello_comes_first_or_is_refused(service: Service, first: bytes, pipelined: bool) -> None:
+    wire = Wire(service)
+    if not pipelined:
+        wire.ask(first)
+    answers = wire.ask(first if pipelined else b"", hello(2, namespace="x"), request(3, "set", *ANN, "A"))
+    assert error_of(answers[-1]) == "bad_request"
+    assert answers[-1][1] == 2
+    assert wire.is_closing()
+    assert state(service) == START
+
+
+REFUSED = {
+    "a wrong token": ({"token": "guess"}, "unauthorized"),
+    "no token": ({}, "unauthorized"),
+    "a long namespace": ({"token": "sesame", "namespace": "x" * 300}, "too_long"),
+    "one namespace too many": ({"token": "sesame", "namespace": "another"}, "full"),
+}
+
+
+@pytest.mark.parametrize(("about", "code"), REFUSED.values(), ids=REFUSED)
+def test_after_a_refused_hello_nothing_is_executed(about: dict[str, str], code: str) -> None:
+    service = make_service(engine_without_files(max_namespaces=1), token="sesame")
+    wire = Wire(service)
+    answers = wire.ask(hello(1, **about), request(2, "set", *ANN, "A"), hello(3, token="sesame"))
+    assert [error_of(answer) for answer in answers] == [code]
+    assert wire.is_closing()
+    assert state(service) == START
+
+
+def test_after_a_refused_hello_nothing_is_executed_when_the_client_reads_at_last(service: Service) -> None:
+    """It had not read the answers to what it sent before; when it does, there is room for more answers."""
+    wire = Wire(service, high_water=1000)
+    service.engine.space(b"default").set(b"lists", b"ann@a.example", b"A" * 1000)
+    wire.send(request(1, "get", *ANN), hello(2, namespace="x"), request(3, "set", *ANN, "B"), request(4, "ping"))
+    assert [answer[1] for answer in wire.read()] == [1, 2]
+    assert state(service) == b"A" * 1000
+
+
+def test_after_garbage_nothing_is_executed_when_the_client_reads_at_last(service: Service) -> None:
+    wire = Wire(service, high_water=1000)
+    service.engine.space(b"default").set(b"lists", b"ann@a.example", b"A" * 500)
+    gets = [request(number, "get", *ANN) for number in range(5)]
+    wire.send(*gets, msgpack.packb(5), request(6, "set", *ANN, "B"), request(7, "ping"))
+    assert [answer[1] for answer in wire.read()] == [0, 1, 2, 3, 4]
+    assert state(service) == b"A" * 500
+
+
+# Strangers, where a token is needed
+
+
+def test_a_stranger_is_told_what_is_missing() -> None:
+    service = make_service(token="sesame")
+    answers = Wire(service).ask(request(1, "get", *ANN), request(2, "set", *ANN, "A"), request(3, "info"))
+    assert [error_of(answer) for answer in answers] == ["unauthorized"] * 3
+    assert state(service) == START
+
+
+def test_a_stranger_may_pipeline_behind_its_hello() -> None:
+    wire = Wire(make_service(token="sesame"))
+    gets = [request(number, "get", *ANN) for number in range(2, 200)]
+    answers = wire.ask(hello(1, token="sesame"), *gets)
+    assert [answer[1:3] for answer in answers] == [[number, None] for number in range(1, 200)]
+
+
+def test_a_stranger_becomes_known_byte_by_byte() -> None:
+    wire = Wire(make_service(token="sesame"))
+    for byte in hello(1, token="sesame") + request(2, "set_many", [["m", str(n), "A"] for n in range(500)]):
+        wire.send(bytes([byte]))
+    assert [answer[1:3] for answer in wire.read()] == [[1, None], [2, None]]
+
+
+STRANGE = {
+    "a long string": request(1, "hello", {"token": "x" * 2000}),
+    "a long array": b"\xdd\x00\x00\x01\x00",
+    "many small ones": request(1, "ping") * 500,
+    "many notifications": msgpack.packb([2, "x", []]) * 500,
+}
+
+
+@pytest.mark.parametrize("sent", STRANGE.values(), ids=STRANGE)
+def test_a_stranger_gets_little(sent: bytes) -> None:
+    wire = Wire(make_service(token="sesame"))
+    for byte in sent:
+        wire.send(bytes([byte]))
+    assert wire.is_closing()
+
+
+# Clients that do not read
+
+
+def test_a_client_that_does_not_read_is_not_answered_on(service: Service) -> None:
+    wire = Wire(service, high_water=10_000)
+    service.engine.space(b"default").set(b"lists", b"ann@a.example", b"A" * 1000)
+    sent = [request(number, "get", *ANN) for number in range(1000)]
+    wire.send(*sent)
+    assert wire.unread < 10_000 + session_module.READ_SIZE * 50
+    assert [answer[1] for answer in wire.read()] == list(range(1000))
+
+
+def test_large_answers_are_not_piled_up(service: Service) -> None:
+    """Each may be a megabyte, and there is room for hundreds of requests in what is read at once."""
+    wire = Wire(service, high_water=10_000)
+    default = service.engine.space(b"default")
+    default.set_many([(b"m", b"s%d" % number, b"A" * 500) for number in range(100)])
+    wire.send(*[request(number, "scan", None, None, None, None) for number in range(100)])
+    assert wire.unread < 200_000
+    assert [answer[1] for answer in wire.read()] == list(range(100))
+
+
+# Answers that come later
+
+
+async def test_later_answers_go_out_in_any_order_with_their_ids() -> None:
+    engine = LaterEngine()
+    wire = Wire(make_service(engine))
+    wire.send(*[request(number, "set", "lists", str(number), "A") for number in range(5)], request(5, "ping"))
+    assert wire.read() == [ok(5, None)]
+    for number in (3, 0, 4, 1, 2):
+        engine.answers[number].set_result(None)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert wire.read()[1:] == [ok(number, None) for number in (3, 0, 4, 1, 2)]
+    assert engine.asked[3] == ("set", b"lists", b"3", b"A")
+
+
+async def test_a_get_asks_the_engine_once() -> None:
+    engine = LaterEngine()
+    wire = Wire(make_service(engine))
+    wire.send(request(1, "get", *ANN))
+    for answer in engine.answers:
+        answer.set_result(b"A")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert wire.read() == [ok(1, "A")]
+    assert engine.asked == [("get", b"lists", b"ann@a.example")]
+
+
+async def test_later_errors_go_out_with_their_ids() -> None:
+    engine = LaterEngine()
+    wire = Wire(make_service(engine))
+    wire.send(request(1, "set", *ANN, "A"), request(2, "set", *ANN, "B"))
+    with capture_logs() as logs:
+        engine.answers[1].set_exception(Forbidden("not you"))
+        engine.answers[0].set_exception(ZeroDivisionError())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert [(answer[1], error_of(answer)) for answer in wire.read()] == [(2, "forbidden"), (1, "internal")]
+    assert [type(entry["exc_info"]) for entry in logs] == [ZeroDivisionError]
+
+
+async def test_hello_is_refused_while_an_answer_is_still_to_come() -> None:
+    wire = Wire(make_service(LaterEngine()))
+    wire.send(request(1, "set", *ANN, "A"), hello(2))
+    assert [error_of(answer) for answer in wire.read()] == ["bad_request"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_answer_for_a_client_that_has_gone_is_dropped(fails: bool) -> None:
+    engine = LaterEngine()
+    wire = Wire(make_service(engine))
+    wire.send(request(1, "set", *ANN, "A"))
+    wire.hang_up()
+    if fails:
+        engine.answers[0].set_exception(Forbidden("not you"))
+    else:
+        engine.answers[0].set_result(None)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert wire.unread == 0
+
+
+async def test_a_client_that_only_waits_for_its_answers_gets_them_and_the_end() -> None:
+    """It said all that it has to say, and reads until the connection is closed."""
+    engine = LaterEngine()
+    wire = Wire(make_service(engine))
+    wire.send(request(1, "set", *ANN, "A"), request(2, "set", *ANN, "B"))
+    assert wire.session.eof_received()  # keeps the connection open
+    for number, answer in enumerate(engine.answers):
+        assert not wire.is_closing()
+        answer.set_result(None)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert wire.read()[number:] == [ok(number + 1, None)]
+    assert wire.is_closing()
+
+
+def test_a_client_that_sends_no_more_and_waits_for_nothing_has_gone(wire: Wire) -> None:
+    wire.ask(request(1, "ping"))
+    assert not wire.session.eof_received()
+
+
+# The end
+
+
+def test_a_draining_session_says_so_and_changes_nothing(wire: Wire, service: Service) -> None:
+    wire.ask(request(1, "set", *ANN, "A"))
+    wire.session.drain()
+    answers = wire.ask(request(2, "set", *ANN, "B"), request(3, "get", *ANN), request(4, "hello", {}))
+    assert [error_of(answer) for answer in answers] == ["shutting_down"] * 3
+    assert state(service) == b"A"
+
+
+def test_sessions_say_when_the_last_one_has_gone(service: Service) -> None:
+    wire = Wire(service)
+    other = session_module.Session(service, wire.sessions)
+    other.connection_made(wire)
+    assert service.connections == 2
+    wire.hang_up()
+    assert not wire.sessions.emptied.is_set()
+    other.connection_lost(None)
+    assert wire.sessions.emptied.is_set()
+    assert (service.connections, service.connections_total) == (0, 2)
+
+
+def test_calls_and_errors_are_counted(wire: Wire) -> None:
+    wire.ask(*[request(number, "get", *ANN) for number in range(3)], request(4, "none"), request(5, "get"))
+    info = wire.ask(request(6, "info"))[0][3]
+    assert (info["calls"]["get"], info["calls"]["info"], info["calls"]["set"]) == (3, 1, 0)
+    assert info["errors"] == {"unknown_method": 1, "bad_request": 1}
+
+
+# With a real daemon on real sockets
+
+
+def resident(daemon: Daemon) -> int:
+    """Bytes of memory that the daemon uses."""
+    assert daemon.process is not None
+    with open(f"/proc/{daemon.process.pid}/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_a_client_that_does_not_read_costs_little_and_holds_up_nobody(shared_daemon: Daemon) -> None:
+    with RawClient(shared_daemon.address) as slow, RawClient(shared_daemon.unix_address) as other:
+        for client in (slow, other):
+            client.ask("hello", {"namespace": "slow"})
+        other.ask("set_many", [["m", f"s{number}", "A" * 500] for number in range(400)])
+        before = resident(shared_daemon)
+        scan = request(1, "scan", None, None, None, None)
+        slow.socket.setblocking(False)
+        while select.select([], [slow.socket], [], 0.2)[1]:  # until the daemon takes no more
+            slow.socket.send(scan * 100)
+            assert resident(shared_daemon) - before < 30_000_000
+        assert other.ask("get", "m", "s1") == "A" * 500
+
+
+def test_a_client_that_reads_late_gets_all_its_answers(shared_daemon: Daemon) -> None:
+    count = 20_000
+    with RawClient(shared_daemon.address) as slow:
+        slow.ask("hello", {"namespace": "late"})
+        slow.ask("set", *ANN, "A" * 1000)
+        requests = b"".join(request(number, "get", *ANN) for number in range(count))
+        sending = threading.Thread(target=slow.send, args=[requests])
+        sending.start()
+        wait_until(lambda: unsent(slow) > 0)
+        for number in range(count):
+            assert slow.next() == ok(number, "A" * 1000)
+        sending.join()
+
+
+def unsent(client: RawClient) -> int:
+    """Bytes that are in the system's hands, and that the daemon has not taken yet."""
+    return int.from_bytes(fcntl.ioctl(client.socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def test_a_client_that_sends_without_end_does_not_hold_up_others(shared_daemon: Daemon) -> None:
+    with RawClient(shared_daemon.address) as eager, RawClient(shared_daemon.address) as other:
+        notification = msgpack.packb([2, "x", ["y" * 100]]) * 20_000
+        eager.send(notification)
+        assert other.ask("ping") is None
+        assert eager.ask("ping") is None
+
+
+def test_many_clients_are_answered_at_once(shared_daemon: Daemon) -> None:
+    clients = [RawClient(shared_daemon.address) for _ in range(100)]
+    for number, client in enumerate(clients):
+        client.send(hello(1, namespace="many"), request(2, "set", "m", f"s{number}", f"S{number}"))
+    for client in clients:
+        assert [client.next()[1], client.next()] == [1, ok(2, None)]
+    for number, client in enumerate(clients):
+        assert client.ask("get", "m", f"s{number}") == f"S{number}"
+        client.socket.close()
+
+
+@pytest.mark.parametrize("garbage", ["http", "a huge array", "nested too deeply", "too large", "a response"])
+def test_garbage_over_a_real_connection_closes_it(shared_daemon: Daemon, garbage: str) -> None:
+    with RawClient(shared_daemon.address) as bad, RawClient(shared_daemon.address) as good:
+        with suppress(ConnectionError):
+            bad.send(GARBAGE[garbage])
+        assert bad.is_closed()
+        assert good.ask("ping") is None

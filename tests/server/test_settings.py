@@ -1,0 +1,314 @@
+"""Each setting is declared once; flag, variable, file and documentation say the same of it."""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from statestore.address import TcpAddress, UnixAddress
+from statestored.datadir import StartError
+from statestored.settings import Settings, default_data_dir, options, read_token, unknown_variables
+
+ROOT = Path(__file__).parents[2]
+NAMES = [setting.name for setting in fields(Settings)]
+KEYS = [name.replace("_", "-") for name in NAMES]
+VARIABLES = ["STATESTORED_" + name.upper() for name in NAMES]
+
+# A value of each setting that is not the default: as it is written in a shell, in a TOML file, and what it means.
+SAMPLES: dict[str, tuple[str, str, Any]] = {
+    "listen": ("unix:/run/s", '["unix:/run/s"]', (UnixAddress("/run/s"),)),
+    "admin-listen": ("[::1]:80", '"[::1]:80"', TcpAddress("::1", 80)),
+    "data-dir": ("/srv/states", '"/srv/states"', Path("/srv/states")),
+    "engine": ("embedded:", '"embedded:"', "embedded:"),
+    "token-file": ("/run/token", '"/run/token"', Path("/run/token")),
+    "allow-clear": ("true", "true", True),
+    "snapshot-interval": ("2.5", "2.5", 2.5),
+    "snapshot-changes": ("7", "7", 7),
+    "max-module": ("11", "11", 11),
+    "max-sender": ("12", "12", 12),
+    "max-state": ("13", "13", 13),
+    "max-namespaces": ("14", "14", 14),
+    "log-level": ("error", '"error"', "error"),
+    "log-format": ("json", '"json"', "json"),
+}
+
+Read = Callable[..., Settings]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Read:
+    """The settings of a command line, an environment and a file."""
+    for name in [*os.environ]:
+        if name.startswith("STATE"):
+            monkeypatch.delenv(name)
+
+    def read(*arguments: str, file: str | None = None, **environment: str) -> Settings:
+        if file is not None:
+            path = tmp_path / "statestored.toml"
+            path.write_text(file)
+            arguments = (*arguments, f"--config={path}")
+        command = click.Command("statestored", params=[*options()], callback=lambda **values: Settings(**values))
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            settings: Settings = command.main([*arguments], standalone_mode=False)
+            return settings
+
+    return read
+
+
+def flag(key: str, value: str) -> str:
+    return f"--{key}" if key == "allow-clear" else f"--{key}={value}"
+
+
+def variable(key: str) -> str:
+    return "STATESTORED_" + key.upper().replace("-", "_")
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    return getattr(settings, key.replace("-", "_"))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_setting_can_be_given_in_three_ways(read: Read, key: str) -> None:
+    text, toml, value = SAMPLES[key]
+    given = (read(flag(key, text)), read(**{variable(key): text}), read(file=f"{key} = {toml}"))
+    for settings in given:
+        assert value_of(settings, key) == value
+        assert type(value_of(settings, key)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("ways", "expected"),
+    [
+        ("", 1024),
+        ("file", 1),
+        ("environment", 2),
+        ("flag", 3),
+        ("file environment", 2),
+        ("file flag", 3),
+        ("environment flag", 3),
+        ("file environment flag", 3),
+    ],
+)
+def test_a_flag_goes_before_the_environment_and_that_before_the_file(read: Read, ways: str, expected: int) -> None:
+    settings = read(
+        *["--max-state=3"] * ("flag" in ways),
+        file="max-state = 1\nmax-module = 5" if "file" in ways else None,
+        **{"STATESTORED_MAX_STATE": "2"} if "environment" in ways else {},
+    )
+    assert settings.max_state == expected
+    assert settings.max_module == (5 if "file" in ways else 1024)
+
+
+def test_the_file_may_be_named_by_the_environment(read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text("max-state = 1")
+    assert read(STATESTORED_CONFIG=str(path)).max_state == 1
+
+
+def test_several_addresses(read: Read) -> None:
+    both = (TcpAddress("127.0.0.1", 1), UnixAddress("/run/s"))
+    assert read("--listen=127.0.0.1:1", "--listen", "unix:/run/s").listen == both
+    assert read(STATESTORED_LISTEN="127.0.0.1:1 unix:/run/s").listen == both
+    assert read(file='listen = ["127.0.0.1:1", "unix:/run/s"]').listen == both
+
+
+def test_addresses_without_a_port_get_their_own(read: Read) -> None:
+    settings = read("--listen=localhost", "--admin-listen=localhost")
+    assert settings.listen == (TcpAddress("localhost", 7828),)
+    assert settings.admin_listen == TcpAddress("localhost", 7829)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("listen", "127.0.0.1:99999"),
+        ("listen", "unix:relative"),
+        ("listen", "a b"),
+        ("admin-listen", "me@here"),
+        ("engine", "redis://localhost"),
+        ("snapshot-interval", "-1"),
+        ("snapshot-interval", "nan"),
+        ("snapshot-interval", "soon"),
+        ("snapshot-changes", "-1"),
+        ("snapshot-changes", "1.5"),
+        ("max-module", "0"),
+        ("max-module", "4097"),
+        ("max-sender", "16385"),
+        ("max-state", "many"),
+        ("max-namespaces", "0"),
+        ("log-level", "loud"),
+        ("log-format", "xml"),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_name_of_its_setting(read: Read, key: str, text: str) -> None:
+    environment = {} if key == "listen" and " " in text else {variable(key): text}
+    for arguments, variables in (([flag(key, text)], {}), ([], environment)):
+        if arguments or variables:
+            with pytest.raises(click.UsageError) as error:
+                read(*arguments, **variables)
+            assert f"--{key}" in error.value.format_message()
+
+
+# Every type that TOML has.
+LITERALS = ["5", "-1", "1.5", "5.0", "nan", "inf", "true", '""', '"x"', '"5"', "[]", "['x']", "[5]", "[[]]", "{a=1}"]
+LITERALS += ["1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", r'"\u0000"', '"~"', '"~nobody-here/x"']
+TYPES = {"listen": tuple, "admin-listen": TcpAddress, "data-dir": Path, "token-file": Path, "allow-clear": bool}
+TYPES |= {"snapshot-interval": float, "engine": str, "log-level": str, "log-format": str}
+
+
+@pytest.mark.parametrize("literal", LITERALS)
+@pytest.mark.parametrize("key", KEYS)
+def test_a_value_of_a_file_is_taken_as_it_is_or_refused(read: Read, key: str, literal: str) -> None:
+    value = tomllib.loads(f"x = {literal}")["x"]
+    try:
+        taken = value_of(read(file=f"{key} = {literal}"), key)
+    except (StartError, click.UsageError) as error:
+        refusal = error
+    else:
+        refusal = None
+    if refusal is not None:
+        assert key in (refusal.format_message() if isinstance(refusal, click.UsageError) else str(refusal))
+        return
+    assert isinstance(taken, TYPES.get(key, int)) or (key, value, taken) == ("token-file", "", None)
+    if not isinstance(value, str):
+        assert taken == value or not isinstance(taken, int | float)
+        assert isinstance(taken, bool) == isinstance(value, bool)
+    if isinstance(taken, tuple):
+        assert taken, "a daemon that listens nowhere is of no use"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("max-states = 1", "is it 'max-state'?"),
+        ("max_state = 1", "is it 'max-state'?"),
+        ("lisen = []", "is it 'listen'?"),
+        ("token = 'x'", "no setting 'token'"),
+        ("config = 'x'", "no setting 'config'"),
+        ("qqqqqq = 1", "no setting 'qqqqqq'"),
+        ("[server]\nlisten = []", "no setting 'server'"),
+        ("max-state = ", "Invalid value"),
+        ("max-state", "Expected '='"),
+        ("listen = '127.0.0.1'", "listen must be an array"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused_with_its_name(read: Read, tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(StartError) as refusal:
+        read(file=line)
+    assert str(refusal.value).startswith(f"{tmp_path / 'statestored.toml'}: ")
+    assert says in str(refusal.value)
+    assert "is it" not in str(refusal.value) or "is it" in says or "token" in says
+
+
+def test_a_file_that_is_not_there_is_refused_with_its_name(read: Read, tmp_path: Path) -> None:
+    with pytest.raises(click.UsageError, match=r"none\.toml"):
+        read(f"--config={tmp_path / 'none.toml'}")
+
+
+def test_a_file_that_is_no_text_is_refused_with_its_name(read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "binary.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(StartError, match=r"binary\.toml"):
+        read(f"--config={path}")
+
+
+def test_variables_that_mean_nothing_are_found() -> None:
+    environment = dict.fromkeys([*VARIABLES, "STATESTORED_TOKEN", "STATESTORED_CONFIG", "STATESTORE_X", "PATH"], "")
+    assert unknown_variables(environment) == []
+    environment |= {"STATESTORED_TOKENS": "", "STATESTORED_LISTENS": "", "STATESTORED_": ""}
+    assert unknown_variables(environment) == ["STATESTORED_", "STATESTORED_LISTENS", "STATESTORED_TOKENS"]
+
+
+def test_the_data_directory_is_systemds_or_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    for given, expected in (
+        (None, "/home/ann/.local/state/statestored"),
+        ("", "/home/ann/.local/state/statestored"),
+        ("/var/lib/statestored", "/var/lib/statestored"),
+        ("/var/lib/one:/var/lib/two", "/var/lib/one"),
+    ):
+        if given is None:
+            monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+        else:
+            monkeypatch.setenv("STATE_DIRECTORY", given)
+        assert default_data_dir() == Path(expected)
+
+
+# The token
+
+
+def test_there_need_be_no_token(read: Read) -> None:
+    assert read_token(read(), {}) is None
+
+
+def test_the_token_comes_from_the_environment_or_a_file(read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("sesame\n")
+    assert read_token(read(), {"STATESTORED_TOKEN": "sesame"}) == "sesame"
+    assert read_token(read(f"--token-file={path}"), {}) == "sesame"
+
+
+def test_two_tokens_are_refused(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("sesame")
+    with pytest.raises(StartError, match="both STATESTORED_TOKEN and --token-file"):
+        read_token(read(f"--token-file={tmp_path / 'token'}"), {"STATESTORED_TOKEN": "sesame"})
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"  \n", b"\xff", None])
+def test_a_token_file_without_a_token_is_refused(read: Read, tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "token").write_bytes(content)
+    with pytest.raises(StartError, match="token"):
+        read_token(read(f"--token-file={tmp_path / 'token'}"), {})
+
+
+@pytest.mark.parametrize("token", ["", os.fsdecode(b"\xff")])
+def test_a_token_that_no_client_could_give_is_refused(read: Read, token: str) -> None:
+    with pytest.raises(StartError, match="token") as refusal:
+        read_token(read(), {"STATESTORED_TOKEN": token})
+    str(refusal.value).encode()
+
+
+# What is written about them
+
+
+def test_the_help_names_each_setting_with_its_variable() -> None:
+    with click.Context(command := click.Command("statestored", params=[*options()])) as context:
+        text = re.sub(r"\s+", "", command.get_help(context))
+    for key in KEYS:
+        assert f"--{key}" in text
+        assert variable(key) in text
+
+
+def toml_lines() -> list[str]:
+    return (ROOT / "statestored.toml").read_text().splitlines()
+
+
+def commented() -> dict[str, str]:
+    """Settings that are commented out: `# name = value`."""
+    found = [re.fullmatch(r"# ([a-z-]+) = (.*)", line) for line in toml_lines()]
+    pairs = [(match[1], match[2]) for match in found if match]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def test_the_annotated_file_names_every_setting_and_nothing_else() -> None:
+    assert list(commented()) == KEYS
+
+
+def test_the_annotated_file_sets_nothing() -> None:
+    assert tomllib.loads((ROOT / "statestored.toml").read_text()) == {}
+
+
+def test_what_the_annotated_file_says_are_the_defaults(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    for key, value in commented().items():
+        assert read(file=f"{key} = {value}") == read(), key

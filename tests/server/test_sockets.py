@@ -1,0 +1,86 @@
+"""Unix sockets: ours from the first moment, and nobody else's taken away."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from statestore.address import UnixAddress
+from statestored.datadir import StartError
+from statestored.sockets import bind_unix, reason
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A socket's path may have 108 bytes; pytest's directories are longer."""
+    with tempfile.TemporaryDirectory(prefix="ss-") as directory:
+        yield Path(directory) / "s"
+
+
+def address(path: Path) -> UnixAddress:
+    return UnixAddress(str(path))
+
+
+def leave_socket(path: Path) -> None:
+    """As a killed daemon does."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_it_is_for_its_owner_only_before_anybody_could_connect(path: Path) -> None:
+    with bind_unix(address(path)):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_umask_is_what_it_was(path: Path, works: bool) -> None:
+    before = os.umask(0o027)
+    try:
+        if works:
+            bind_unix(address(path)).close()
+        else:
+            with pytest.raises(StartError):
+                bind_unix(UnixAddress("/nowhere/at/all/s"))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+
+
+def test_a_stale_one_is_replaced(path: Path) -> None:
+    leave_socket(path)
+    with bind_unix(address(path)) as sock:
+        sock.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_one_that_answers_is_left_alone(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        with pytest.raises(StartError, match="another process listens on it"):
+            bind_unix(address(path))
+        assert path.exists()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(StartError, match="no socket"):
+        bind_unix(address(path))
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("where", ["/nowhere/at/all/s", "/tmp/" + "x" * 200])
+def test_a_path_that_cannot_be_is_refused_with_its_name(where: str) -> None:
+    with pytest.raises(StartError) as refusal:
+        bind_unix(UnixAddress(where))
+    assert str(refusal.value).startswith(f"cannot listen on unix:{where}: ")
+
+
+def test_a_reason_fits_into_a_sentence() -> None:
+    assert reason(FileNotFoundError(2, "No such file or directory")) == "no such file or directory"
+    assert reason(OSError("AF_UNIX path too long")) == "af_unix path too long"
