@@ -56,7 +56,7 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
             raise ValueError(f"address {text!r}: a unix socket needs an absolute path, as in unix:/run/states.sock")
         return UnixAddress(path)
     host, port = _split_port(text)
-    if not host or not host.isprintable() or any(c.isspace() or c in "/@" for c in host) or not _may_have_colons(host):
+    if not _is_host(host):
         raise ValueError(f"address {text!r}: expected host, host:port, [v6]:port or unix:/path")
     return TcpAddress(host, default_port if port is None else _port(text, port))
 
@@ -78,8 +78,10 @@ def _split_port(text: str) -> tuple[str, str | None]:
     return host, port if colon else None
 
 
-def _may_have_colons(host: str) -> bool:
-    """Only an IPv6 address, with or without the name of an interface, has them."""
+def _is_host(host: str) -> bool:
+    """Whether it can be one: a port alone is none, and only an IPv6 address has colons."""
+    if not host or host.isdigit() or not host.isprintable() or any(c.isspace() or c in "/@" for c in host):
+        return False
     if ":" not in host:
         return True
     try:

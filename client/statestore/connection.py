@@ -1,6 +1,7 @@
 """One blocking connection: connect within a deadline, then one request and one response at a time."""
 
 import contextlib
+import select
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,7 @@ class Connection:
             if response.error is not None:
                 raise response.error
             self.welcome = Welcome.parse(response.result)
+            self.welcome.check_version()
         except TimeoutError:
             self.close()
             raise _silence(address, deadline) from None
@@ -62,14 +64,7 @@ class Connection:
     @property
     def is_stale(self) -> bool:
         """Whether the server has closed it, or said something unasked, while nobody was looking."""
-        self._socket.settimeout(0)
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
+        return _is_ready(self._socket, 0)
 
     def close(self) -> None:
         """Only the file descriptor goes; a `shutdown` would reach a parent process that shares the connection."""
@@ -79,10 +74,10 @@ class Connection:
     def _exchange(self, request: tuple[int, bytes], deadline: Deadline, patience: float | None = None) -> Response:
         """Raises WrongServer or OSError, of which TimeoutError is one."""
         msgid, data = request
-        self._socket.settimeout(_least(deadline.left(), patience))
-        self._socket.sendall(data)
+        while data := data[self._send(data) :]:
+            _wait(self._socket, _least(deadline.left(), patience), for_writing=True)
         while (response := self._protocol.next_response()) is None:
-            self._socket.settimeout(_least(deadline.left(), patience))
+            _wait(self._socket, _least(deadline.left(), patience))
             received = self._socket.recv(READ_SIZE)
             if not received:
                 raise ConnectionResetError("the server closed the connection")
@@ -91,13 +86,42 @@ class Connection:
             raise WrongServer(f"an answer to request {response.msgid} came where {msgid} was asked")
         return response
 
+    def _send(self, data: bytes) -> int:
+        """How much of it the system took."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+
+
+def _wait(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> None:
+    """Raises TimeoutError where the socket is not ready so soon."""
+    if not _is_ready(sock, seconds, for_writing=for_writing):
+        raise TimeoutError(f"nothing came within {seconds:g} s")
+
+
+if hasattr(select, "poll"):
+
+    def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
+        poller = select.poll()
+        poller.register(sock, select.POLLOUT if for_writing else select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+else:
+
+    def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
+        readable, writable = ([], [sock]) if for_writing else ([sock], [])
+        return any(select.select(readable, writable, [], seconds))
+
 
 def _connect(address: Address, deadline: Deadline) -> socket.socket:
     """Tries every address that a name stands for. Raises ConnectionLost with what the last one said."""
     failure = ConnectionLost("the name stands for no address", sent=False)
     targets = list(_targets(address, deadline))
     for number, (family, target) in enumerate(targets):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            raise ConnectionLost(_reason(error), sent=False) from error
         try:
             sock.settimeout(deadline.left() / (len(targets) - number))  # each its share
             sock.connect(target)
@@ -111,6 +135,7 @@ def _connect(address: Address, deadline: Deadline) -> socket.socket:
             sock.close()
             raise
         else:
+            sock.settimeout(0)
             return sock
     raise failure
 
@@ -138,7 +163,10 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
             answer.append(error)
 
     thread = threading.Thread(target=ask, name="statestore-look-up", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ConnectionLost(f"looking up {address.host}: {error}", sent=False) from error
     with contextlib.suppress(TimeoutError):
         thread.join(deadline.left())
     if not answer:

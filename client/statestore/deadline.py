@@ -3,6 +3,9 @@
 import time
 
 
+LAST_ATTEMPT = 0.05  # seconds
+
+
 class Deadline:
     """`seconds` from now, on the monotonic clock."""
 
@@ -24,5 +27,8 @@ class Deadline:
         return time.monotonic() >= self._at
 
     def sleep(self, seconds: float) -> None:
-        """So long, or until it passes."""
-        time.sleep(max(0.0, min(seconds, self._at - time.monotonic())))
+        """So long; where that is more than is left, until a last attempt is just possible, and after it to the end."""
+        left = max(0.0, self._at - time.monotonic())
+        if seconds >= left:
+            seconds = left - LAST_ATTEMPT if left > 2 * LAST_ATTEMPT else left
+        time.sleep(seconds)

@@ -1,7 +1,7 @@
 """A bounded pool of connections, for threads, across forks."""
 
 import os
-import threading
+import queue
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +22,10 @@ class Pool:
 
     def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
         """Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
-        if not self._permits.acquire(timeout=deadline.left()):
-            raise TimeoutError(f"all {self._size} connections were busy for {deadline.seconds:g} s")
+        try:
+            self._permits.get(timeout=deadline.left())
+        except queue.Empty:
+            raise TimeoutError(f"all {self._size} connections were busy for {deadline.seconds:g} s") from None
         try:
             connection = self._take(deadline)
             try:
@@ -34,7 +36,7 @@ class Pool:
             self._idle.append(connection)
             return response
         finally:
-            self._permits.release()
+            self._permits.put(None)
 
     def drop_idle(self) -> None:
         """Close what is not in use: after one connection broke, the others have most likely broken too."""
@@ -61,7 +63,10 @@ class Pool:
         connection.close()
 
     def _start_anew(self) -> None:
-        self._permits = threading.Semaphore(self._size)
+        # Not a Semaphore: that is Python code, and a KeyboardInterrupt in it leaves its inner lock held for ever.
+        self._permits: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(self._size):
+            self._permits.put(None)
         # What is done to these two is atomic, one call each.
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()  # the idle ones, and those in use

@@ -46,8 +46,15 @@ class Welcome:
                 version=int(result["version"]),
                 limits=Limits(**{name: int(limits[name]) for name in ("module", "sender", "state", "items")}),
             )
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise WrongServer(f"what answers is not statestored: its hello lacks {error}") from error
+
+    def check_version(self) -> None:
+        """Raises WrongServer where the server speaks another version of the protocol than we do."""
+        if self.version != wire.PROTOCOL_VERSION:
+            raise WrongServer(
+                f"the server speaks version {self.version} of the protocol, this client {wire.PROTOCOL_VERSION}"
+            )
 
 
 class ClientProtocol:

@@ -11,6 +11,7 @@ from typing import Any
 
 from statestore.base import START, Pair, Sender, StateStorage, Swap, Triple
 
+ATTACHED = "_statestore_deliver"  # where our `deliver` keeps the one that it stands for
 # Where Salmon and Lamson keep what their decorators say about a handler.
 SETTINGS_ATTRIBUTES = ("_salmon_settings", "_lamson_settings")
 
@@ -91,12 +92,13 @@ class DeliveryView:
 
 
 def _consistent(router: Any, view: DeliveryView) -> Callable[[Any], None]:
-    deliver = getattr(router.deliver, "__wrapped__", router.deliver)  # its own, however often it was attached
+    deliver = getattr(router.deliver, ATTACHED, router.deliver)  # as it was, however often a store was attached
 
     @functools.wraps(deliver)
     def deliver_consistently(message: Any) -> None:
         view.during_delivery(_candidates(router, message), lambda: deliver(message))
 
+    setattr(deliver_consistently, ATTACHED, deliver)
     return deliver_consistently
 
 

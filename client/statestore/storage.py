@@ -16,7 +16,6 @@ from statestore.deadline import Deadline
 from statestore.errors import (
     Forbidden,
     Full,
-    ShuttingDown,
     StateStoreError,
     TooLong,
     Unauthorized,
@@ -192,6 +191,9 @@ class RemoteStorage(StateStorage):
                 failure = refused
                 if not refused.retry:
                     break
+            except Exception as fault:  # whatever it is, to a mail server it must be a store that is away
+                failure = fault
+                break
             else:
                 if response.error is None:
                     self._back()
@@ -211,11 +213,15 @@ class RemoteStorage(StateStorage):
             share = Deadline(deadline.left() / (len(self._addresses) - number))
             try:
                 connection = Connection(address, self._namespace, self._token, share)
-            except (ConnectionLost, TimeoutError, ShuttingDown) as failure:
-                failures.append(str(getattr(failure, "detail", failure)))
-                continue
-            self._pin(connection)
-            return connection
+            except (ConnectionLost, TimeoutError) as failure:
+                failures.append(str(failure))
+            except StateStoreError as refused:
+                if not refused.retry:
+                    raise
+                failures.append(refused.detail)
+            else:
+                self._pin(connection)
+                return connection
         raise ConnectionLost("; ".join(failures), sent=False)
 
     def _pin(self, connection: Connection) -> None:

@@ -8,7 +8,8 @@ import sys
 def main() -> None:
     # Until the daemon listens for signals there is nothing to end in order. A container's first process would not even
     # notice one that it has no handler for, and be killed ten seconds later.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, lambda *_: os._exit(0))
     try:
         from statestored.cli import main as start
     except ModuleNotFoundError as error:

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import structlog
 import uvloop
@@ -105,10 +105,11 @@ def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
         seen.append(signum)
         serving.cancel()
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(signum, stop, signum)
 
 
 def _say(line: str) -> None:
     """For whoever started the daemon by hand, or waits for it in a script."""
-    print(line, flush=True)  # noqa: T201
+    with suppress(OSError):
+        print(line, flush=True)  # noqa: T201

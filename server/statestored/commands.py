@@ -196,6 +196,7 @@ class Command:
     run: Callable[..., Reply]
     arity: int
     role: Role
+    heavy: bool = False  # takes a sizeable part of a millisecond, or more: others have their turn after it
 
 
 COMMANDS: dict[bytes, Command] = {
@@ -207,18 +208,21 @@ COMMANDS: dict[bytes, Command] = {
         Command("set", set_, 3, Role.WRITE),
         Command("set_all", set_all, 2, Role.WRITE),
         Command("compare_and_set", compare_and_set, 4, Role.WRITE),
-        Command("get_many", get_many, 1, Role.READ),
-        Command("set_many", set_many, 1, Role.WRITE),
-        Command("scan", scan, 4, Role.READ),
-        Command("count", count, 2, Role.READ),
-        Command("clear", clear, 0, Role.ADMIN),
+        Command("get_many", get_many, 1, Role.READ, heavy=True),
+        Command("set_many", set_many, 1, Role.WRITE, heavy=True),
+        Command("scan", scan, 4, Role.READ, heavy=True),
+        Command("count", count, 2, Role.READ, heavy=True),
+        Command("clear", clear, 0, Role.ADMIN, heavy=True),
         Command("info", info, 0, Role.READ),
     )
 }
 
-# What each role may call. `hello` is not among it: the session has to see to it, since it comes first or never.
+# What each role may call without further ado. The session has to see to the others: `hello` comes first or never.
 ALLOWED: dict[Role, dict[bytes, Command]] = {
-    role: {name: command for name, command in COMMANDS.items() if Role.NOBODY < command.role <= role} for role in Role
+    role: {
+        name: command for name, command in COMMANDS.items() if Role.NOBODY < command.role <= role and not command.heavy
+    }
+    for role in Role
 }
 
 

@@ -19,7 +19,8 @@ log = structlog.get_logger()
 LOCK, IDENTITY = "lock", "store.json"
 IDENTITY_FORMAT = 1
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_SNAPSHOT = re.compile(r"(\d{8})\.snapshot")
+_SNAPSHOT = re.compile(r"\d{8}\.snapshot")
+_UNFINISHED = re.compile(rf"({_SNAPSHOT.pattern}|{re.escape(IDENTITY)}){re.escape(files.TEMPORARY)}")
 
 
 class StartError(Exception):
@@ -87,8 +88,9 @@ class DataDirectory:
         return lock
 
     def _remove_unfinished(self) -> None:
-        for path in self.path.glob("*" + files.TEMPORARY):
-            path.unlink()
+        for path in self.path.iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink()
 
     def _identity(self) -> uuid.UUID:
         path = self.path / IDENTITY

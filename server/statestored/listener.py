@@ -56,7 +56,7 @@ class Listener:
                     await self._sessions.emptied.wait()
 
     def _session(self) -> Session:
-        return Session(self._service, self._sessions)
+        return Session(self._service, self._sessions, asyncio.get_running_loop().call_soon)
 
     async def _listen_tcp(self, address: TcpAddress) -> list[Address]:
         loop = asyncio.get_running_loop()

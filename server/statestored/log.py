@@ -2,11 +2,26 @@
 
 import logging
 import sys
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
+
+
+class _Stderr:
+    """Standard error, for which nothing of the daemon fails: its reader may have gone, or its disk be full."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def set_up_logging(level: str, format_: str) -> None:
@@ -21,13 +36,14 @@ def set_up_logging(level: str, format_: str) -> None:
         if format_ == "json"
         else structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"))
     )
+    stderr = _Stderr()
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, stderr)),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -68,11 +69,15 @@ class Sessions(set["Session"]):
 
 
 class Session(asyncio.BufferedProtocol):
-    """Puts itself into `sessions` when it opens, and takes itself out when it is closed."""
+    """Puts itself into `sessions` when it opens, and takes itself out when it is closed.
 
-    def __init__(self, service: Service, sessions: Sessions) -> None:
+    `call_soon` is the loop's: it calls back when the others have had their turn.
+    """
+
+    def __init__(self, service: Service, sessions: Sessions, call_soon: Callable[[Callable[[], None]], object]) -> None:
         self._service = service
         self._sessions = sessions
+        self._call_soon = call_soon
         self._caller = Caller(service)
         self._stranger = self._caller.role is Role.NOBODY
         self._bytes_at_first = 0  # received from a stranger
@@ -105,7 +110,7 @@ class Session(asyncio.BufferedProtocol):
     def buffer_updated(self, size: int) -> None:
         if size == READ_SIZE:
             self._transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._read_on)
+            self._call_soon(self._read_on)
         if self._stranger:
             self._take_from_stranger(size)
         else:
@@ -121,9 +126,7 @@ class Session(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if not self._transport.is_closing():  # else what is left must not be executed
-            self._answer_all()
-            self._read_on()
+        self._go_on()
 
     # Called by the listener
 
@@ -216,7 +219,7 @@ class Session(asyncio.BufferedProtocol):
             self._answer_all()
 
     def _run_unusual(self, message: Any) -> Reply:
-        """What is not as it mostly is: a hello, an option, or an error, which is raised as a StateStoreError."""
+        """What is not as it mostly is: a hello, something heavy, an option, or an error, which is raised."""
         if not isinstance(message, tuple):
             raise Garbage("a message is no array")
         _, _, name, params = message
@@ -227,6 +230,10 @@ class Session(asyncio.BufferedProtocol):
             return self._hello(command, params)
         params = check_params(command, params)
         self._service.calls[name] += 1
+        if command.heavy:
+            self._stop = True
+            self._transport.pause_reading()
+            self._call_soon(self._go_on)
         return command.run(self._caller, *params)
 
     def _hello(self, command: Command, params: Any) -> Reply:
@@ -278,6 +285,12 @@ class Session(asyncio.BufferedProtocol):
         self._service.dropped += 1
         log.warning("connection dropped", reason=str(error) or type(error).__name__)
         self._transport.close()
+
+    def _go_on(self) -> None:
+        """With what came before we stopped; on a connection that is being closed nothing more is executed."""
+        if not (self._paused or self._transport.is_closing()):
+            self._answer_all()
+            self._read_on()
 
     def _read_on(self) -> None:
         if not (self._paused or self._transport.is_closing()):

@@ -28,7 +28,9 @@ def bind_unix(address: UnixAddress) -> socket.socket:
 
 def reason(error: OSError) -> str:
     """What the system says, in a form for the middle of a sentence."""
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno).lower()
 
 
 def _remove_stale(path: Path) -> None:

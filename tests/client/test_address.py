@@ -37,6 +37,7 @@ def test_good_addresses(text: str, address: Address, written: str) -> None:
         ("", "expected host"),
         (" ", "expected host"),
         (":80", "expected host"),
+        ("7828", "expected host"),
         ("mx example", "expected host"),
         ("user@mx.example", "expected host"),
         ("http://mx.example:80/", "expected host"),

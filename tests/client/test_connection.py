@@ -1,5 +1,6 @@
 """One connection: to the daemon, to names with several addresses, and to servers of another kind."""
 
+import errno
 import http.server
 import socket
 import ssl
@@ -9,6 +10,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 
 import msgpack
 import pytest
@@ -159,6 +161,22 @@ def test_a_look_up_that_hangs_ends_at_the_deadline() -> None:
         connect("states.example", seconds=0.1)
 
 
+def test_a_process_that_may_open_no_more_files_is_told_so() -> None:
+    with (
+        patch("socket.socket", side_effect=OSError(errno.EMFILE, "Too many open files")),
+        pytest.raises(ConnectionLost, match="too many open files"),
+    ):
+        connect("127.0.0.1:1")
+
+
+def test_a_process_that_may_start_no_more_threads_is_told_so() -> None:
+    with (
+        patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")),
+        pytest.raises(ConnectionLost, match=r"looking up states\.example: can't start new thread"),
+    ):
+        connect("states.example")
+
+
 # What else may listen on a port
 
 
@@ -260,6 +278,14 @@ def test_a_wrong_port_says_what_answers_there(
 
 def test_a_server_that_speaks_messagepack_rpc_but_is_another() -> None:
     with answers(lambda *_: (None, "what?")) as server, pytest.raises(WrongServer, match="not statestored"):
+        connect(server.address)
+
+
+def test_a_server_of_another_version_says_which() -> None:
+    with (
+        answers(lambda *_: (None, WELCOME | {"version": 2})) as server,
+        pytest.raises(WrongServer, match=r"speaks version 2 of the protocol, this client 1"),
+    ):
         connect(server.address)
 
 

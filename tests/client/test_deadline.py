@@ -35,7 +35,7 @@ def test_no_step_begins_when_nothing_is_left(clock: Clock, late: float) -> None:
         deadline.left()
 
 
-@pytest.mark.parametrize(("pause", "slept"), [(0.5, 0.5), (1, 1), (1.5, 1)])
+@pytest.mark.parametrize(("pause", "slept"), [(0.5, 0.5), (1, 0.95), (1.5, 0.95)])
 def test_a_pause_ends_with_the_deadline(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, pause: float, slept: float
 ) -> None:
@@ -44,6 +44,8 @@ def test_a_pause_ends_with_the_deadline(
     deadline = Deadline(2)
     clock.now += 1
     deadline.sleep(pause)
+    clock.now += 0.94
+    deadline.sleep(pause)
     clock.now += 5
     deadline.sleep(pause)
-    assert naps == [slept, 0]
+    assert naps == pytest.approx([slept, 0.06, 0])

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import msgpack
 import pytest
@@ -117,10 +118,20 @@ def hanging_up() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "outage",
-    [nobody, black_hole, never_accepting, silent, dripping_from_the_first_byte, dripping_after_the_hello, hanging_up],
+    ("outage", "error"),
+    [
+        (nobody, Unavailable),
+        (black_hole, Unavailable),
+        (never_accepting, Unavailable),
+        (silent, Unavailable),
+        (hanging_up, Unavailable),
+        (dripping_from_the_first_byte, Unavailable),
+        (dripping_after_the_hello, Uncertain),
+    ],
 )
-def test_a_call_ends_at_its_deadline(outage: Callable[[], AbstractContextManager[str]]) -> None:
+def test_a_call_ends_at_its_deadline(
+    outage: Callable[[], AbstractContextManager[str]], error: type[StateStoreError]
+) -> None:
     with (
         outage() as address,
         RemoteStorage(address, deadline=READ_DEADLINE, write_deadline=WRITE_DEADLINE) as storage,
@@ -129,7 +140,7 @@ def test_a_call_ends_at_its_deadline(outage: Callable[[], AbstractContextManager
             storage.get("m", "a")
         assert caught.value.detail.startswith(f"{address}: ")
         assert caught.value.detail.endswith("gave up after 0.4 s")
-        with takes(WRITE_DEADLINE), pytest.raises((Unavailable, Uncertain), match=r"gave up after 0\.7 s"):
+        with takes(WRITE_DEADLINE), pytest.raises(error, match=r"gave up after 0\.7 s"):
             storage.set("m", "a", "A")
 
 
@@ -191,6 +202,19 @@ def test_a_daemon_that_comes_back_just_before_the_deadline_is_in_time(monkeypatc
     assert len(attempts) < 15
 
 
+def test_a_fault_of_ours_is_a_store_that_is_away_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    """Any other exception would make Salmon answer 250 to a mail that nobody handled."""
+    storage = RemoteStorage(refused())
+    for _ in range(2):
+        with (
+            patch.object(Connection, "__init__", side_effect=ZeroDivisionError("x")),
+            pytest.raises(Unavailable) as caught,
+        ):
+            storage.get("m", "a")
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert len(caplog.messages) == 1
+
+
 # Restarts
 
 
@@ -219,19 +243,23 @@ def test_a_restart_within_the_deadline_is_invisible(daemon: Daemon, caplog: pyte
     assert caplog.messages == []
 
 
-def test_connections_that_a_restart_broke_are_replaced_without_a_word(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    everybody, call = threading.Barrier(8, timeout=PATIENCE), Connection.call
+def connect_at_once(storage: RemoteStorage, connections: int) -> None:
+    """Leaves so many connections open and idle."""
+    everybody, call = threading.Barrier(connections, timeout=PATIENCE), Connection.call
 
     def call_together(*args: Any) -> Any:
         everybody.wait()
         return call(*args)
 
+    with patch.object(Connection, "call", call_together), ThreadPoolExecutor(connections) as threads:
+        list(threads.map(lambda _: storage.ping(), range(connections)))
+
+
+def test_connections_that_a_restart_broke_are_replaced_without_a_word(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
     with RemoteStorage(daemon.address) as storage:
-        with monkeypatch.context() as patched, ThreadPoolExecutor(8) as threads:
-            patched.setattr(Connection, "call", call_together)
-            list(threads.map(lambda _: storage.ping(), range(8)))
+        connect_at_once(storage, 8)
         assert storage.info()["connections"] == 8
         for state in ("A", "B"):
             daemon.stop()
@@ -240,6 +268,28 @@ def test_connections_that_a_restart_broke_are_replaced_without_a_word(
                 storage.set("m", "a", state)
                 assert storage.get("m", "a") == state
     assert caplog.messages == []
+
+
+def test_after_one_connection_fell_silent_the_others_are_not_trusted(proxy: Proxy) -> None:
+    """As after a firewall has forgotten them all."""
+    dead: set[StreamWriter] = set()
+
+    async def remember(writer: StreamWriter, data: bytes) -> None:
+        dead.add(writer)
+        writer.write(data)
+
+    async def forget(writer: StreamWriter, data: bytes) -> None:
+        if writer not in dead:
+            writer.write(data)
+
+    with RemoteStorage(proxy.address, namespace="silent", deadline=0.3) as storage:
+        proxy.write_reply = remember
+        connect_at_once(storage, 4)
+        assert len(dead) == 4
+        proxy.write_reply = forget
+        with pytest.raises(Unavailable, match=r"no answer within 0\.3 s"):
+            storage.get("m", "a")
+        assert storage.get("m", "a") == START
 
 
 def test_a_compare_and_set_on_a_connection_that_was_closed_before_is_made_on_another(daemon: Daemon) -> None:
@@ -329,8 +379,15 @@ def test_a_compare_and_set_that_is_cut_is_uncertain_and_not_repeated(
     assert store.get("m", "a") == remote.get("m", "a") == "AFTER"
 
 
-def test_a_compare_and_set_that_could_not_be_sent_is_not_uncertain() -> None:
-    with RemoteStorage(refused(), write_deadline=0.1) as storage, pytest.raises(Unavailable):
+@pytest.mark.parametrize("outage", [nobody, hanging_up])
+def test_a_compare_and_set_that_could_not_be_sent_is_not_uncertain(
+    outage: Callable[[], AbstractContextManager[str]],
+) -> None:
+    with (
+        outage() as address,
+        RemoteStorage(address, write_deadline=0.1) as storage,
+        pytest.raises(Unavailable),
+    ):
         storage.compare_and_set("m", "a", START, "A")
 
 

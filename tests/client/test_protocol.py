@@ -124,10 +124,16 @@ def test_junk_after_a_response_ends_the_connection(junk: bytes, whole: bool) -> 
         receive(protocol, *([junk] if whole else one_by_one(junk)))
 
 
-def test_a_reply_without_end_is_not_buffered_without_end() -> None:
-    beginning, more = b"\x94\x01\x01\xc0\xdb\x7f\xff\xff\xff", [b"x" * READ_SIZE] * (MAX_REPLY // READ_SIZE + 1)
+@pytest.mark.parametrize(
+    ("beginning", "more"),
+    [
+        pytest.param(b"\xdb\x7f\xff\xff\xff", b"x" * READ_SIZE, id="a text"),
+        pytest.param(b"\xdd\x00\x0f\xff\xff", pack("x" * 1021) * (READ_SIZE // 1024), id="an array"),
+    ],
+)
+def test_a_reply_without_end_is_not_kept_without_end(beginning: bytes, more: bytes) -> None:
     with pytest.raises(WrongServer):
-        receive(ClientProtocol(), beginning, *more)
+        receive(ClientProtocol(), b"\x94\x01\x01\xc0" + beginning, *[more] * (MAX_REPLY // READ_SIZE + 1))
 
 
 @given(st.binary(min_size=1, max_size=200))

@@ -1,5 +1,6 @@
 """Attaching a store to a Router: a small one of Salmon's shape, and Salmon's own."""
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -307,7 +308,8 @@ def test_clear_forgets_the_picture_as_well(router: Router, spy: Spy) -> None:
     assert spy.count() == 0
 
 
-def test_a_handler_may_use_every_method_of_the_store(router: Router, spy: Spy) -> None:
+@pytest.mark.usefixtures("spy")
+def test_a_handler_may_use_every_method_of_the_store(router: Router) -> None:
     """librelist's bounce handler calls `Router.STATE_STORE.set_all`."""
     seen = []
 
@@ -318,10 +320,12 @@ def test_a_handler_may_use_every_method_of_the_store(router: Router, spy: Spy) -
         seen.append(router.STATE_STORE.get("app:list", message.From))
         seen.append(router.STATE_STORE.compare_and_set("app:list", message.From, "BOUNCING", "POSTING"))
         seen.append(router.STATE_STORE.get("app:list", message.From))
+        router.STATE_STORE.set_many([("app:list", message.From, "LEFT"), ("app:list", "other", "LEFT")])
+        seen.append(router.STATE_STORE.get("app:list", message.From))
+        seen.append(router.STATE_STORE.count(state="LEFT"))
 
     router.deliver(Mail())
-    assert seen == [1, "BOUNCING", (True, "BOUNCING"), "POSTING"]
-    assert spy.count() == 1
+    assert seen == [1, "BOUNCING", (True, "BOUNCING"), "POSTING", "LEFT", 2]
 
 
 def test_attaching_again_replaces_the_store(router: Router, spy: Spy) -> None:
@@ -335,6 +339,23 @@ def test_attaching_again_replaces_the_store(router: Router, spy: Spy) -> None:
     assert log == ["archive", "START"]
     assert spy.log == []
     assert latest.log == [[("app:list", "a@b.example")]]
+
+
+def test_what_others_put_around_deliver_stays(router: Router) -> None:
+    log: list[object] = []
+    register_list(router, log)
+    deliver = router.deliver
+
+    @functools.wraps(deliver)
+    def counted(message: Mail) -> None:
+        log.append("counted")
+        deliver(message)
+
+    router.deliver = counted  # type: ignore[method-assign]
+    for _ in range(2):
+        attach(router, Spy())
+        router.deliver(Mail())
+    assert log == ["counted", "archive", "START"] * 2
 
 
 LIST = """

@@ -120,6 +120,14 @@ def test_the_limits_are_the_daemons_from_the_first_call_on(tmp_path: Path) -> No
             store.set("m", "a", "A" * 11)
 
 
+def test_what_is_too_long_is_not_sent_where_the_limits_are_known(shared_daemon: Daemon) -> None:
+    with Proxy(shared_daemon.address) as proxy, RemoteStorage(proxy.address) as store:
+        store.ping()
+        with pytest.raises(TooLong, match="sender is 5000"):
+            store.get("m", "x" * 5000)
+        assert proxy.methods == ["ping"]
+
+
 def test_a_bulk_call_that_no_message_can_hold_is_refused(shared_daemon: Daemon) -> None:
     triples = [("m" * 1024, f"{number:04}".ljust(4096), "A") for number in range(1000)]
     with RemoteStorage(shared_daemon.address, namespace="bulk", write_deadline=2) as store:

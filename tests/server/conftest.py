@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import uvloop
 
+PATIENCE = 30.0  # seconds after which a test has hung: a signal, as pytest-timeout's, does not get through to it
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
@@ -19,7 +21,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     reports: list[dict[str, Any]] = []
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.get_loop().set_exception_handler(lambda _loop, report: reports.append(report))
-        runner.run(pyfuncitem.obj(**arguments))
+        runner.run(asyncio.wait_for(pyfuncitem.obj(**arguments), PATIENCE))
         gc.collect()  # an exception that nobody asked a future for is reported when the future goes
         runner.run(asyncio.sleep(0))
     assert reports == []

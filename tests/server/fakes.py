@@ -2,7 +2,8 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ class Wire(asyncio.Transport):
         self._is_reading_paused = False
         self.writes = 0
         self.sessions = Sessions()
-        self.session = Session(service, self.sessions)
+        self._turns: deque[Callable[[], None]] = deque()
+        self.session = Session(service, self.sessions, self._turns.append)
         self.session.connection_made(self)
 
     # The client's side
@@ -132,9 +134,12 @@ class Wire(asyncio.Transport):
         self.session.connection_lost(None)
 
     def _deliver(self) -> None:
-        while self._unsent and not (self._is_reading_paused or self._closing):
+        while (self._unsent and not (self._is_reading_paused or self._closing)) or self._turns:
+            if self._turns:
+                self._turns.popleft()()
+                continue
             buffer = self.session.get_buffer(-1)
-            size = min(len(self._unsent), len(buffer) - 1)  # after a full one the session waits for the loop
+            size = min(len(self._unsent), len(buffer))
             buffer[:size] = self._unsent[:size]
             del self._unsent[:size]
             self.session.buffer_updated(size)

@@ -174,26 +174,27 @@ async def test_closing_does_not_wait_for_a_client_that_never_reads(monkeypatch: 
     monkeypatch.setattr(listener_module, "PATIENCE", 0.01)
     service = make_service()
     service.engine.space(b"default").set(b"m", b"ann", b"A" * 1000)
-    async with listening(ANY_PORT, service=service) as (address,):
-        assert isinstance(address, TcpAddress)
-        with socket.create_connection((address.host, address.port)) as client:
-            client.setblocking(False)
-            data = b"".join(request(number, "get", "m", "ann") for number in range(1000))
-            blocked = 0
+    listener = Listener(service)
+    (address,) = await listener.listen([ANY_PORT])
+    assert isinstance(address, TcpAddress)
+    data = b"".join(request(number, "get", "m", "ann") for number in range(1000))
+    blocked = 0
+    with socket.create_connection((address.host, address.port)) as client:
+        client.setblocking(False)
 
-            def is_stuck() -> bool:
-                nonlocal blocked
-                try:
-                    client.send(data)
-                except BlockingIOError:
-                    blocked += 1
-                else:
-                    blocked = 0
-                return blocked > 20
+        def is_stuck() -> bool:
+            nonlocal blocked
+            try:
+                client.send(data)
+            except BlockingIOError:
+                blocked += 1
+            else:
+                blocked = 0
+            return blocked > 20
 
-            await eventually(is_stuck)
-            assert service.connections == 1
-    await eventually(lambda: service.connections == 0)
+        await eventually(is_stuck)
+        await listener.close()
+        await eventually(lambda: service.connections == 0)
 
 
 async def test_closing_takes_no_new_connections() -> None:

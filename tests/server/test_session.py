@@ -56,6 +56,7 @@ GARBAGE = {
     "a huge map": b"\xdf\x7f\xff\xff\xff",
     "a huge string": b"\xdb\x7f\xff\xff\xff" + bytes(MAX_MESSAGE + 20_000),
     "too large": msgpack.packb([0, 1, "get", ["x" * (MAX_MESSAGE + 20_000), ""]]),
+    "too large, of small parts": msgpack.packb([0, 1, "get_many", [[["x" * 1000, "y" * 100]] * 1000]]),
     "too many items": msgpack.packb([0, 1, "get_many", [[None] * 5000]]),
     "nested too deeply": b"\x91" * 100_000,
 }
@@ -493,7 +494,7 @@ def test_a_draining_session_says_so_and_changes_nothing(wire: Wire, service: Ser
 
 def test_sessions_say_when_the_last_one_has_gone(service: Service) -> None:
     wire = Wire(service)
-    other = session_module.Session(service, wire.sessions)
+    other = session_module.Session(service, wire.sessions, lambda _: None)
     other.connection_made(wire)
     assert service.connections == 2
     wire.hang_up()

@@ -83,4 +83,4 @@ def test_a_path_that_cannot_be_is_refused_with_its_name(where: str) -> None:
 
 def test_a_reason_fits_into_a_sentence() -> None:
     assert reason(FileNotFoundError(2, "No such file or directory")) == "no such file or directory"
-    assert reason(OSError("AF_UNIX path too long")) == "af_unix path too long"
+    assert reason(OSError("AF_UNIX path too long")) == "AF_UNIX path too long"

@@ -34,10 +34,11 @@ class SnapshotInProgress:
 
     def __init__(self, states: States) -> None:
         self._states = states
-        self._carried: list[tuple[int, Effect]] | None = []
+        self._carried: list[tuple[int, Effect]] = []
+        self._carries = True
 
     def carry(self, effects: Sequence[Effect], day: int) -> None:
-        if self._carried is not None:
+        if self._carries:
             self._carried += [(day, effect) for effect in effects]
 
     async def write(self, path: Path, store_id: uuid.UUID) -> int:
@@ -48,16 +49,16 @@ class SnapshotInProgress:
                     if covered.bucket:
                         writer.write(BUCKET, _bucket_content(namespace, covered))
                         await _breathe(writer)
-            slice_ = EFFECTS_A_BLOCK
-            while self._carried:
-                chunk, self._carried = self._carried[:slice_], self._carried[slice_:]
-                writer.write(EFFECTS, _effects_content(chunk))
-                if before := len(self._carried):
+            done, slice_ = 0, EFFECTS_A_BLOCK
+            while done < (known := len(self._carried)):
+                writer.write(EFFECTS, _effects_content(self._carried[done : done + slice_]))
+                done += slice_
+                if done < known:
                     await _breathe(writer)
                     # It has to come to an end, even where more comes in every turn than is written.
-                    slice_ = max(slice_, 2 * (len(self._carried) - before))
+                    slice_ = max(slice_, 2 * (len(self._carried) - known))
             # From here to the footer nothing may be committed unseen: no await in between.
-            self._carried = None
+            self._carries = False
             changes, entries = self._states.changes, len(self._states)
             await asyncio.to_thread(writer.finish, entries)
             return changes

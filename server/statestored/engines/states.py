@@ -1,16 +1,18 @@
 """All namespaces in memory, and the effects by which they change: live, and when a file is loaded."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from statestored.engines.base import Sender
 from statestored.engines.table import Bucket, Table
 
-PUT, CLEAR = 1, 2
+PUT: Literal[1] = 1
+CLEAR: Literal[2] = 2
 
 # What a write comes down to, absolute, so that applying it twice does no harm:
 #   (PUT, namespace, module, sender, state)   START as the state removes the entry
 #   (CLEAR, namespace)
-Effect = tuple[int, bytes, bytes, Sender, bytes] | tuple[int, bytes]
+Effect = tuple[Literal[1], bytes, bytes, Sender, bytes] | tuple[Literal[2], bytes]
 
 
 class States:
@@ -34,12 +36,15 @@ class States:
             table = self.tables.get(effect[1])
             if table is None:
                 table = self.table(effect[1])
-            if len(effect) == 5:
+            if effect[0] == PUT:
                 if table.put(effect[2], effect[3], effect[4], day):
                     self.changes += 1
-            elif len(table):
-                self.garbage += table.clear()
-                self.changes += 1
+            elif effect[0] == CLEAR:
+                if len(table):
+                    self.garbage += table.clear()
+                    self.changes += 1
+            else:
+                raise ValueError(f"an effect of the unknown kind {effect[0]}")
         return self.changes != before
 
     def __len__(self) -> int:
