@@ -2,7 +2,6 @@
 
 import time
 
-
 LAST_ATTEMPT = 0.05  # seconds
 
 

@@ -25,6 +25,7 @@ def main() -> int:
         alone = run_alone(alone_directory, count, options.workers, _stopwatch())
     print("\nSide by side", *report.compare(shared, alone), sep="\n")
     print("\nThe final states in statestored", *report.states(shared), sep="\n")
+    print("\nThe final states in the three MemoryStorages, added up", *report.states(alone), sep="\n")
     if shared.completed < count:
         print(f"\nFAILED: {count - shared.completed} of {count} conversations did not complete")
         return 1

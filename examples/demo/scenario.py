@@ -1,5 +1,7 @@
 """One run of all conversations: with the daemon, which is restarted on the way, or with Salmon's own storage."""
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,7 +26,7 @@ Say = Callable[[str], None]
 class Outcome:
     conversations: list[Conversation]
     replies: dict[int, int]  # SMTP code -> how many
-    states: dict[tuple[str, str], int]  # (module, state) -> how many; empty where nobody can know
+    states: dict[tuple[str, str], int]  # (module, state) -> how many entries, of all processes together
 
     @property
     def completed(self) -> int:
@@ -59,7 +61,7 @@ def run_alone(directory: Path, count: int, workers: int, say: Say, processes: in
         conversations = make_conversations(count)
         mta = Mta(ports)
         _converse(Correspondence(conversations, mta, sink, workers), say)
-        return Outcome(conversations, dict(mta.replies), {})
+        return Outcome(conversations, dict(mta.replies), _noted_states(directory / "run"))
 
 
 def _start_processes(
@@ -73,6 +75,15 @@ def _start_processes(
     pairs = zip(programs, ports, strict=True)
     say("Salmon by LMTP: " + ", ".join(f"pid {program.pid} on port {port}" for program, port in pairs))
     return ports
+
+
+def _noted_states(run_directory: Path) -> dict[tuple[str, str], int]:
+    """What each process has noted of its own MemoryStorage, added up."""
+    states = Counter[tuple[str, str]]()
+    for record in run_directory.glob("states-*.json"):
+        for module, state, count in json.loads(record.read_text(encoding="utf-8")):
+            states[module, state] += count
+    return dict(states)
 
 
 def _converse(mails: Correspondence, say: Say) -> None:

@@ -28,7 +28,7 @@ def remote_storage(namespace: str) -> RemoteStorage:
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
 
 if settings.state_store == "memory":
-    settings.store = Router.STATE_STORE = OneProcessStorage()
+    settings.store = Router.STATE_STORE = OneProcessStorage(settings.run_directory)
     secrets = ConfirmationStorage()
 else:
     settings.store = remote_storage("default")
