@@ -23,6 +23,7 @@ from statestore.errors import (
 )
 from statestore.wire import DECODE_ERRORS, MAX_MESSAGE, MAX_MSGID, NOTIFICATION, REQUEST, Decoder, text_packer
 from statestored.commands import (
+    COMMANDS,
     NIL,
     Caller,
     Command,
@@ -31,6 +32,7 @@ from statestored.commands import (
     Service,
     check_params,
     find_command,
+    get,
     hello,
 )
 
@@ -44,6 +46,8 @@ MAX_ITEMS = 1024  # above what any method takes, so that a little too many get a
 LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
 
 _pack = text_packer()
+GET_NAME = b"get"
+GET = COMMANDS[GET_NAME]
 KNOWN_HEADS = 2**16
 _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
@@ -171,6 +175,7 @@ class Session(asyncio.BufferedProtocol):
         decoder, caller, calls, heads = self._decoder, self._caller, self._service.calls, _HEADS
         out: list[bytes] = []
         message = None
+        gets = 0
         try:
             for message in decoder:
                 # The usual case stands here, and not in functions, for the sake of the many small gets.
@@ -184,7 +189,10 @@ class Session(asyncio.BufferedProtocol):
                 if kind != REQUEST:
                     raise Garbage("a message is neither a request nor a notification")
                 try:
-                    if command is not None and type(params) is tuple and len(params) == command.arity:
+                    if command is GET and type(params) is tuple and len(params) == 2:
+                        gets += 1
+                        reply = get(caller, params[0], params[1])
+                    elif command is not None and type(params) is tuple and len(params) == command.arity:
                         calls[name] += 1
                         reply = command.run(caller, *params)
                     else:
@@ -212,6 +220,8 @@ class Session(asyncio.BufferedProtocol):
             self._write(out)
             self._drop(error)
             return
+        finally:
+            calls[GET_NAME] += gets
         self._write(out)
         if self._refused:
             self._transport.close()
