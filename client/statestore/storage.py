@@ -198,9 +198,11 @@ class RemoteStorage(StateStorage):
                 if response.error is None:
                     self._back()
                     return response.result
-                if not response.error.retry:
+                if not (response.error.retry or sent):
                     raise response.error
                 failure = response.error
+                if not failure.retry:
+                    break  # this attempt was refused, but an earlier one may have been applied
             deadline.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # spreads clients, guards nothing
             pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
         ending = f"; gave up after {seconds:g} s" if deadline.passed else ""

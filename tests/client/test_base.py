@@ -1,16 +1,15 @@
 """What may be stored: types and lengths."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from statestore import START, BadRequest, Entry, Limits, StateStorage, Swap, TooLong
 from tests.client.test_wire import any_text
 
 LIMITS = Limits(module=10, sender=20, state=10, items=3)
-SIZED = st.integers(0, 7)
 
 
 def size(text: str) -> int:
@@ -19,12 +18,13 @@ def size(text: str) -> int:
 
 @given(any_text)
 def test_lengths_are_counted_in_bytes(text: str) -> None:
-    for check, what, limit in [
+    checks: list[tuple[Callable[[], None], str, int]] = [
         (lambda: LIMITS.check_key(text, None), "module", 10),
         (lambda: LIMITS.check_key("", text), "sender", 20),
         (lambda: LIMITS.check_sender(text), "sender", 20),
         (lambda: LIMITS.check_state(text), "state", 10),
-    ]:
+    ]
+    for check, what, limit in checks:
         if size(text) <= limit:
             check()
         else:
@@ -73,7 +73,8 @@ def test_what_are_no_pairs_is_refused(pairs: Any) -> None:
 def test_pairs_may_come_from_anywhere() -> None:
     expected = [("m", "a"), ("m", None)]
     assert LIMITS.check_pairs(iter(expected)) == LIMITS.check_pairs(tuple(expected)) == expected
-    assert LIMITS.check_pairs([]) == LIMITS.check_triples([]) == []
+    assert LIMITS.check_pairs([]) == []
+    assert LIMITS.check_triples([]) == []
 
 
 def test_one_call_may_have_so_many_items() -> None:

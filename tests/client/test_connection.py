@@ -1,5 +1,6 @@
 """One connection: to the daemon, to names with several addresses, and to servers of another kind."""
 
+import asyncio
 import errno
 import http.server
 import socket
@@ -45,6 +46,37 @@ def test_nobody_there_means_nothing_was_sent() -> None:
     with pytest.raises(ConnectionLost, match="connection refused") as caught:
         connect(refused())
     assert not caught.value.sent
+
+
+def test_what_hangs_up_before_its_hello_has_been_sent_nothing_of_ours() -> None:
+    async def hang_up(reader: StreamReader, _: StreamWriter) -> None:
+        await Messages(reader).read()
+
+    with Server(hang_up) as server:
+        with pytest.raises(ConnectionLost, match="the server closed the connection") as caught:
+            connect(server.address)
+        assert not caught.value.sent
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_request_that_the_system_takes_in_pieces_only(reads: bool) -> None:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        messages = Messages(reader)
+        await messages.read()
+        writer.write(msgpack.packb([1, 1, None, WELCOME]))
+        if reads:
+            request = await messages.read()
+            writer.write(msgpack.packb([1, 2, None, len(request)]))
+        await asyncio.Event().wait()  # until the test is over
+
+    triples = [("m", f"{number}@{'x' * 900}", "A") for number in range(1000)]
+    with Server(serve) as server, closing(connect(server.address)) as connection:
+        connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        if reads:
+            assert connection.call("set_many", (triples,), Deadline(PATIENCE)).result > 900_000
+        else:
+            with pytest.raises(ConnectionLost, match=r"no answer within 0\.2 s"):
+                connection.call("set_many", (triples,), Deadline(0.2))
 
 
 def test_a_socket_file_that_is_not_there() -> None:
@@ -198,8 +230,9 @@ def http_server() -> Iterator[str]:
 
 class FreePortController(Controller):
     def _trigger_server(self) -> None:
+        assert isinstance(self.server, asyncio.Server)
         self.port = self.server.sockets[0].getsockname()[1]
-        super()._trigger_server()
+        super()._trigger_server()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from statestore.protocol import WrongServer
 from tests.client.scripts import run_script
 
 CLASSES = list(BY_WIRE_CODE.values())
-EVERY_CLASS = [*CLASSES, StateStoreError, WrongServer]
+EVERY_CLASS: list[type[StateStoreError]] = [*CLASSES, StateStoreError, WrongServer]
 DETAIL = "10.0.0.7:7828: réfusé\nline two"
 TRY_AGAIN = "451 4.3.0 state store unavailable, try again later"
 SENDER_TOO_LONG = "sender is 5000 bytes long, at most 4096 are allowed"

@@ -136,6 +136,11 @@ def test_a_reply_without_end_is_not_kept_without_end(beginning: bytes, more: byt
         receive(ClientProtocol(), b"\x94\x01\x01\xc0" + beginning, *[more] * (MAX_REPLY // READ_SIZE + 1))
 
 
+def test_a_connection_may_carry_more_than_one_reply_may_be_long() -> None:
+    response, count = respond(1, None, "x" * 60_000), MAX_REPLY // 60_000 + 1
+    assert len(receive(ClientProtocol(), *[response] * count)) == count
+
+
 @given(st.binary(min_size=1, max_size=200))
 def test_noise_is_never_more_than_a_wrong_server(noise: bytes) -> None:
     with suppress(WrongServer):

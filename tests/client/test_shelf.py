@@ -59,8 +59,9 @@ def backends() -> Iterator[str]:
 @pytest.fixture(params=backends())
 def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where a shelf of each kind can be made."""
-    for name, value in {"_names": [request.param], "_defaultmod": None, "_modules": {}}.items():
-        monkeypatch.setattr(dbm, name, value)
+    monkeypatch.setattr(dbm, "_names", [request.param])
+    monkeypatch.setattr(dbm, "_defaultmod", None)
+    monkeypatch.setattr(dbm, "_modules", {})
     return str(tmp_path / "shelf")
 
 
