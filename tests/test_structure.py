@@ -33,6 +33,7 @@ CLIENT_ORDER = [
 ]
 SERVER_ORDER = [
     "__init__",
+    "errors",
     "files",
     "datadir",
     "snapshot",
@@ -61,7 +62,7 @@ SHARED = {"statestore", "statestore.wire", "statestore.errors", "statestore.addr
 # What knows of an engine only what `engines.base` says of all of them.
 FRONT = ("commands", "metrics", "session", "sockets", "listener", "admin", "log", "settings", "cli", "__main__")
 # What lies under the engines, and knows nothing of them.
-BOTTOM = ("files", "datadir", "snapshot")
+BOTTOM = ("errors", "files", "datadir", "snapshot")
 
 LIBRARIES = {"statestore": {"msgpack"}, "statestore.testing": {"msgpack", "pytest", "hypothesis"}}
 

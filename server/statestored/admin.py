@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from statestore.address import TcpAddress, UnixAddress
 from statestored.commands import Service
-from statestored.datadir import StartError
+from statestored.errors import StartError
 from statestored.metrics import Metrics
 from statestored.sockets import bind_unix, reason
 

@@ -15,8 +15,9 @@ from statestore.base import Limits
 from statestored import __version__
 from statestored.admin import Admin
 from statestored.commands import Service
-from statestored.datadir import DataDirectory, StartError
+from statestored.datadir import DataDirectory
 from statestored.engines.embedded import EmbeddedEngine, SnapshotSchedule
+from statestored.errors import StartError
 from statestored.listener import Listener
 from statestored.settings import TOKEN_VARIABLE, Settings, read_token, unknown_variables
 

@@ -10,8 +10,7 @@ from click.core import ParameterSource
 
 from statestored import __version__
 from statestored.app import run
-from statestored.datadir import StartError
-from statestored.files import DamagedFile, TooNew
+from statestored.errors import DamagedFile, StartError, TooNew
 from statestored.log import set_up_logging
 from statestored.settings import Settings, options
 

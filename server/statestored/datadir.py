@@ -12,7 +12,7 @@ from typing import IO, Any
 import structlog
 
 from statestored import files
-from statestored.files import DamagedFile, TooNew
+from statestored.errors import DamagedFile, StartError, TooNew
 
 log = structlog.get_logger()
 
@@ -21,10 +21,6 @@ IDENTITY_FORMAT = 1
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SNAPSHOT = re.compile(r"\d{8}\.snapshot")
 _UNFINISHED = re.compile(rf"({_SNAPSHOT.pattern}|{re.escape(IDENTITY)}){re.escape(files.TEMPORARY)}")
-
-
-class StartError(Exception):
-    """The daemon cannot start as things are; the text says why, and what to do."""
 
 
 class DataDirectory:

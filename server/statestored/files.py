@@ -9,23 +9,6 @@ from typing import BinaryIO
 TEMPORARY = ".tmp"
 
 
-class DamagedFile(Exception):
-    """A file of ours does not hold what we wrote: at `offset`, in bytes from its beginning, `what` is wrong."""
-
-    def __init__(self, path: Path, what: str, offset: int = 0) -> None:
-        self.path, self.what, self.offset = path, what, offset
-        super().__init__(f"{path} is damaged at byte {offset}: {what}")
-
-
-class TooNew(Exception):
-    """The file is of a later release's format."""
-
-    def __init__(self, path: Path, version: int, known: int) -> None:
-        super().__init__(
-            f"{path} has format {version}, but this release knows formats up to {known}: start a newer one"
-        )
-
-
 def create(path: Path) -> BinaryIO:
     """A new, empty file that only its owner may read, unbuffered. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.commands import Service
-from statestored.datadir import StartError
+from statestored.errors import StartError
 from statestored.session import Session, Sessions
 from statestored.sockets import bind_unix, reason
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from statestore.address import Address, parse_address
-from statestored.datadir import StartError
+from statestored.errors import StartError
 from statestored.log import FORMATS, LEVELS
 
 PREFIX = "STATESTORED_"

@@ -21,7 +21,7 @@ import msgpack
 
 from statestore import wire
 from statestored import files
-from statestored.files import DamagedFile, TooNew
+from statestored.errors import DamagedFile, TooNew
 
 MAGIC = b"\x93STATES\n"  # not text, and not a MessagePack-RPC message either
 FORMAT = 1

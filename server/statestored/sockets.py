@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from statestore.address import UnixAddress
-from statestored.datadir import StartError
+from statestored.errors import StartError
 
 
 def bind_unix(address: UnixAddress) -> socket.socket:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.admin import Admin
-from statestored.datadir import StartError
+from statestored.errors import StartError
 from tests.server.fakes import make_service
 
 ANY_PORT = TcpAddress("127.0.0.1", 0)

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from statestore.address import Address, parse_address
 from statestored.app import check_reach
 from statestored.cli import Exit
-from statestored.datadir import StartError
+from statestored.errors import StartError
 from statestored.settings import Settings
 from statestored.snapshot import EFFECTS, SnapshotWriter, verify_snapshot
 from tests.daemon import Daemon

@@ -10,8 +10,7 @@ import pytest
 
 from statestored import cli
 from statestored.cli import Exit
-from statestored.datadir import StartError
-from statestored.files import DamagedFile, TooNew
+from statestored.errors import DamagedFile, StartError, TooNew
 from statestored.settings import Settings
 
 End = tuple[int, str]  # exit code, and the last line on standard error

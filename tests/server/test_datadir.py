@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from statestored.datadir import IDENTITY, IDENTITY_FORMAT, LOCK, DataDirectory, StartError
-from statestored.files import DamagedFile, TooNew, temporary_name
+from statestored.datadir import IDENTITY, IDENTITY_FORMAT, LOCK, DataDirectory
+from statestored.errors import DamagedFile, StartError, TooNew
+from statestored.files import temporary_name
 
 STORE_ID = "7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d"
 WHOLE = json.dumps({"format": IDENTITY_FORMAT, "store_id": STORE_ID}).encode()

@@ -22,7 +22,8 @@ from statestored.datadir import DataDirectory
 from statestored.engines import embedded
 from statestored.engines.base import START, Filter, Sender
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace, SnapshotSchedule
-from statestored.files import DamagedFile, temporary_name
+from statestored.errors import DamagedFile
+from statestored.files import temporary_name
 from statestored.snapshot import EFFECTS, SnapshotWriter, verify_snapshot
 from tests.server.fakes import NEVER, engine_without_files
 from tests.server.models import TODAY, Model, apply, as_model, modules, namespaces, senders, small_buckets, states

@@ -16,7 +16,7 @@ from statestored import files
 from statestored.engines import snapshots
 from statestored.engines.snapshots import SnapshotInProgress, load_snapshot
 from statestored.engines.states import CLEAR, PUT, Effect, States
-from statestored.files import DamagedFile, TooNew
+from statestored.errors import DamagedFile, TooNew
 from statestored.snapshot import BUCKET, EFFECTS, FOOTER, SnapshotWriter, read_snapshot
 from tests.server.models import TODAY, Model, apply, content, effects, small_buckets, without_empty
 

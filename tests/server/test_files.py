@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestored import files
-from statestored.files import DamagedFile, TooNew
+from statestored.errors import DamagedFile, TooNew
 
 
 class SlowFile:

@@ -13,7 +13,7 @@ import pytest
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored import listener as listener_module
 from statestored.commands import Service
-from statestored.datadir import StartError
+from statestored.errors import StartError
 from statestored.listener import Listener
 from tests.server.fakes import make_service
 from tests.server.rpc import code_of, messages, request

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from statestore.address import TcpAddress, UnixAddress
-from statestored.datadir import StartError
+from statestored.errors import StartError
 from statestored.settings import Settings, default_data_dir, options, read_token, unknown_variables
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestored import files, snapshot
-from statestored.files import DamagedFile, TooNew, temporary_name
+from statestored.errors import DamagedFile, TooNew
+from statestored.files import temporary_name
 from statestored.snapshot import (
     BUCKET,
     EFFECTS,

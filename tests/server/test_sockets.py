@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from statestore.address import UnixAddress
-from statestored.datadir import StartError
+from statestored.errors import StartError
 from statestored.sockets import bind_unix, reason
 
 

@@ -19,7 +19,7 @@ import structlog
 
 from statestored.engines.states import Effect, States
 from statestored.engines.table import Cell, Held, Range, Table, cells_of
-from statestored.files import DamagedFile
+from statestored.errors import DamagedFile
 from statestored.snapshot import BUCKET, EFFECTS, FOOTER, Block, SnapshotWriter, read_snapshot
 
 log = structlog.get_logger()
