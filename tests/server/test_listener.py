@@ -15,11 +15,13 @@ from statestored import listener as listener_module
 from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.listener import Listener
+from statestored.session import Session
 from tests.server.fakes import make_service
 from tests.server.rpc import code_of, messages, request
 from tests.server.waiting import eventually
 
 PONG = msgpack.packb([1, 1, None, None])
+SCANS = 200  # of 256 KB each: far more than the system buffers for one connection
 ANY_PORT = TcpAddress("127.0.0.1", 0)
 
 
@@ -153,46 +155,65 @@ async def test_closing_ends_connections_that_are_idle(monkeypatch: pytest.Monkey
     writer.close()
 
 
+@asynccontextmanager
+async def stuck_client(address: Address, service: Service) -> AsyncIterator[socket.socket]:
+    """A client that has asked for more than all buffers on the way hold, and has read nothing yet."""
+    assert isinstance(address, TcpAddress)
+    with socket.create_connection((address.host, address.port)) as client:
+        client.setblocking(False)
+        client.send(request(1, "scan", None, None, None, None) * SCANS)
+        answered = [-1] * 20
+
+        def is_stuck() -> bool:
+            answered.append(service.calls[b"scan"])
+            return 0 < answered[-20] == answered[-1]
+
+        await eventually(is_stuck)
+        assert service.calls[b"scan"] < SCANS
+        yield client
+
+
+async def read_all(client: socket.socket) -> bytes:
+    data = b""
+    while received := await asyncio.get_running_loop().sock_recv(client, 2**20):
+        data += received
+    return data
+
+
+def service_with_long_pages() -> Service:
+    service = make_service()
+    service.engine.space(b"default").set_many([(b"m", b"s%d" % number, b"A" * 1000) for number in range(400)])
+    return service
+
+
 async def test_closing_gives_clients_time_to_read_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "DRAIN", 0.01)
-    service = make_service()
-    service.engine.space(b"default").set(b"m", b"ann", b"A" * 1000)
+    monkeypatch.setattr(listener_module, "PATIENCE", 10)
+    service = service_with_long_pages()
     listener = Listener(service)
     (address,) = await listener.listen([ANY_PORT])
-    reader, writer = await connect(address)
-    writer.write(b"".join(request(number, "get", "m", "ann") for number in range(16)))
-    await reader.readexactly(1)
-    closing = asyncio.create_task(listener.close())
-    data = b"\x94" + await reader.read()
-    assert [message[3] for message in messages(data)] == ["A" * 1000] * 16
-    await closing
-    writer.close()
+    closed = asyncio.Event()
+    close = Session.close
+    monkeypatch.setattr(Session, "close", lambda session: (close(session), closed.set()))
+    async with stuck_client(address, service) as client:
+        closing = asyncio.create_task(listener.close())
+        await closed.wait()
+        data = await read_all(client)
+        await closing
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(data)
+    whole = list(unpacker)
+    assert unpacker.tell() == len(data)
+    assert sum(error is None for _, _, error, _ in whole) == service.calls[b"scan"]
 
 
 async def test_closing_does_not_wait_for_a_client_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "DRAIN", 0.01)
     monkeypatch.setattr(listener_module, "PATIENCE", 0.01)
-    service = make_service()
-    service.engine.space(b"default").set(b"m", b"ann", b"A" * 1000)
+    service = service_with_long_pages()
     listener = Listener(service)
     (address,) = await listener.listen([ANY_PORT])
-    assert isinstance(address, TcpAddress)
-    data = b"".join(request(number, "get", "m", "ann") for number in range(1000))
-    blocked = 0
-    with socket.create_connection((address.host, address.port)) as client:
-        client.setblocking(False)
-
-        def is_stuck() -> bool:
-            nonlocal blocked
-            try:
-                client.send(data)
-            except BlockingIOError:
-                blocked += 1
-            else:
-                blocked = 0
-            return blocked > 20
-
-        await eventually(is_stuck)
+    async with stuck_client(address, service):
         await listener.close()
         await eventually(lambda: service.connections == 0)
 

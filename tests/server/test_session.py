@@ -113,6 +113,22 @@ def test_a_pipeline_is_answered_in_order_and_in_one_write(wire: Wire) -> None:
     assert wire.writes == 1
 
 
+HEAVY = {
+    "get_many": [[ANN]],
+    "set_many": [[[*ANN, "A"]]],
+    "scan": [None, None, None, None],
+    "count": [None, None],
+    "clear": [],
+}
+
+
+@pytest.mark.parametrize(("method", "params"), HEAVY.items(), ids=HEAVY)
+def test_after_what_takes_long_others_have_their_turn(wire: Wire, method: str, params: list[Any]) -> None:
+    answers = wire.ask(*[request(number, method, *params) for number in range(3)], request(3, "ping"))
+    assert [answer[1:3] for answer in answers] == [[number, None] for number in range(4)]
+    assert wire.writes == 4
+
+
 def test_a_message_may_come_byte_by_byte(wire: Wire) -> None:
     wire.ask(request(1, "set", *ANN, "A"))
     for byte in request(2, "get", *ANN)[:-1]:
