@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from typing import NoReturn
 
 import structlog
 import uvloop
@@ -16,8 +17,10 @@ from statestored import __version__
 from statestored.admin import Admin
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
-from statestored.engines.embedded import EmbeddedEngine, SnapshotSchedule
-from statestored.errors import StartError
+from statestored.engines.commits import Fsync
+from statestored.engines.embedded import EmbeddedEngine
+from statestored.engines.saver import SnapshotSchedule
+from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
 from statestored.settings import TOKEN_VARIABLE, Settings, read_token, unknown_variables
 
@@ -27,7 +30,7 @@ log = structlog.get_logger()
 def run(settings: Settings, environment: Mapping[str, str]) -> None:
     """Returns when the daemon was asked to stop and has done so.
 
-    Raises StartError or TooNew where it cannot start, DamagedFile, or OSError where the last states could not be saved.
+    Raises StartError or TooNew where it cannot start, DamagedFile, or DiskFailed where the disk fails meanwhile.
     """
     for name in unknown_variables(environment):
         log.warning("there is no such setting", variable=name)
@@ -58,7 +61,8 @@ async def serve(settings: Settings, token: str | None) -> None:
         _say(f"data directory {directory.path}")
         engine = EmbeddedEngine(
             directory,
-            SnapshotSchedule(settings.snapshot_interval, settings.snapshot_changes),
+            Fsync(settings.fsync),
+            SnapshotSchedule(settings.snapshot_interval, settings.snapshot_journal_size * 2**20),
             settings.max_namespaces,
         )
         service = Service(
@@ -73,6 +77,7 @@ async def serve(settings: Settings, token: str | None) -> None:
         _say(f"admin on {await admin.listen(settings.admin_listen)}")
         await engine.open()
         stack.push_async_callback(engine.close)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.snapshot_soon)
         listener = Listener(service)
         stack.push_async_callback(listener.close)
         for address in await listener.listen(settings.listen):
@@ -80,7 +85,9 @@ async def serve(settings: Settings, token: str | None) -> None:
         log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
         admin.ready = True
         try:
-            await asyncio.Event().wait()
+            await engine.failure()
+        except Exception as error:
+            _fail_stop(error)
         finally:
             admin.ready = False
             log.info("stopping")
@@ -108,6 +115,12 @@ def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
 
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(signum, stop, signum)
+
+
+def _fail_stop(error: Exception) -> NoReturn:
+    """At once: nothing that this process might still say can be relied upon."""
+    log.critical("ended by a failure", exc_info=None if isinstance(error, DiskFailed) else error, error=str(error))
+    os._exit(Exit.DISK_FAILED)
 
 
 def _say(line: str) -> None:

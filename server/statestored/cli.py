@@ -2,7 +2,6 @@
 
 import os
 import sys
-from enum import IntEnum
 from typing import Any, NoReturn
 
 import click
@@ -10,17 +9,9 @@ from click.core import ParameterSource
 
 from statestored import __version__
 from statestored.app import run
-from statestored.errors import DamagedFile, StartError, TooNew
+from statestored.errors import DamagedFile, DiskFailed, Exit, StartError, TooNew
 from statestored.log import set_up_logging
 from statestored.settings import Settings, options
-
-
-class Exit(IntEnum):
-    STOPPED = 0  # asked to
-    CANNOT_START = 1
-    USAGE = 2
-    DAMAGED = 3
-    DISK_FAILED = 4
 
 
 def _serve(**values: Any) -> None:
@@ -63,7 +54,7 @@ def main() -> NoReturn:
         _end(Exit.CANNOT_START, error)
     except DamagedFile as error:
         _end(Exit.DAMAGED, error)
-    except OSError as error:
+    except (DiskFailed, OSError) as error:
         _end(Exit.DISK_FAILED, error)
     sys.exit(Exit.STOPPED)
 

@@ -19,7 +19,7 @@ from statestore.base import Limits
 from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
 from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
 from statestored import __version__
-from statestored.engines.base import DEFAULT_NAMESPACE, START, Answer, Counts, Engine, Filter, Sender, Space
+from statestored.engines.base import DEFAULT_NAMESPACE, START, Answer, Counts, Engine, Filter, Held, Sender, Space
 
 MAX_NAMESPACE = 255  # bytes
 NIL = b"\xc0"
@@ -307,6 +307,8 @@ def _check_token(expected: str, given: object) -> None:
 
 
 def _answer(answer: Answer[T], pack: Callable[[T], bytes]) -> Reply:
+    if isinstance(answer, Held):
+        return Held(pack(answer.value), answer.until)
     if isinstance(answer, Future):
         return _later(answer, pack)
     return pack(answer)

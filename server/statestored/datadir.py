@@ -1,4 +1,7 @@
-"""The data directory: a lock, the store's identity, and the snapshots, each under the number of its generation."""
+"""The data directory: a lock, the store's identity, and the snapshots and segments of the journal, each numbered.
+
+Snapshot N holds what all segments before segment N did: segments go on being numbered where the newest file ends.
+"""
 
 import fcntl
 import json
@@ -6,6 +9,7 @@ import os
 import re
 import socket
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,14 +17,16 @@ import structlog
 
 from statestored import files
 from statestored.errors import DamagedFile, StartError, TooNew
+from statestored.framing import HEADER_SIZE
 
 log = structlog.get_logger()
 
 LOCK, IDENTITY = "lock", "store.json"
 IDENTITY_FORMAT = 1
+SNAPSHOT, SEGMENT = ".snapshot", ".journal"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_SNAPSHOT = re.compile(r"\d{8}\.snapshot")
-_UNFINISHED = re.compile(rf"({_SNAPSHOT.pattern}|{re.escape(IDENTITY)}){re.escape(files.TEMPORARY)}")
+_NUMBERED = re.compile(rf"\d{{8,}}({re.escape(SNAPSHOT)}|{re.escape(SEGMENT)})")
+_UNFINISHED = re.compile(rf"({_NUMBERED.pattern}|{re.escape(IDENTITY)}){re.escape(files.TEMPORARY)}")
 
 
 class DataDirectory:
@@ -30,14 +36,15 @@ class DataDirectory:
         self.path = path
         self._lock: IO[str] | None = None
         self.store_id = uuid.UUID(int=0)
+        self.is_new = False  # nothing is in it yet, its identity neither
 
     def open(self) -> None:
-        """Make it where there is none, lock it, read or make its identity. Raises StartError, DamagedFile or TooNew."""
+        """Make it where there is none, lock it, read its identity. Raises StartError, DamagedFile or TooNew."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = self._take_lock()
             self._remove_unfinished()
-            self.store_id = self._identity()
+            self._read_identity()
         except PermissionError as error:
             raise StartError(
                 f"data directory {self.path}: {error}: user {os.geteuid()} may not. "
@@ -51,20 +58,35 @@ class DataDirectory:
             self._lock.close()
 
     def snapshots(self) -> list[Path]:
-        """Oldest generation first."""
-        return sorted(path for path in self.path.iterdir() if _SNAPSHOT.fullmatch(path.name))
+        """By their numbers."""
+        return self._numbered(SNAPSHOT)
 
-    def next_snapshot(self) -> Path:
-        """The path of a generation newer than all that are there."""
-        newest = max((int(path.stem) for path in self.snapshots()), default=0)
-        return self.path / f"{newest + 1:08}.snapshot"
+    def segments(self) -> list[Path]:
+        """By their numbers."""
+        return self._numbered(SEGMENT)
 
-    def remove_snapshots_before(self, newest: Path) -> None:
-        """Raises OSError."""
-        for path in self.snapshots():
-            if path.name < newest.name:
-                path.unlink()
+    def snapshot(self, number: int) -> Path:
+        return self.path / f"{number:08}{SNAPSHOT}"
+
+    def segment(self, number: int) -> Path:
+        return self.path / f"{number:08}{SEGMENT}"
+
+    def remove_before(self, number: int) -> None:
+        """What the snapshot of this number has made needless. Raises OSError."""
+        for path in (*self.snapshots(), *self.segments()):
+            if number_of(path) < number:
+                files.remove(path)
         files.sync_directory(self.path)
+
+    def save_identity(self) -> None:
+        """Done last in a new directory, whose identity thus stands for a journal that is there. Raises OSError."""
+        write_identity(self.path, self.store_id)
+        self.is_new = False
+        log.warning("a new, empty store was made", data_dir=str(self.path), store_id=str(self.store_id))
+
+    def _numbered(self, suffix: str) -> list[Path]:
+        found = [path for path in self.path.iterdir() if path.suffix == suffix and _NUMBERED.fullmatch(path.name)]
+        return sorted(found, key=number_of)
 
     def _take_lock(self) -> IO[str]:
         fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -78,34 +100,54 @@ class DataDirectory:
                 f"data directory {self.path} is in use by another statestored (process {owner}): "
                 "stop that one, or give another --data-dir"
             ) from None
-        lock.truncate()
-        lock.write(f"{os.getpid()} on {socket.gethostname()}\n")  # in a container every daemon is process 1
-        lock.flush()
+        with suppress(OSError):  # the disk may be full, and the lock holds without a name on it
+            os.ftruncate(fd, 0)
+            # In a container every daemon is process 1.
+            os.pwrite(fd, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return lock
 
     def _remove_unfinished(self) -> None:
         for path in self.path.iterdir():
             if _UNFINISHED.fullmatch(path.name):
-                path.unlink()
+                files.remove(path)
 
-    def _identity(self) -> uuid.UUID:
+    def _read_identity(self) -> None:
         path = self.path / IDENTITY
-        if not path.exists():
-            return self._new_identity(path)
-        match _json(path):
-            case {"format": int(version)} if version > IDENTITY_FORMAT:
-                raise TooNew(path, version, IDENTITY_FORMAT)
-            case {"format": int(), "store_id": str(store_id)} if _UUID.fullmatch(store_id):
-                return uuid.UUID(store_id)
-        raise DamagedFile(path, "it does not hold a store's identity")
-
-    def _new_identity(self, path: Path) -> uuid.UUID:
-        if found := self.snapshots():
+        self.is_new = not path.exists()
+        if not self.is_new:
+            self.store_id = read_identity(path)
+            return
+        self._remove_first_segment()
+        if found := (*self.snapshots(), *self.segments()):
             raise DamagedFile(path, f"it is missing, yet there is {found[-1].name}")
-        store_id = uuid.uuid4()
-        files.write_durably(path, json.dumps({"format": IDENTITY_FORMAT, "store_id": str(store_id)}).encode() + b"\n")
-        log.warning("a new, empty store was made", data_dir=str(self.path), store_id=str(store_id))
-        return store_id
+        self.store_id = uuid.uuid4()
+
+    def _remove_first_segment(self) -> None:
+        """One that holds nothing was made by a first start that did not come as far as the identity."""
+        first = self.segment(1)
+        if self.segments() == [first] and not self.snapshots() and first.stat().st_size <= HEADER_SIZE:
+            files.remove(first)
+
+
+def number_of(path: Path) -> int:
+    """Of a snapshot or a segment."""
+    return int(path.stem)
+
+
+def read_identity(path: Path) -> uuid.UUID:
+    """Raises DamagedFile, TooNew or OSError."""
+    match _json(path):
+        case {"format": int(version)} if version > IDENTITY_FORMAT:
+            raise TooNew(path, f"format {version}", IDENTITY_FORMAT)
+        case {"format": int(), "store_id": str(store_id)} if _UUID.fullmatch(store_id):
+            return uuid.UUID(store_id)
+    raise DamagedFile(path, "it does not hold a store's identity")
+
+
+def write_identity(directory: Path, store_id: uuid.UUID) -> None:
+    """Raises OSError."""
+    content = json.dumps({"format": IDENTITY_FORMAT, "store_id": str(store_id)}).encode() + b"\n"
+    files.write_durably(directory / IDENTITY, content)
 
 
 def _json(path: Path) -> Any:

@@ -1,6 +1,15 @@
-"""Why the daemon cannot start, or must not go on. `cli` knows the exit code of each."""
+"""Why the daemon cannot start, or must not go on, and the exit code of each."""
 
+from enum import IntEnum
 from pathlib import Path
+
+
+class Exit(IntEnum):
+    STOPPED = 0  # asked to
+    CANNOT_START = 1
+    USAGE = 2
+    DAMAGED = 3
+    DISK_FAILED = 4
 
 
 class StartError(Exception):
@@ -18,7 +27,16 @@ class DamagedFile(Exception):
 class TooNew(Exception):
     """The file is of a later release's format."""
 
-    def __init__(self, path: Path, version: int, known: int) -> None:
-        super().__init__(
-            f"{path} has format {version}, but this release knows formats up to {known}: start a newer one"
-        )
+    def __init__(self, path: Path, what: str, known: int) -> None:
+        super().__init__(f"{path} has {what}, but this release knows formats up to {known}: start a newer one")
+
+
+class NoRoom(OSError):
+    """The disk is full, or our share of it: nothing is wrong with what is there."""
+
+
+class DiskFailed(Exception):
+    """A write failed, and not for want of room, or a sync: nobody knows any more what is on the disk."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the disk failed ({error}): look at it before you start again")

@@ -1,55 +1,89 @@
-"""What a file needs to still be there, whole, after a power loss."""
+"""All that is ever done to the files of a data directory, and what it takes for them to survive a loss of power.
 
+Everything raises NoRoom where there is none. What fails otherwise is told from a failed disk here: a write, a sync or a
+truncation raises DiskFailed, and must not be tried again, for the system may have forgotten what it could not write;
+everything else an OSError.
+"""
+
+import errno
 import fcntl
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from statestored.errors import DiskFailed, NoRoom
+
 TEMPORARY = ".tmp"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def create(path: Path) -> BinaryIO:
-    """A new, empty file that only its owner may read, unbuffered. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """A new, empty file that only its owner may read, unbuffered."""
+    with _no_room_told():
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     return os.fdopen(fd, "wb", buffering=0)
 
 
-def write_all(file: BinaryIO, data: bytes) -> None:
-    """All of `data`, however little the system takes at a time. Raises OSError."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+def write_at(file: BinaryIO, data: bytes, offset: int) -> None:
+    """All of `data`, however little the system takes at a time."""
+    fd, rest = file.fileno(), memoryview(data)
+    with _failure_told():
+        while rest:
+            written = os.pwrite(fd, rest, offset)
+            offset += written
+            rest = rest[written:]
+
+
+def truncate(file: BinaryIO | Path, size: int) -> None:
+    with _failure_told():
+        os.truncate(file if isinstance(file, Path) else file.fileno(), size)
 
 
 def sync_file(file: BinaryIO) -> None:
-    """What was written is on the disk when this returns. Raises OSError."""
-    if sys.platform == "darwin":
-        fcntl.fcntl(file, fcntl.F_FULLFSYNC)  # fsync there stops at the drive's cache
-    else:
-        os.fdatasync(file)
+    """What was written is on the disk when this returns."""
+    try:
+        if sys.platform == "darwin":
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)  # fsync there stops at the drive's cache
+        else:
+            os.fdatasync(file)
+    except OSError as error:
+        raise DiskFailed(error) from error
 
 
 def sync_directory(directory: Path) -> None:
-    """Files made, renamed and removed in `directory` stay so. Raises OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    """Files made, renamed and removed in `directory` stay so."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        raise DiskFailed(error) from error
     finally:
         os.close(fd)
 
 
+def rename(source: Path, target: Path) -> None:
+    with _no_room_told():
+        source.replace(target)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a file that is synced its name: whatever happens, `path` is the old file or the new one. Raises OSError."""
-    temporary.replace(path)
+    """Give a file that is synced its name: whatever happens, `path` is the old file or the new one."""
+    rename(temporary, path)
     sync_directory(path.parent)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """A small file, as a whole or not at all. Raises OSError."""
+    """A small file, as a whole or not at all."""
     temporary = temporary_name(path)
     with create(temporary) as file:
-        write_all(file, content)
+        write_at(file, content, 0)
         sync_file(file)
     put_in_place(temporary, path)
 
@@ -57,3 +91,24 @@ def write_durably(path: Path, content: bytes) -> None:
 def temporary_name(path: Path) -> Path:
     """Where a file is written before it is put in place; what is found there at a start was never finished."""
     return path.with_name(path.name + TEMPORARY)
+
+
+@contextmanager
+def _no_room_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise NoRoom(error.errno, error.strerror, error.filename) from error
+        raise
+
+
+@contextmanager
+def _failure_told() -> Iterator[None]:
+    try:
+        with _no_room_told():
+            yield
+    except NoRoom:
+        raise
+    except OSError as error:
+        raise DiskFailed(error) from error

@@ -1,7 +1,8 @@
 """One connection: bytes in, requests to the commands, responses out.
 
 Nothing here waits. A response leaves in the same turn of the loop in which its request came, all responses to what was
-read at once in one write; only an answer that an engine gives later leaves later.
+read at once in one write; only an answer that an engine gives later, or wants held until a commit is durable, leaves
+later.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from statestored.commands import (
     get,
     hello,
 )
+from statestored.engines.base import Commit, Held
 
 log = structlog.get_logger()
 
@@ -44,6 +46,7 @@ READ_SIZE = 16_384
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
 LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
+MAX_HELD = 1024  # answers that wait for the disk; a client that has more of them is not read from until they are out
 
 _pack = text_packer()
 GET_NAME = b"get"
@@ -92,7 +95,9 @@ class Session(asyncio.BufferedProtocol):
         self._stop = False  # answering what came has to wait, or to end
         self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
-        self._waiting = 0  # requests whose answers come later
+        self._waiting = 0  # answers, or held bundles of them, that come later
+        self._held = 0  # answers in such bundles
+        self._closing = False  # once nothing waits any more
         self._eof = False  # the client sends no more
         self._transport: asyncio.Transport
 
@@ -140,8 +145,10 @@ class Session(asyncio.BufferedProtocol):
         self._caller.allowed = {}
 
     def close(self) -> None:
-        """What was answered still goes out, if the client reads."""
-        self._transport.close()
+        """What was answered, or is held, still goes out, if the client reads."""
+        self._closing = True
+        self._transport.pause_reading()
+        self._close_if_done()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -153,7 +160,7 @@ class Session(asyncio.BufferedProtocol):
         room = MAX_BYTES_AT_FIRST - self._bytes_at_first
         self._bytes_at_first += size
         self._take(_buffer[: min(size, room)])
-        if size <= room or self._transport.is_closing():
+        if size <= room or self._closing:
             return
         if self._stranger:
             self._drop(Garbage(f"more than {MAX_BYTES_AT_FIRST} bytes before a hello"))
@@ -174,6 +181,8 @@ class Session(asyncio.BufferedProtocol):
         self._stop = False
         decoder, caller, calls, heads = self._decoder, self._caller, self._service.calls, _HEADS
         out: list[bytes] = []
+        held: list[bytes] = []
+        until: Commit | None = None  # what these are held for
         message = None
         gets = 0
         try:
@@ -196,19 +205,25 @@ class Session(asyncio.BufferedProtocol):
                         calls[name] += 1
                         reply = command.run(caller, *params)
                     else:
-                        self._asked = self._asked or bool(out)
+                        self._asked = self._asked or bool(out) or until is not None
                         reply = self._run_unusual(message)
                 except Garbage:
                     raise
                 except Exception as error:
                     out.append(self._refusal(msgid, error))
                 else:
-                    if not isinstance(reply, bytes):
+                    if isinstance(reply, bytes):
+                        out += (head, reply)
+                        if len(reply) > LARGE_REPLY:
+                            self._write(out)
+                    elif isinstance(reply, Held):
+                        if until is not reply.until:
+                            self._hold(held, until)
+                            held, until = [], reply.until
+                        held += (head, reply.value)
+                    else:
                         self._answer_later(msgid, reply)
                         continue
-                    out += (head, reply)
-                    if len(reply) > LARGE_REPLY:
-                        self._write(out)
                 if self._stop:
                     break
             # msgpack takes a message apart as it comes, so that its own limit is not one of the message.
@@ -222,9 +237,10 @@ class Session(asyncio.BufferedProtocol):
             return
         finally:
             calls[GET_NAME] += gets
+            self._hold(held, until)
         self._write(out)
         if self._refused:
-            self._transport.close()
+            self.close()
         elif decoder is not self._decoder:
             self._answer_all()
 
@@ -275,7 +291,37 @@ class Session(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             return
         self._transport.write(_head(msgid) + reply.result() if error is None else self._refusal(msgid, error))
-        if self._eof and not self._waiting:
+        self._close_if_done()
+
+    def _hold(self, held: list[bytes], until: Commit | None) -> None:
+        """Answers, each in two parts, that leave when the commit is durable."""
+        if until is None:
+            return
+        self._asked = True
+        self._waiting += 1
+        self._held += len(held) // 2
+        until.then(partial(self._let_go, held))
+        if self._held > MAX_HELD:
+            self._stop = True
+            self._transport.pause_reading()
+
+    def _let_go(self, held: list[bytes], error: StateStoreError | None) -> None:
+        self._waiting -= 1
+        was_too_much = self._held > MAX_HELD
+        self._held -= len(held) // 2
+        if self._transport.is_closing():
+            return
+        if error is not None:
+            self._service.errors[error.wire_code] += len(held) // 2
+            refusal = _pack(to_wire(error)) + NIL
+            held = [head[: -len(NIL)] + refusal for head in held[::2]]
+        self._transport.write(b"".join(held))
+        self._close_if_done()
+        if was_too_much:
+            self._go_on()
+
+    def _close_if_done(self) -> None:
+        if (self._eof or self._closing) and not self._waiting:
             self._transport.close()
 
     def _refusal(self, msgid: int, error: BaseException) -> bytes:
@@ -294,17 +340,20 @@ class Session(asyncio.BufferedProtocol):
     def _drop(self, error: Exception) -> None:
         self._service.dropped += 1
         log.warning("connection dropped", reason=str(error) or type(error).__name__)
-        self._transport.close()
+        self.close()
 
     def _go_on(self) -> None:
         """With what came before we stopped; on a connection that is being closed nothing more is executed."""
-        if not (self._paused or self._transport.is_closing()):
+        if not self._must_wait():
             self._answer_all()
             self._read_on()
 
     def _read_on(self) -> None:
-        if not (self._paused or self._transport.is_closing()):
+        if not self._must_wait():
             self._transport.resume_reading()
+
+    def _must_wait(self) -> bool:
+        return self._paused or self._held > MAX_HELD or self._closing or self._transport.is_closing()
 
 
 def _decoder(max_items: int) -> Decoder:

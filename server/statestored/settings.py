@@ -20,6 +20,7 @@ from statestored.log import FORMATS, LEVELS
 
 PREFIX = "STATESTORED_"
 TOKEN_VARIABLE = PREFIX + "TOKEN"  # in the environment only: a flag would show it to everybody who lists processes
+FSYNC = ("always", "everysec", "never")
 DEFAULT_PORT, DEFAULT_ADMIN_PORT = 7828, 7829
 
 
@@ -98,11 +99,20 @@ class Settings:
         None,
     )
     allow_clear: bool = _setting("Let clients forget all states of their namespace at once.", bool, False, is_flag=True)
-    snapshot_interval: float = _setting(
-        "Seconds from one snapshot to the next, where anything changed; 0: none by time.", Seconds(min=0), 60.0
+    fsync: str = _setting(
+        "When a write is acknowledged: once it is on the disk (always), or once the system has it, which is made to "
+        "write it every second (everysec), or when it likes (never).",
+        click.Choice(FSYNC),
+        "always",
     )
-    snapshot_changes: int = _setting(
-        "A snapshot is also due after so many changes; 0: none by number.", click.IntRange(min=0), 100_000
+    snapshot_interval: float = _setting(
+        "Seconds from one snapshot to the next, where anything changed; 0: none by time.", Seconds(min=0), 3600.0
+    )
+    snapshot_journal_size: int = _setting(
+        "A snapshot is also due when the journal has so many MiB, and no fewer than the last snapshot has; "
+        "0: none by size.",
+        click.IntRange(min=0),
+        128,
     )
     max_module: int = _setting("The longest module, in bytes.", click.IntRange(1, 4096), 1024)
     max_sender: int = _setting("The longest sender, in bytes.", click.IntRange(1, 16384), 4096)

@@ -1,84 +1,79 @@
-"""The snapshot file: a header, blocks, and a footer that counts them. docs/formats.md describes it byte by byte.
+"""The snapshot file: buckets of entries, then a footer that counts them. docs/formats.md describes it byte by byte.
 
-    header   MAGIC (8)  format version u32  store id (16)  file id (16)  crc32 u32
-    block    kind u32  payload length u32  crc32 of the payload u32  crc32 of this frame u32, then the payload
-    footer   a block of the kind FOOTER
-
-Numbers are little-endian. A frame's checksum also covers the file id and the frame's own offset: a block of another
-file, or of another place in this one, is never taken for the right one.
+Each block is a frame (see `framing`), numbered from 1, and its payload one MessagePack value.
 """
 
-import struct
+import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
-from zlib import crc32
+from typing import Any, NamedTuple, Self
 
 import msgpack
 
 from statestore import wire
 from statestored import files
 from statestored.errors import DamagedFile, TooNew
+from statestored.framing import (
+    FORMAT,
+    HEADER_SIZE,
+    Frame,
+    Kind,
+    Sequence,
+    pack_frame,
+    pack_header,
+    read_frame,
+    unpack_header,
+)
 
 MAGIC = b"\x93STATES\n"  # not text, and not a MessagePack-RPC message either
-FORMAT = 1
-BUCKET, EFFECTS, FOOTER = 1, 2, 3  # kinds of blocks
-
-_HEADER = struct.Struct("<8sI16s16s")
-_FRAME = struct.Struct("<III")
-_CRC = struct.Struct("<I")
-_PLACE = struct.Struct("<16sQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    kind: int
-    content: Any  # what the payload, MessagePack, holds: tuples, and text as bytes
-    offset: int  # of the block's frame
+class Footer(NamedTuple):
+    """How many blocks came before it, how many entries are in them, and the last batch that may be among them."""
+
+    blocks: int
+    entries: int
+    last: Sequence
 
 
 class SnapshotWriter:
     """Writes `path` beside its place; nothing is there under its name before `finish` returns.
 
-    As a context manager it removes what is unfinished. `sync` may run in another thread, between two blocks.
+    `add` only takes note; `flush`, which writes and syncs, may run in another thread while nothing is added. As a
+    context manager it removes what is unfinished. All methods raise OSError.
     """
 
-    def __init__(self, path: Path, store_id: uuid.UUID) -> None:
-        """Raises OSError, as all methods do."""
+    def __init__(self, path: Path, store_id: uuid.UUID, time: int) -> None:
         self._path = path
+        self._time = time
         self._temporary = files.temporary_name(path)
         self._pack = wire.packer()
-        self._file_id = uuid.uuid4().bytes
+        self._file_id = os.urandom(16)
         self._blocks = 0
-        self.size = 0  # bytes so far
-        self.synced = 0  # bytes of them that are on the disk
+        self._size = 0  # bytes so far, those to be written included
+        self._unwritten: list[bytes] = []
+        self.unwritten = 0  # bytes
         self._file = files.create(self._temporary)
-        header = _HEADER.pack(MAGIC, FORMAT, store_id.bytes, self._file_id)
-        try:
-            self._write(header + _CRC.pack(crc32(header)))
-        except BaseException:
-            self._abandon()
-            raise
+        self._append(pack_header(MAGIC, store_id, self._file_id, {"number": int(path.stem)}))
 
-    def write(self, kind: int, content: Any) -> None:
-        payload = self._pack(content)
-        frame = _FRAME.pack(kind, len(payload), crc32(payload))
-        checksum = _frame_checksum(self._file_id, self.size, frame)
-        self._write(b"".join((frame, _CRC.pack(checksum), payload)))
+    def add(self, kind: Kind, content: Any) -> None:
+        """One block."""
         self._blocks += 1
+        number = Sequence(0, self._blocks)
+        self._append(pack_frame(self._file_id, self._size, kind, number, self._time, 0, self._pack(content)))
 
-    def sync(self) -> None:
-        size = self.size
+    def flush(self) -> None:
+        """What was added is on the disk when this returns."""
+        data, self._unwritten, self.unwritten = b"".join(self._unwritten), [], 0
+        files.write_at(self._file, data, self._size - len(data))
         files.sync_file(self._file)
-        self.synced = size
 
-    def finish(self, entries: int) -> None:
+    def finish(self, entries: int, last: Sequence) -> None:
         """Footer, sync, rename, sync of the directory: in this order, so that the name never stands for less."""
-        self.write(FOOTER, {"blocks": self._blocks, "entries": entries})
-        self.sync()
+        self.add(Kind.FOOTER, Footer(self._blocks, entries, last)._asdict())
+        self.flush()
         self._file.close()
         files.put_in_place(self._temporary, self._path)
 
@@ -87,35 +82,42 @@ class SnapshotWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if kind is not None:
-            self._abandon()
+            self._file.close()
+            if self._temporary.exists():
+                files.remove(self._temporary)
 
-    def _abandon(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def _write(self, data: bytes) -> None:
-        files.write_all(self._file, data)
-        self.size += len(data)
+    def _append(self, data: bytes) -> None:
+        self._unwritten.append(data)
+        self.unwritten += len(data)
+        self._size += len(data)
 
 
-def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Block]:
-    """The blocks of a snapshot, the footer last.
+def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Frame]:
+    """The blocks of a snapshot, whose payloads `content_of` unpacks, the footer last.
 
     Raises DamagedFile for whatever is not as it was written, TooNew, or OSError.
     """
     with path.open("rb") as file:
-        file_id = _read_header(path, file, store_id)
-        blocks = 0
-        while (block := _read_block(path, file, file_id)).kind != FOOTER:
+        header = unpack_header(path, file.read(HEADER_SIZE), MAGIC)
+        if header.store_id != store_id:
+            raise DamagedFile(path, f"it belongs to the store {header.store_id}, not to {store_id}")
+        if header.details.get(b"number") != int(path.stem):
+            raise DamagedFile(path, f"it was made as number {header.details.get(b'number')}")
+        offset, blocks = HEADER_SIZE, 0
+        while (frame := read_frame(file, offset, header.file_id)) is not None:
             blocks += 1
-            yield block
-        counted = block.content.get(b"blocks") if isinstance(block.content, dict) else None
-        if counted != blocks:
-            raise DamagedFile(path, f"the footer counts {counted} blocks, the file has {blocks}", block.offset)
-        end = file.tell()
+            if frame.sequence != (0, blocks):
+                raise DamagedFile(path, f"there is block {frame.sequence.counter} where {blocks} should be", offset)
+            yield frame
+            offset = frame.end
+            if frame.kind == Kind.FOOTER:
+                if footer_of(path, frame).blocks != blocks - 1:
+                    raise DamagedFile(path, "the footer counts other blocks than there are", frame.offset)
+                break
+        else:
+            raise DamagedFile(path, "there is no whole block", offset)
         if file.read(1):
-            raise DamagedFile(path, "something follows the footer", end)
-        yield block
+            raise DamagedFile(path, "something follows the footer", offset)
 
 
 def verify_snapshot(path: Path, store_id: uuid.UUID) -> None:
@@ -124,39 +126,16 @@ def verify_snapshot(path: Path, store_id: uuid.UUID) -> None:
         pass
 
 
-def _read_header(path: Path, file: BinaryIO, store_id: uuid.UUID) -> bytes:
-    header = file.read(_HEADER.size + _CRC.size)
-    if len(header) < _HEADER.size + _CRC.size:
-        raise DamagedFile(path, "it ends within the header")
-    magic, version, found, file_id = _HEADER.unpack_from(header)
-    if magic != MAGIC:
-        raise DamagedFile(path, "it does not begin as a snapshot does")
-    (checksum,) = _CRC.unpack_from(header, _HEADER.size)
-    if checksum != crc32(header[: _HEADER.size]):
-        raise DamagedFile(path, "the header's checksum is wrong")
-    if version > FORMAT:
-        raise TooNew(path, version, FORMAT)
-    if found != store_id.bytes:
-        raise DamagedFile(path, f"it belongs to the store {uuid.UUID(bytes=found)}, not to {store_id}")
-    return bytes(file_id)
+def content_of(path: Path, frame: Frame) -> Any:
+    """What a block holds: tuples, and text as bytes. Raises TooNew for a kind of a later release."""
+    if frame.kind not in (Kind.BUCKET, Kind.FOOTER):
+        raise TooNew(path, f"a block of kind {frame.kind}", FORMAT)
+    return msgpack.unpackb(frame.payload, raw=True, use_list=False)
 
 
-def _read_block(path: Path, file: BinaryIO, file_id: bytes) -> Block:
-    offset = file.tell()
-    frame = file.read(_FRAME.size + _CRC.size)
-    if len(frame) < _FRAME.size + _CRC.size:
-        raise DamagedFile(path, "it ends without a footer", offset)
-    kind, length, payload_checksum = _FRAME.unpack_from(frame)
-    (checksum,) = _CRC.unpack_from(frame, _FRAME.size)
-    if checksum != _frame_checksum(file_id, offset, frame[: _FRAME.size]):
-        raise DamagedFile(path, "a block's frame has a wrong checksum", offset)
-    if kind not in (BUCKET, EFFECTS, FOOTER):
-        raise DamagedFile(path, f"a block of the unknown kind {kind}", offset)
-    payload = file.read(length)
-    if len(payload) < length or crc32(payload) != payload_checksum:
-        raise DamagedFile(path, "a block's contents have a wrong checksum", offset)
-    return Block(kind, msgpack.unpackb(payload, raw=True, use_list=False), offset)
-
-
-def _frame_checksum(file_id: bytes, offset: int, frame: bytes) -> int:
-    return crc32(frame, crc32(_PLACE.pack(file_id, offset)))
+def footer_of(path: Path, frame: Frame) -> Footer:
+    content = content_of(path, frame)
+    try:
+        return Footer(content[b"blocks"], content[b"entries"], Sequence(*content[b"last"]))
+    except (KeyError, TypeError) as error:
+        raise DamagedFile(path, "the footer makes no sense", frame.offset) from error

@@ -1,16 +1,18 @@
 """What the daemon asks of the thing that holds the states.
 
-Text is bytes here, exactly as the clients sent it; a sender may also be None. Every answer is either the value or a
-future of it: the embedded engine answers at once, one on a network, or one that waits for a disk, later.
+Text is bytes here, exactly as the clients sent it; a sender may also be None. Every answer is the value, or `Held`, or
+a future of the value: the embedded engine answers at once, but nobody may see some of it before the disk has what it
+follows from; one on a network answers later.
 """
 
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, Union
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, Union
 
+from statestore.errors import StateStoreError
 from statestore.wire import START as START_TEXT
 
 START = START_TEXT.encode()
@@ -18,7 +20,23 @@ DEFAULT_NAMESPACE = b"default"  # of clients that name none; every engine has it
 
 Sender = bytes | None
 T = TypeVar("T")
-Answer = Union[T, "Future[T]"]
+
+
+class Commit(Protocol):
+    """Writes that become durable together."""
+
+    def then(self, callback: Callable[[StateStoreError | None], None]) -> None:
+        """Calls back once they are durable; with the error where they have been taken back instead."""
+
+
+class Held(NamedTuple, Generic[T]):
+    """An answer that nobody may see before the writes that it follows from are durable."""
+
+    value: T
+    until: Commit
+
+
+Answer = Union[T, Held[T], "Future[T]"]
 
 
 class Entry(NamedTuple):
@@ -103,7 +121,13 @@ class Engine(Protocol):
         """Ready to be asked when it returns. Raises StartError or DamagedFile."""
 
     async def close(self) -> None:
-        """Everything acknowledged is kept when it returns. Raises OSError where it could not be."""
+        """Everything acknowledged is kept when it returns. Raises DiskFailed where it could not be."""
+
+    async def failure(self) -> None:
+        """Returns never. Raises, DiskFailed for one, when nothing more may be answered."""
+
+    def snapshot_soon(self) -> None:
+        """On demand; the log says when it is done."""
 
     def space(self, name: bytes) -> Space:
         """Raises Full where there are too many namespaces."""

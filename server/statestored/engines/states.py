@@ -8,6 +8,7 @@ from statestored.engines.table import Bucket, Table
 
 PUT: Literal[1] = 1
 CLEAR: Literal[2] = 2
+MS_A_DAY = 86_400_000  # a batch has a time; its entries, the day of that
 
 # What a write comes down to, absolute, so that applying it twice does no harm:
 #   (PUT, namespace, module, sender, state)   START as the state removes the entry
@@ -16,12 +17,18 @@ Effect = tuple[Literal[1], bytes, bytes, Sender, bytes] | tuple[Literal[2], byte
 
 
 class States:
-    """Changed by `apply` only; `changes` counts what it applied."""
+    """Changed by `apply` only; `changes` counts what it applied.
+
+    What was applied can be taken back until it is settled, in two steps: `cut` when it is about to be written, `settle`
+    when it has been. Meanwhile more may be applied.
+    """
 
     def __init__(self) -> None:
         self.tables: dict[bytes, Table] = {}
         self.changes = 0
         self.garbage: list[Bucket] = []  # cleared, and to be freed a bucket at a time: all at once takes too long
+        self._changed: set[Table] = set()  # since the last cut
+        self._cut: set[Table] = set()  # before that, and not settled
 
     def table(self, namespace: bytes) -> Table:
         table = self.tables.get(namespace)
@@ -39,13 +46,33 @@ class States:
             if effect[0] == PUT:
                 if table.put(effect[2], effect[3], effect[4], day):
                     self.changes += 1
+                    self._changed.add(table)
             elif effect[0] == CLEAR:
                 if len(table):
-                    self.garbage += table.clear()
+                    table.clear()
                     self.changes += 1
+                    self._changed.add(table)
             else:
                 raise ValueError(f"an effect of the unknown kind {effect[0]}")
         return self.changes != before
+
+    def cut(self) -> None:
+        """What was applied since the last cut is about to be written. What was cut before is settled."""
+        for table in self._changed:
+            table.cut()
+        self._cut, self._changed = self._changed, set()
+
+    def settle(self) -> None:
+        """What was cut has been written, and stays."""
+        for table in self._cut:
+            self.garbage += table.settle()
+        self._cut = set()
+
+    def revert(self) -> None:
+        """All that is not settled is taken back."""
+        for table in self._changed | self._cut:
+            table.revert()
+        self._changed, self._cut = set(), set()
 
     def __len__(self) -> int:
         """How many entries there are."""

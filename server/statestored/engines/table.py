@@ -9,6 +9,8 @@ A bucket maps a sender to one `Cell`, shared by all entries of the same module, 
 where the sender has entries in several modules.
 """
 
+from __future__ import annotations
+
 import gc
 from collections import Counter
 from collections.abc import Iterator
@@ -56,6 +58,7 @@ class Cell:
 
 Held = Cell | tuple[Cell, ...]
 Bucket = dict[Sender, Held]
+_Contents = tuple[list[Bucket], list[int], int, int, dict[tuple[bytes, bytes], Kind], Counter[bytes], int]
 
 
 class Range(NamedTuple):
@@ -67,8 +70,36 @@ class Range(NamedTuple):
     bucket: Bucket
 
 
-class Table:
+class Changes(dict[Sender, Held | None]):
+    """What senders held before they were changed; None: nothing.
+
+    cleared: where everything was forgotten meanwhile, what there was, and the changes up to then.
+    """
+
+    __slots__ = ("cleared",)
+
     def __init__(self) -> None:
+        super().__init__()
+        self.cleared: tuple[_Contents, Changes] | None = None
+
+    def concern(self, sender: Sender) -> bool:
+        return sender in self or self.cleared is not None
+
+    def any(self) -> bool:
+        return bool(self) or self.cleared is not None
+
+
+class Table:
+    """The entries of one namespace.
+
+    changed: the changes since the last `cut`; cutting: those before it, until they are settled.
+    unsettled: whether there are any.
+    """
+
+    def __init__(self) -> None:
+        self.changed = Changes()
+        self.cutting = Changes()
+        self.unsettled = False
         self._inserted = 0  # since the last split
         self._clears = 0
         self._reset()
@@ -91,7 +122,7 @@ class Table:
     def modules(self, sender: Sender) -> list[bytes]:
         """The modules that have an entry for `sender`."""
         held = self._range(position_of(sender)).bucket.get(sender)
-        return [] if held is None else [cell.module for cell in cells_of(held)]
+        return [cell.module for cell in cells_of(held)]
 
     def put(self, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
         """Store an entry, or remove it (`START`). Returns whether that changed anything; if not, its day stays too."""
@@ -100,6 +131,7 @@ class Table:
         if held is None:
             if state == START:
                 return False
+            self._note(sender, None)
             bucket[sender] = self._add(module, state, day)
             self._size += 1
             self._inserted += 1
@@ -111,6 +143,7 @@ class Table:
             return self._put_among(bucket, held, module, sender, state, day)
         if held.state == state:
             return False
+        self._note(sender, held)
         bucket[sender] = self._add(module, state, day)
         self._drop(held)
         return True
@@ -122,6 +155,7 @@ class Table:
         replaced = next((cell for cell in cells if cell.module == module), None)
         if state == (START if replaced is None else replaced.state):
             return False
+        self._note(sender, held)
         after = others if state == START else (*others, self._add(module, state, day))
         if replaced is not None:
             self._drop(replaced)
@@ -132,12 +166,58 @@ class Table:
             del bucket[sender]
         return True
 
-    def clear(self) -> list[Bucket]:
-        """Forget everything at once; the caller frees the buckets a few at a time, for each takes a while."""
-        buckets = [covered.bucket for covered in self.walk()]
+    def clear(self) -> None:
+        """Forget everything at once."""
+        changed = Changes()
+        changed.cleared = (self._contents(), self.changed)
+        self.changed, self.unsettled = changed, True
         self._clears += 1
         self._reset()
-        return buckets
+
+    def cut(self) -> None:
+        """The changes so far are about to be written; those that were cut before are settled."""
+        self.cutting, self.changed = self.changed, Changes()
+
+    def settle(self) -> list[Bucket]:
+        """The changes that were cut stay. The caller frees the buckets a few at a time, for each takes a while."""
+        freed: list[Bucket] = []
+        cleared = self.cutting.cleared
+        while cleared is not None:
+            (directory, *_), changes = cleared
+            freed += {id(bucket): bucket for bucket in directory}.values()
+            cleared = changes.cleared
+        self.cutting, self.unsettled = Changes(), self.changed.any()
+        return freed
+
+    def revert(self) -> None:
+        """Take back all changes that are not settled."""
+        for changes in (self.changed, self.cutting):
+            self._take_back(changes)
+        self.changed, self.cutting, self.unsettled = Changes(), Changes(), False
+
+    def _note(self, sender: Sender, held: Held | None) -> None:
+        """What a sender held before its first change in a batch."""
+        if sender not in self.changed:
+            self.changed[sender] = held
+            self.unsettled = True
+
+    def _take_back(self, changes: Changes) -> None:
+        while changes.cleared is not None:
+            contents, changes = changes.cleared
+            self._clears += 1
+            self._set_contents(contents)
+        for sender, held in changes.items():
+            self._put_back(sender, held)
+
+    def _put_back(self, sender: Sender, before: Held | None) -> None:
+        bucket = self._directory[position_of(sender) >> self._shift]
+        now = bucket.pop(sender, None)
+        for cell in cells_of(now):
+            self._drop(cell)
+        cells = tuple(self._add(cell.module, cell.state, cell.day) for cell in cells_of(before))
+        if cells:
+            bucket[sender] = cells if len(cells) > 1 else cells[0]
+        self._size += len(cells) - len(cells_of(now))
 
     def walk(self, position: int = 0) -> Iterator[Range]:
         """The buckets from the one that covers `position` on, in order, as they are when the walk comes to them.
@@ -186,6 +266,12 @@ class Table:
         self._kinds: dict[tuple[bytes, bytes], Kind] = {}
         self._uncounted: Counter[bytes] = Counter()  # entries whose kind is not among `_kinds`, by module
         self._size = 0
+
+    def _contents(self) -> _Contents:
+        return self._directory, self._depths, self._depth, self._shift, self._kinds, self._uncounted, self._size
+
+    def _set_contents(self, contents: _Contents) -> None:
+        self._directory, self._depths, self._depth, self._shift, self._kinds, self._uncounted, self._size = contents
 
     def _range(self, position: int) -> Range:
         index = position >> self._shift
@@ -256,8 +342,8 @@ def position_of(sender: Sender) -> int:
     return crc32(sender or b"")
 
 
-def cells_of(held: Held) -> tuple[Cell, ...]:
-    return (held,) if isinstance(held, Cell) else held
+def cells_of(held: Held | None) -> tuple[Cell, ...]:
+    return (held,) if isinstance(held, Cell) else held or ()
 
 
 def entries_of(sender: Sender, held: Held) -> list[Entry]:

@@ -1,0 +1,266 @@
+"""Group commit: what is committed while the disk is busy goes there together, and the answers wait for it.
+
+One batch collects while the one before it is written. The order of events is the point:
+
+1. A commit changes the states in memory, and its answer is held.
+2. When the loop has heard everybody who has sent something, the batch is written, in one piece, and, with `always`,
+   synced. No answer leaves before this.
+3. Its answers leave. With `always` the loop listens once more before the next batch goes, so that those who waited for
+   this one are in it: otherwise a batch would hold half as much.
+
+Where there is no room, all that is not settled is taken back and refused, and so is every write until there is room
+again. Any other failure is for good: after a failed sync nobody knows what is on the disk.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from enum import StrEnum
+
+import structlog
+
+from statestore import wire
+from statestore.errors import StateStoreError, Unavailable
+from statestored import framing
+from statestored.engines.base import Held
+from statestored.engines.states import MS_A_DAY, Effect, States
+from statestored.engines.threads import in_thread
+from statestored.errors import NoRoom
+from statestored.journal import Journal
+
+log = structlog.get_logger()
+
+SYNC_EVERY = 1.0  # seconds, with `everysec`
+IDLE = 0.05  # seconds without a batch, after which, with `always`, the last one is marked as durable
+RETRY_EVERY = 1.0  # seconds, where there is no room
+
+
+class Fsync(StrEnum):
+    """When a write is acknowledged. A kill takes nothing that was; a power loss, as it says here."""
+
+    ALWAYS = "always"  # once it is on the disk: nothing
+    EVERYSEC = "everysec"  # once the system has it, which is made to write it every second: about a second
+    NEVER = "never"  # once the system has it: what it had not written yet
+
+
+class Batch:
+    """Effects that become durable together, and whoever waits for that."""
+
+    __slots__ = ("_waiting", "day", "effects", "is_settled", "nothing", "time")
+
+    def __init__(self) -> None:
+        self.effects: list[Effect] = []
+        self.time = self.day = 0  # of the first of them: ms and days since 1970
+        self.nothing: Held[None] = Held(None, self)
+        self.is_settled = False
+        self._waiting: list[Callable[[StateStoreError | None], None]] = []
+
+    def begin(self) -> None:
+        self.time = now()
+        self.day = self.time // MS_A_DAY
+
+    def then(self, callback: Callable[[StateStoreError | None], None]) -> None:
+        self._waiting.append(callback)
+
+    def settle(self, error: StateStoreError | None) -> None:
+        self.is_settled = True
+        for callback in self._waiting:
+            callback(error)
+
+
+class GroupCommit:
+    """For the loop's thread; what may have to wait for the disk runs in a thread of its own.
+
+    batch: collects what is committed; writing: the one before it, which may be settled already.
+    """
+
+    def __init__(self, states: States, journal: Journal, fsync: Fsync) -> None:
+        self.batch = Batch()
+        self.writing = Batch()
+        self.writing.is_settled = True
+        self.reverts = 0  # how often something was taken back
+        self._states = states
+        self._journal = journal
+        self._fsync = fsync
+        self._pack = wire.packer()
+        self._refused_because = ""  # nothing can be written now
+        self._due = asyncio.Event()  # there is a batch to write
+        self._unmarked = asyncio.Event()  # nothing in the journal says yet that the last batch is durable
+        self._using_journal = asyncio.Lock()  # but for its `sync`, which may run beside anything
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+
+    async def begin(self) -> None:
+        """Raises DiskFailed. Where there is no room it goes on, and refuses writes until there is some."""
+        await self._make_room(self._journal.begin)
+
+    def commit(self, effects: Sequence[Effect]) -> Batch | None:
+        """The one way in which states change. Returns when: with this batch; None: nothing changed.
+
+        Raises Unavailable where nothing can be written.
+        """
+        if self._refused_because:
+            raise Unavailable(self._refused_because)
+        batch = self.batch
+        if not batch.effects:
+            batch.begin()
+            self._due.set()
+        if not self._states.apply(effects, batch.day):
+            return None
+        batch.effects += effects
+        return batch
+
+    async def write_batches(self) -> None:
+        """Until it is cancelled. Raises DiskFailed."""
+        while True:
+            await self._due.wait()
+            if self._refused_because:
+                await asyncio.sleep(RETRY_EVERY)
+                await self._make_room(self._journal.probe)
+            elif self.batch.effects:
+                await self._write_batch()
+            else:
+                self._due.clear()
+
+    async def keep_durable(self) -> None:
+        """What `write_batches` leaves to be done later. Until it is cancelled. Raises DiskFailed."""
+        if self._fsync is Fsync.ALWAYS:
+            await self._mark_when_idle()
+        elif self._fsync is Fsync.EVERYSEC:
+            await self._sync_every_second()
+
+    async def durable(self) -> framing.Sequence:
+        """Wait until all that was committed so far is on the disk. Returns the last batch that is.
+
+        Raises Unavailable where it was taken back, or DiskFailed.
+        """
+        batch = self.batch if self.batch.effects else self.writing
+        if not batch.is_settled:
+            settled: asyncio.Future[StateStoreError | None] = asyncio.get_running_loop().create_future()
+            batch.then(settled.set_result)
+            if (error := await asyncio.shield(settled)) is not None:
+                raise error
+        last = self._journal.last
+        if self._fsync is not Fsync.ALWAYS:
+            await self._in_thread(self._journal.sync)
+        return last
+
+    async def rotate(self) -> tuple[int, int]:
+        """From now on batches go into a new segment. Returns its number, and the size of the journal before it.
+
+        Raises NoRoom or DiskFailed.
+        """
+        async with self._using_journal:
+            await self._in_thread(self._journal.rotate)
+            return self._journal.number, self._journal.size
+
+    async def close(self) -> None:
+        """After `write_batches` has ended and all is durable. Raises DiskFailed."""
+        async with self._using_journal:
+            await self._in_thread(self._journal.close, now())
+        self._thread.shutdown()
+
+    async def _write_batch(self) -> None:
+        async with self._using_journal:
+            batch = self.writing = self.batch
+            self.batch = Batch()
+            self._states.cut()
+            try:
+                if self._fsync is Fsync.ALWAYS:
+                    await self._in_thread(self._append_and_sync, batch)
+                else:
+                    self._append(batch)
+            except NoRoom as error:
+                self._refuse(error)
+                return
+            freeing = bool(self._states.garbage)
+            self._states.settle()
+            if not freeing:
+                self._free_garbage()
+            self._unmarked.set()
+            batch.settle(None)
+            if self._journal.is_full:
+                await self._rotate_by_size()
+        if self._fsync is Fsync.ALWAYS:
+            await asyncio.sleep(0)  # listen
+
+    def _append(self, batch: Batch) -> None:
+        self._journal.append(batch.time, self._pack(batch.effects))
+
+    def _append_and_sync(self, batch: Batch) -> None:
+        self._journal.reserve()
+        self._append(batch)
+        self._journal.sync()
+
+    async def _rotate_by_size(self) -> None:
+        try:
+            await self._in_thread(self._journal.rotate)
+        except NoRoom as error:  # then the old one takes more
+            log.warning("no new segment of the journal", error=str(error))
+
+    def _free_garbage(self) -> None:
+        """A bucket for each turn of the loop."""
+        garbage = self._states.garbage
+        if garbage:
+            garbage.pop()
+            asyncio.get_running_loop().call_soon(self._free_garbage)
+
+    def _refuse(self, error: NoRoom) -> None:
+        """Take back what is not settled, and refuse it."""
+        self._refused_because = f"the data directory has no room ({error.strerror}): nothing can be written"
+        log.error("writes are refused", error=str(error))
+        self.reverts += 1
+        self._states.revert()
+        for batch in (self.writing, self.batch):
+            if not batch.is_settled:
+                batch.settle(Unavailable(self._refused_because))
+        self.batch = Batch()
+        self._due.set()
+
+    async def _make_room(self, attempt: Callable[[], None]) -> None:
+        """Writes are taken again once the attempt succeeds."""
+        try:
+            async with self._using_journal:
+                await self._in_thread(attempt)
+        except NoRoom as error:
+            if not self._refused_because:
+                self._refuse(error)
+            return
+        if self._refused_because:
+            self._refused_because = ""
+            log.info("writes are taken again")
+
+    async def _mark_when_idle(self) -> None:
+        while True:
+            await self._unmarked.wait()
+            last = self._journal.last
+            await asyncio.sleep(IDLE)
+            async with self._using_journal:
+                if last == self._journal.last and not self._refused_because:
+                    self._unmarked.clear()
+                    with suppress(NoRoom):
+                        await self._in_thread(self._journal.mark, now())
+                        await self._in_thread(self._journal.sync)
+
+    async def _sync_every_second(self) -> None:
+        while True:
+            await asyncio.sleep(SYNC_EVERY)
+            if not self._unmarked.is_set():
+                continue
+            last = self._journal.last
+            await self._in_thread(self._journal.sync)
+            async with self._using_journal:
+                if last == self._journal.last and not self._refused_because:
+                    self._unmarked.clear()
+                    with suppress(NoRoom):
+                        self._journal.mark(now())
+
+    async def _in_thread(self, function: Callable[..., None], *arguments: object) -> None:
+        """Raises NoRoom or DiskFailed."""
+        await in_thread(function, *arguments, executor=self._thread)
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)

@@ -1,0 +1,89 @@
+"""The states as they were when the daemon last ended, however it did: the newest snapshot, then the journal."""
+
+import asyncio
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgpack
+import structlog
+
+from statestored import framing
+from statestored.datadir import DataDirectory, number_of
+from statestored.engines.snapshots import load_snapshot
+from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect, States
+from statestored.errors import DamagedFile, TooNew
+from statestored.journal import Journal, JournalReader
+
+log = structlog.get_logger()
+
+PROGRESS_EVERY = 2**26  # bytes of the journal
+SLICE = 0.005  # seconds of work, after which others, such as health checks, have their turn
+
+
+async def recover(directory: DataDirectory, states: States) -> Journal:
+    """Fill `states`, which are empty. Returns the journal to go on with, which has still to begin.
+
+    Raises DamagedFile, TooNew or OSError. Changes nothing in the directory.
+    """
+    snapshots = directory.snapshots()
+    reader = JournalReader(directory, number_of(snapshots[-1]) if snapshots else 0)
+    needed = framing.Sequence(0, 0)
+    with _collector_off():
+        if snapshots:
+            needed = await load_snapshot(snapshots[-1], directory.store_id, states)
+        await _replay(reader, states)
+    if reader.last < needed:
+        what = f"the journal ends with batch {reader.last}, and the snapshot was made after {needed}"
+        raise DamagedFile(reader.path, what, reader.offset)
+    if reader.dropped:
+        log.warning("the end of the journal is no whole batch, and was left out", bytes=reader.dropped)
+    return Journal(directory, reader)
+
+
+def replay_batch(reader: JournalReader, frame: framing.Frame, states: States) -> None:
+    """Raises DamagedFile or TooNew."""
+    effects = effects_of(reader, frame)
+    try:
+        states.apply(effects, frame.time // MS_A_DAY)
+    except (TypeError, IndexError) as error:
+        raise DamagedFile(reader.path, f"a batch that makes no sense: {error}", frame.offset) from error
+    states.cut()
+    states.settle()
+
+
+def effects_of(reader: JournalReader, frame: framing.Frame) -> Sequence[Effect]:
+    """What a batch does. Raises DamagedFile or TooNew."""
+    effects = msgpack.unpackb(frame.payload, raw=True, use_list=False) if frame.payload else ()
+    if not isinstance(effects, tuple) or not all(isinstance(effect, tuple) and effect for effect in effects):
+        raise DamagedFile(reader.path, "a batch that makes no sense", frame.offset)
+    if unknown := {effect[0] for effect in effects} - {PUT, CLEAR}:
+        raise TooNew(reader.path, f"an effect of kind {unknown.pop()}", framing.FORMAT)
+    return effects
+
+
+async def _replay(reader: JournalReader, states: States) -> None:
+    started = breath = time.monotonic()
+    next_progress = PROGRESS_EVERY
+    for frame in reader.batches():
+        replay_batch(reader, frame, states)
+        if time.monotonic() - breath > SLICE:
+            await asyncio.sleep(0)
+            breath = time.monotonic()
+        if reader.size >= next_progress:
+            next_progress += PROGRESS_EVERY
+            log.info("replaying", segment=reader.path.name, bytes=reader.size, entries=len(states))
+    seconds = round(time.monotonic() - started, 3)
+    log.info("replayed", bytes=reader.size, entries=len(states), seconds=seconds)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """It would look at millions of new objects again and again, and find nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -1,0 +1,134 @@
+"""When snapshots are made, and how one comes to replace what it makes needless."""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from statestore.errors import Unavailable
+from statestored import files
+from statestored.datadir import DataDirectory
+from statestored.engines.commits import GroupCommit, now
+from statestored.engines.snapshots import write_buckets
+from statestored.engines.states import States
+from statestored.engines.threads import in_thread
+from statestored.errors import DamagedFile, NoRoom
+from statestored.journal import Journal
+from statestored.snapshot import SnapshotWriter, verify_snapshot
+
+log = structlog.get_logger()
+
+LOOK_EVERY = 0.25  # seconds
+RETRY_AFTER = 5.0  # seconds from a snapshot that failed to the next attempt
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSchedule:
+    """A snapshot is due `interval` seconds after the last one, or when there are `journal_size` bytes of journal and
+    no fewer than the last one has: then it is worth its writing, however large the store. 0 is never.
+    """
+
+    interval: float
+    journal_size: int
+
+    def is_due(self, seconds: float, journal_size: int, snapshot_size: int) -> bool:
+        by_size = 0 < self.journal_size <= journal_size and snapshot_size <= journal_size
+        return by_size or 0 < self.interval <= seconds
+
+
+class Saver:
+    """Makes snapshots, one at a time."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        states: States,
+        journal: Journal,
+        commits: GroupCommit,
+        schedule: SnapshotSchedule,
+    ) -> None:
+        self._directory = directory
+        self._states = states
+        self._journal = journal
+        self._commits = commits
+        self._schedule = schedule
+        self._one_at_a_time = asyncio.Lock()
+        self._asked = asyncio.Event()
+        self._saved_changes = 0  # so many of the states' changes are in the last snapshot
+        self._snapshot_size = sum(path.stat().st_size for path in directory.snapshots())
+        self._finished = 0.0  # when the last snapshot was, in seconds since 1970
+        self._seconds = 0.0  # that it took
+        self._failures = 0
+
+    def ask(self) -> None:
+        """Let `run` make one soon."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Makes one whenever it is due, until it is cancelled. Raises DiskFailed."""
+        since = time.monotonic()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._asked.wait()
+            due = self._schedule.is_due(time.monotonic() - since, self._journal.size, self._snapshot_size)
+            if not (due or self._asked.is_set()):
+                continue
+            self._asked.clear()
+            try:
+                await self.snapshot()
+                since = time.monotonic()
+            except (NoRoom, Unavailable, DamagedFile) as error:
+                self._failures += 1
+                log.error("snapshot failed", error=str(error), next_attempt_in=RETRY_AFTER)
+                await asyncio.sleep(RETRY_AFTER)
+                self._asked.set()
+
+    async def snapshot(self) -> None:
+        """Where anything has changed since the last one.
+
+        Raises NoRoom, DamagedFile where it cannot be read back, Unavailable where writes that it has were taken back,
+        or DiskFailed.
+        """
+        async with self._one_at_a_time:
+            if self._states.changes != self._saved_changes:
+                await self._make()
+
+    async def _make(self) -> None:
+        """Write it, read it back, and only then remove what it makes needless."""
+        started = time.monotonic()
+        changes, reverts = self._states.changes, self._commits.reverts
+        number, journal_size = await self._commits.rotate()
+        path, store_id = self._directory.snapshot(number), self._directory.store_id
+        with await in_thread(SnapshotWriter, path, store_id, now()) as writer:
+            entries = await write_buckets(self._states, writer)
+            last = await self._commits.durable()
+            if reverts != self._commits.reverts:
+                raise Unavailable("it may hold writes that were taken back for want of room")
+            await in_thread(writer.finish, entries, last)
+        await self._verify(path)
+        await in_thread(self._directory.remove_before, number)
+        self._journal.size -= journal_size
+        self._saved_changes, self._snapshot_size = changes, path.stat().st_size
+        self._finished, self._seconds = time.time(), time.monotonic() - started
+        log.info("snapshot written", snapshot=path.name, entries=entries, seconds=round(self._seconds, 3))
+
+    async def _verify(self, path: Path) -> None:
+        """One that cannot be read goes: the next start would find it, and not the good one."""
+        try:
+            await in_thread(verify_snapshot, path, self._directory.store_id)
+        except DamagedFile:
+            await in_thread(files.remove, path)
+            raise
+
+    def info(self) -> dict[str, float]:
+        return {
+            "changes_since_snapshot": self._states.changes - self._saved_changes,
+            "journal_bytes": self._journal.size,
+            "last_snapshot_time": self._finished,
+            "last_snapshot_seconds": self._seconds,
+            "snapshot_failures": self._failures,
+        }

@@ -1,0 +1,28 @@
+"""What may have to wait for the disk runs beside the loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import ParamSpec, TypeVar
+
+from statestored.errors import DiskFailed, NoRoom
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[..., T], *arguments: object, executor: Executor | None = None) -> T:
+    """Who is cancelled meanwhile learns of it when the function has returned: its files are still open until then.
+
+    Raises what the function does; but an OSError that is not NoRoom as DiskFailed.
+    """
+    running = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+    except NoRoom:
+        raise
+    except OSError as error:
+        raise DiskFailed(error) from error

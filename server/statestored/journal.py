@@ -1,0 +1,197 @@
+"""The journal: a chain of segments, each of which names the one before it, and the last of which is written.
+
+Reading it goes before writing it: what a start finds behind the last mark of what is on the disk is copied into the
+start's own first segment, since the system may have read it from its cache alone.
+"""
+
+import subprocess
+import sys
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+from statestored import files
+from statestored.datadir import DataDirectory, number_of
+from statestored.errors import DamagedFile, NoRoom
+from statestored.framing import HEADER_SIZE, Frame, Sequence
+from statestored.segment import Origin, SegmentReader, SegmentWriter
+
+SEGMENT_SIZE = 2**26  # bytes, about: the batch that goes over it is the last of its segment
+
+
+class End(NamedTuple):
+    """Where the journal, as far as it is known to be on the disk, ended: in which segment, where, after which batch."""
+
+    segment: int
+    offset: int
+    after: Sequence
+
+
+class JournalReader:
+    """The batches of the segments from number `first` on (0: all); afterwards, where the journal ended.
+
+    path, offset: of the segment that is being read, and behind the batch read last.
+    """
+
+    def __init__(self, directory: DataDirectory, first: int) -> None:
+        self._directory = directory
+        self._first = first
+        self.path = directory.segment(max(first, 1))
+        self.offset = 0
+        self.last = Sequence(0, 0)  # of the batches read
+        self.size = 0  # bytes of them
+        self.dropped = 0  # bytes behind them that are no whole batch
+        self.end = End(0, 0, Sequence(0, 0))
+        self.copies: list[Frame] = []  # the batches behind `end`
+
+    def batches(self) -> Iterator[Frame]:
+        """Raises DamagedFile, TooNew or OSError."""
+        chain = self._chain()
+        for reader, following in zip_longest(chain, chain[1:]):
+            self.path, self.offset, self.last = reader.path, reader.end, reader.last
+            if following is None:
+                yield from self._last_segment(reader)
+                return
+            yield from self._counted(reader.sealed(following.origin.previous_end))
+            if following.origin.after != self.last:
+                what = f"it goes on behind batch {following.origin.after}, and {reader.path.name} ends with {self.last}"
+                raise DamagedFile(following.path, what)
+
+    def _last_segment(self, reader: SegmentReader) -> Iterator[Frame]:
+        recent: deque[Frame] = deque()  # not known to be on the disk
+        after = reader.last
+        for frame in self._counted(reader.open_ended(boot_id())):
+            yield frame
+            recent.append(frame)
+            while recent and recent[0].end <= reader.durable:
+                after = recent.popleft().sequence
+        self.dropped = reader.dropped
+        self.end = End(reader.origin.number, recent[0].offset if recent else reader.end, after)
+        self.copies = list(recent)
+
+    def _counted(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            self.last, self.offset = frame.sequence, frame.end
+            self.size += frame.end - frame.offset
+            yield frame
+
+    def _chain(self) -> list[SegmentReader]:
+        """From the first segment that is needed to the newest, each found by the one after it."""
+        chain: list[SegmentReader] = []
+        number = self._newest()
+        while number >= max(self._first, 1):
+            path = self._directory.segment(number)
+            if not path.exists():
+                raise DamagedFile(path, "it is missing, and the journal goes on behind it")
+            chain.append(SegmentReader(path, self._directory.store_id))
+            number = chain[-1].origin.previous
+        missing = self._directory.segment(max(self._first, 1))
+        if self._first and (not chain or chain[-1].origin.number != self._first):
+            raise DamagedFile(missing, "it is missing, and the snapshot of this number needs it")
+        if not (chain or self._directory.segments() or self._directory.is_new):
+            raise DamagedFile(missing, "it is missing, and there is no snapshot either")
+        return chain[::-1]
+
+    def _newest(self) -> int:
+        """The last segment's number. One that was cut within its header holds nothing."""
+        whole = [path for path in self._directory.segments() if path.stat().st_size >= HEADER_SIZE]
+        return number_of(whole[-1]) if whole else 0
+
+
+class Journal:
+    """What is appended to. But for `sync`, no two methods may run at the same time.
+
+    All raise NoRoom or DiskFailed, or another OSError where a file cannot be made.
+    """
+
+    def __init__(self, directory: DataDirectory, found: JournalReader) -> None:
+        self._directory = directory
+        self._found = found
+        self.number = max((number_of(path) for path in (*directory.segments(), *directory.snapshots())), default=0)
+        self._epoch = self.number + 1  # of this start's first segment
+        self._counter = 0
+        self.last = found.last  # the sequence of the last batch
+        self.size = found.size  # bytes of batches since the last snapshot
+        self._segment: SegmentWriter | None = None
+
+    def begin(self) -> None:
+        """Make this start's first segment; once it is there, do nothing."""
+        if self._segment is None:
+            self._segment = self._new_segment(self._found.end, self._found.copies)
+            self._found.copies = []
+            if self._found.end.segment:
+                files.truncate(self._directory.segment(self._found.end.segment), self._found.end.offset)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time for the next segment."""
+        return self._writer.end >= SEGMENT_SIZE
+
+    def append(self, time: int, payload: bytes) -> None:
+        """One batch, of this time (in milliseconds since 1970). Where there is no room, nothing of it is left."""
+        before = self._writer.end
+        sequence = Sequence(self._epoch, self._counter + 1)
+        self._writer.append(sequence, time, payload)
+        self._counter += 1
+        self.last = sequence
+        self.size += self._writer.end - before
+
+    def sync(self) -> None:
+        """What was appended before is on the disk when this returns."""
+        if self._segment is not None:
+            self._segment.sync()
+
+    def mark(self, time: int) -> None:
+        """An empty batch, which says how much is on the disk: damage to what was the last batch shows from now on."""
+        self.append(time, b"")
+
+    def reserve(self) -> None:
+        """Room ahead of the batches."""
+        with suppress(NoRoom):  # there may be some without it
+            self._writer.reserve()
+
+    def probe(self) -> None:
+        """See whether there is room."""
+        self.begin()
+        self._writer.reserve()
+
+    def rotate(self) -> None:
+        """Go on in a new segment."""
+        old = self._writer
+        old.sync()
+        self._segment = self._new_segment(End(self.number, old.end, self.last), [])
+        old.close()
+
+    def close(self, time: int) -> None:
+        if self._segment is not None:
+            self.sync()
+            with suppress(NoRoom):
+                self.mark(time)
+            self._segment.close()
+
+    @property
+    def _writer(self) -> SegmentWriter:
+        if self._segment is None:
+            raise RuntimeError("the journal has not begun")
+        return self._segment
+
+    def _new_segment(self, end: End, copies: list[Frame]) -> SegmentWriter:
+        number = self.number + 1
+        origin = Origin(number, self._epoch, boot_id(), end.segment, end.offset, end.after)
+        segment = SegmentWriter(self._directory.segment(number), self._directory.store_id, origin, copies)
+        self.number = number
+        return segment
+
+
+def boot_id() -> bytes:
+    """16 bytes that are others after each boot of the machine; zeros where it is not known."""
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        if sys.platform == "darwin":
+            command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+            return uuid.UUID(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()).bytes  # noqa: S603
+        return uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).bytes
+    return bytes(16)
