@@ -9,8 +9,9 @@
  * the next run should. Request i of a MessagePack-RPC file has the msgid i.
  *
  * A connection sends `pipeline` requests in one write, waits for all their answers, then sends the next.
- * Latency runs from that write to each answer. At the end nothing more is sent; what is under way is
- * awaited and counted. The result is one line of JSON. Exit 1: some answer was an error; 2: no result.
+ * Latency runs from that write to each answer. At the end, which SIGTERM brings early, nothing more is
+ * sent; what is under way is awaited and counted. Two lines are printed: `running` once the first requests
+ * are sent, and the result as JSON. Exit 1: some answer was an error; 2: no result.
  */
 #define _GNU_SOURCE
 #include "answers.h"
@@ -18,6 +19,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -58,8 +60,13 @@ static struct {
     size_t busy; /* connections with a batch under way */
     uint64_t start_ns, end_ns, answers, errors;
     uint32_t latency[LATENCY_BUCKETS];
+    uint64_t slowest_us;
     char first_error[200];
 } run;
+
+static volatile sig_atomic_t told_to_end;
+
+static void end_early(int signal) { told_to_end = signal; }
 
 static uint64_t now_ns(clockid_t clock) {
     struct timespec t;
@@ -115,7 +122,7 @@ static void load_requests(const char *path) {
 static void send_batch(struct connection *connection) {
     uint64_t now = now_ns(CLOCK_MONOTONIC);
     size_t size = smaller(options.pipeline, options.unsent);
-    if (size == 0 || now - run.start_ns >= options.duration_ns) return;
+    if (size == 0 || told_to_end || now - run.start_ns >= options.duration_ns) return;
 
     connection->first = options.cursor;
     connection->missing = UINT64_MAX >> (64 - size);
@@ -158,8 +165,10 @@ static void tick_off(struct connection *connection, const struct answer *answer)
 
 static void count_answer(struct connection *connection, const struct answer *answer, uint64_t now) {
     tick_off(connection, answer);
+    uint64_t us = (now - connection->sent_ns) / 1000;
     run.answers++;
-    run.latency[smaller((now - connection->sent_ns) / 1000, LATENCY_BUCKETS - 1)]++;
+    run.latency[smaller(us, LATENCY_BUCKETS - 1)]++;
+    if (us > run.slowest_us) run.slowest_us = us;
     if (answer->is_error && run.errors++ == 0)
         memcpy(run.first_error, answer->error, smaller(answer->error_size, sizeof run.first_error - 1));
 }
@@ -196,8 +205,11 @@ static void drive(void) {
     for (size_t i = 0; i < options.connections; i++) connections[i] = open_connection();
     run.start_ns = now_ns(CLOCK_MONOTONIC);
     for (size_t i = 0; i < options.connections; i++) send_batch(connections[i]);
+    puts("running");
+    fflush(stdout);
     while (run.busy > 0) {
         int ready = epoll_wait(run.epoll, events, MAX_CONNECTIONS, STALLED_SECONDS * 1000);
+        if (ready < 0 && errno != EINTR) die("epoll_wait: %s", strerror(errno));
         if (ready == 0) die("no answer for %d seconds", STALLED_SECONDS);
         for (int i = 0; i < ready; i++) read_answers(events[i].data.ptr);
     }
@@ -221,8 +233,9 @@ static void print_result(void) {
         if (*c < ' ' || *c > '~' || *c == '"' || *c == '\\') *c = ' ';
     printf("{\"ops\": %lu, \"seconds\": %.6f, \"errors\": %lu, \"first_error\": \"%s\", ", run.answers,
            (double)(run.end_ns - run.start_ns) / 1e9, run.errors, run.first_error);
-    printf("\"p50_us\": %zu, \"p99_us\": %zu, \"p999_us\": %zu, \"cpu_seconds\": %.6f, \"cursor\": %zu}\n",
-           percentile(0.5), percentile(0.99), percentile(0.999), (double)now_ns(CLOCK_PROCESS_CPUTIME_ID) / 1e9,
+    printf("\"p50_us\": %zu, \"p99_us\": %zu, \"p999_us\": %zu, \"max_us\": %lu, ", percentile(0.5),
+           percentile(0.99), percentile(0.999), run.slowest_us);
+    printf("\"cpu_seconds\": %.6f, \"cursor\": %zu}\n", (double)now_ns(CLOCK_PROCESS_CPUTIME_ID) / 1e9,
            options.cursor);
 }
 
@@ -262,6 +275,7 @@ int main(int argc, char **argv) {
 
     load_requests(words[3]);
     options.cursor %= requests.count;
+    signal(SIGTERM, end_early);
     drive();
     print_result();
     return run.errors > 0;

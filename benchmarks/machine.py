@@ -7,8 +7,13 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryFile
+
+from benchmarks.errors import BenchmarkError
 
 # Command -> Debian package; install.sh installs the same.
 COMMANDS = {"redis-server": "redis-server", "memcached": "memcached", "gcc": "gcc libc6-dev"}
@@ -20,6 +25,8 @@ MODULES = {
     "pymemcache": "pymemcache",
     "salmon": "salmon-mail",
 }
+SYNCS = 100
+APPENDED = 100  # bytes: about what a journal gets for one set
 
 
 def missing() -> list[str]:
@@ -41,6 +48,27 @@ def description() -> str:
     versions = [f"Redis {_version('redis-server')}", f"memcached {_version('memcached')}"]
     system = [f"{platform.system()} {platform.release()}", f"Python {platform.python_version()}"]
     return ", ".join([_processor(), f"{os.cpu_count()} cores", *system, *versions])
+
+
+def disk(directory: Path) -> str:
+    """The file system's type, and what a sync costs there. Raises BenchmarkError where nothing is kept."""
+    found = subprocess.run(["df", "--output=fstype", directory], capture_output=True, text=True, check=True)
+    type_ = found.stdout.split()[-1]
+    if type_ in ("tmpfs", "ramfs"):
+        raise BenchmarkError(f"{directory} is in memory ({type_}): name a directory on a disk with --dir")
+    return f"{type_}, where to append {APPENDED} bytes and sync takes {_sync_seconds(directory) * 1000:.2f} ms"
+
+
+def _sync_seconds(directory: Path) -> float:
+    with TemporaryFile(dir=directory, buffering=0) as file:
+        return median(_append_and_sync(file.fileno()) for _ in range(SYNCS))
+
+
+def _append_and_sync(fd: int) -> float:
+    started = time.perf_counter()
+    os.write(fd, bytes(APPENDED))
+    os.fdatasync(fd)
+    return time.perf_counter() - started
 
 
 def _processor() -> str:

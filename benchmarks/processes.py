@@ -5,32 +5,45 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 from benchmarks.errors import BenchmarkError
 
 LOOPBACK = "127.0.0.1"
-START_SECONDS = 15.0
+START_SECONDS = 180.0  # it may have millions of entries to load
 STOP_SECONDS = 15.0
-# As Redis, which runs beside it without persistence: nothing is written while it is measured.
-NO_SNAPSHOTS = ("--snapshot-interval", "0", "--snapshot-changes", "0")
-STATESTORED_FLAGS = ("--listen", f"{LOOPBACK}:0", "--admin-listen", f"{LOOPBACK}:0", *NO_SNAPSHOTS)
+LOOK_EVERY = 0.005  # seconds, at what is waited for; times are measured no finer than that
+# As memory only as each of them can be: what is measured waits for no disk.
+REDIS_IN_MEMORY = ("--save", "", "--appendonly", "no")
+STATESTORED_IN_MEMORY = ("--fsync", "never", "--snapshot-interval", "0", "--snapshot-journal-size", "0")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Server:
+    """A server that is ready. `started` is when its process was, on the clock of time.perf_counter."""
+
     name: str
     port: int
-    pid: int
+    process: subprocess.Popen[bytes]
+    log: Path  # what it prints
+    started: float
     host: str = LOOPBACK
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def address(self) -> str:
@@ -41,18 +54,25 @@ class Server:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def wait_for(self, look: Callable[[], T | None], seconds: float, complaint: str) -> T:
+        """What `look` returns once that is not None. Raises BenchmarkError where it stays so, or the server ends."""
+        return _wait_for(look, self.process, self.log, seconds, f"{self.name} {complaint}")
+
 
 @contextmanager
-def redis() -> Iterator[Server]:
+def redis(
+    flags: Sequence[str] = REDIS_IN_MEMORY, data: Path | None = None, stop: signal.Signals = signal.SIGTERM
+) -> Iterator[Server]:
+    """Keeps its files in `data`, a directory that is there; without it, in one that goes with the server."""
     port = _free_port()
-    flags = ["--bind", LOOPBACK, "--port", str(port), "--save", "", "--appendonly", "no"]
     with _directory() as directory:
         log = directory / "log"
+        command = ["redis-server", "--bind", LOOPBACK, "--port", str(port), "--dir", str(data or directory), *flags]
 
         def ready() -> int | None:
             return port if "Ready to accept connections" in log.read_text() else None
 
-        with _running("Redis", ["redis-server", *flags, "--dir", str(directory)], log, ready) as server:
+        with _running("Redis", command, log, ready, stop) as server:
             yield server
 
 
@@ -72,32 +92,60 @@ def memcached() -> Iterator[Server]:
 
 
 @contextmanager
-def statestored() -> Iterator[Server]:
+def statestored(
+    flags: Sequence[str] = STATESTORED_IN_MEMORY, data: Path | None = None, stop: signal.Signals = signal.SIGTERM
+) -> Iterator[Server]:
+    """Keeps its files in `data`; without it, in a directory that goes with the server."""
     with _directory() as directory:
         log = directory / "log"
-        command = [sys.executable, "-m", "statestored", *STATESTORED_FLAGS, "--data-dir", str(directory / "data")]
-        with _running("statestored", command, log, lambda: _port(r"^listening on \S+:(\d+)$", log)) as server:
+        addresses = ["--listen", f"{LOOPBACK}:0", "--admin-listen", f"{LOOPBACK}:0"]
+        arguments = [*addresses, "--data-dir", str(data or directory / "data"), *flags]
+        command = [sys.executable, "-m", "statestored", *arguments]
+
+        def ready() -> int | None:
+            return _port(r"^listening on \S+:(\d+)$", log)
+
+        with _running("statestored", command, log, ready, stop) as server:
             yield server
 
 
 @contextmanager
-def _running(name: str, command: list[str], log: Path, ready: Callable[[], int | None]) -> Iterator[Server]:
+def _running(
+    name: str,
+    command: list[str],
+    log: Path,
+    ready: Callable[[], int | None],
+    stop: signal.Signals = signal.SIGTERM,
+) -> Iterator[Server]:
     """Yields once `ready` knows the port. Raises BenchmarkError, with what the server printed."""
+    started = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while (port := ready()) is None:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchmarkError(f"{name} did not start: {' '.join(command)}\n{log.read_text()}")
-            time.sleep(0.01)
-        yield Server(name, port, process.pid)
+        complaint = f"{name} did not start: {' '.join(command)}"
+        port = _wait_for(ready, process, log, START_SECONDS, complaint)
+        yield Server(name, port, process, log, started)
     finally:
-        _stop(process)
+        _stop(process, stop)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+def _wait_for(
+    look: Callable[[], T | None],
+    process: subprocess.Popen[bytes],
+    log: Path,
+    seconds: float,
+    complaint: str,
+) -> T:
+    deadline = time.monotonic() + seconds
+    while (found := look()) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise BenchmarkError(f"{complaint}\n{log.read_text()}")
+        time.sleep(LOOK_EVERY)
+    return found
+
+
+def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    process.send_signal(how)
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:

@@ -35,6 +35,7 @@ from statestored.commands import (
     find_command,
     get,
     hello,
+    set_,
 )
 from statestored.engines.base import Commit, Held
 
@@ -49,8 +50,8 @@ LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads wh
 MAX_HELD = 1024  # answers that wait for the disk; a client that has more of them is not read from until they are out
 
 _pack = text_packer()
-GET_NAME = b"get"
-GET = COMMANDS[GET_NAME]
+GET_NAME, SET_NAME = b"get", b"set"
+GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
 KNOWN_HEADS = 2**16
 _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
@@ -184,10 +185,10 @@ class Session(asyncio.BufferedProtocol):
         held: list[bytes] = []
         until: Commit | None = None  # what these are held for
         message = None
-        gets = 0
+        gets = sets = 0
         try:
             for message in decoder:
-                # The usual case stands here, and not in functions, for the sake of the many small gets.
+                # The usual case stands here, and not in functions, for the sake of the many small gets and sets.
                 try:
                     kind, msgid, name, params = message
                     head = heads[msgid] if 0 <= msgid < KNOWN_HEADS else _head(msgid)
@@ -201,6 +202,9 @@ class Session(asyncio.BufferedProtocol):
                     if command is GET and type(params) is tuple and len(params) == 2:
                         gets += 1
                         reply = get(caller, params[0], params[1])
+                    elif command is SET and type(params) is tuple and len(params) == 3:
+                        sets += 1
+                        reply = set_(caller, params[0], params[1], params[2])
                     elif command is not None and type(params) is tuple and len(params) == command.arity:
                         calls[name] += 1
                         reply = command.run(caller, *params)
@@ -218,9 +222,10 @@ class Session(asyncio.BufferedProtocol):
                             self._write(out)
                     elif isinstance(reply, Held):
                         if until is not reply.until:
-                            self._hold(held, until)
+                            if until is not None:
+                                self._hold(held, until)
                             held, until = [], reply.until
-                        held += (head, reply.value)
+                        held += (head, reply.packed or NIL)
                     else:
                         self._answer_later(msgid, reply)
                         continue
@@ -232,13 +237,17 @@ class Session(asyncio.BufferedProtocol):
             elif self._unfinished > MAX_MESSAGE:
                 raise Garbage(f"a message of more than {MAX_MESSAGE} bytes")
         except (*DECODE_ERRORS, Garbage) as error:
-            self._write(out)
+            if out:
+                self._write(out)
             self._drop(error)
             return
         finally:
             calls[GET_NAME] += gets
-            self._hold(held, until)
-        self._write(out)
+            calls[SET_NAME] += sets
+            if until is not None:
+                self._hold(held, until)
+        if out:
+            self._write(out)
         if self._refused:
             self.close()
         elif decoder is not self._decoder:
@@ -293,14 +302,12 @@ class Session(asyncio.BufferedProtocol):
         self._transport.write(_head(msgid) + reply.result() if error is None else self._refusal(msgid, error))
         self._close_if_done()
 
-    def _hold(self, held: list[bytes], until: Commit | None) -> None:
+    def _hold(self, held: list[bytes], until: Commit) -> None:
         """Answers, each in two parts, that leave when the commit is durable."""
-        if until is None:
-            return
         self._asked = True
         self._waiting += 1
         self._held += len(held) // 2
-        until.then(partial(self._let_go, held))
+        until.then(self._let_go, held)
         if self._held > MAX_HELD:
             self._stop = True
             self._transport.pause_reading()
@@ -316,8 +323,9 @@ class Session(asyncio.BufferedProtocol):
             refusal = _pack(to_wire(error)) + NIL
             held = [head[: -len(NIL)] + refusal for head in held[::2]]
         self._transport.write(b"".join(held))
-        self._close_if_done()
-        if was_too_much:
+        if self._eof or self._closing:
+            self._close_if_done()
+        elif was_too_much:
             self._go_on()
 
     def _close_if_done(self) -> None:
@@ -332,10 +340,9 @@ class Session(asyncio.BufferedProtocol):
         return b"\x94\x01" + _pack(msgid) + _pack(to_wire(error)) + NIL
 
     def _write(self, out: list[bytes]) -> None:
-        if out:
-            self._asked = True
-            self._transport.write(b"".join(out))
-            out.clear()
+        self._asked = True
+        self._transport.write(b"".join(out))
+        out.clear()
 
     def _drop(self, error: Exception) -> None:
         self._service.dropped += 1

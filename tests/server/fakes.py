@@ -1,26 +1,55 @@
 """Stand-ins for the neighbours of what is tested: an engine without files, one that answers later, a transport."""
 
 import asyncio
+import errno
+import threading
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO, Self, cast
 
+import pytest
+
+from statestore.errors import StateStoreError
+from statestored import files
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
-from statestored.engines.base import Counts, Filter, Page, Sender
-from statestored.engines.embedded import EmbeddedEngine, SnapshotSchedule
+from statestored.engines import commits
+from statestored.engines.base import Counts, Filter, Held, Page, Sender
+from statestored.engines.commits import Fsync, GroupCommit
+from statestored.engines.embedded import EmbeddedEngine
+from statestored.engines.saver import Saver, SnapshotSchedule
+from statestored.engines.states import MS_A_DAY, Effect, States
+from statestored.errors import DiskFailed, NoRoom
 from statestored.session import Session, Sessions
 from tests.server.rpc import messages
+from tests.server.waiting import PATIENCE
 
-NEVER = SnapshotSchedule(interval=0, changes=0)
+NEVER = SnapshotSchedule(interval=0, journal_size=0)
 STORE_ID = "7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d"
 
 
+class SettledAtOnce:
+    """Commits to states that no journal follows."""
+
+    def __init__(self, states: States) -> None:
+        self._states = states
+
+    def commit(self, effects: Sequence[Effect]) -> None:
+        self._states.apply(effects, commits.now() // MS_A_DAY)
+        self._states.cut()
+        self._states.settle()
+
+
 def engine_without_files(max_namespaces: int = 1000) -> EmbeddedEngine:
-    """Holds states as long as nobody opens it."""
-    return EmbeddedEngine(DataDirectory(Path("/nowhere")), NEVER, max_namespaces)
+    """Holds states, and answers at once, as long as nobody opens it."""
+    engine = EmbeddedEngine(DataDirectory(Path("/nowhere")), Fsync.NEVER, NEVER, max_namespaces)
+    engine.commits = cast(GroupCommit, SettledAtOnce(engine.states))
+    nothing: Any = SimpleNamespace(snapshots=list, size=0)
+    engine.saver = Saver(nothing, engine.states, nothing, nothing, NEVER)
+    return engine
 
 
 def make_service(engine: Any = None, **settings: Any) -> Service:
@@ -40,6 +69,11 @@ class LaterEngine:
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    async def failure(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    def snapshot_soon(self) -> None: ...
 
     def space(self, _name: bytes) -> "LaterEngine":
         return self
@@ -80,6 +114,111 @@ class LaterEngine:
         self.asked.append(asked)
         self.answers.append(asyncio.get_running_loop().create_future())
         return self.answers[-1]
+
+
+class HeldCommit:
+    """Writes that become durable, or are taken back, when the test says so."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[StateStoreError | None], None]] = []
+
+    def then(self, callback: Callable[[StateStoreError | None], None]) -> None:
+        self._waiting.append(callback)
+
+    def settle(self, error: StateStoreError | None = None) -> None:
+        for callback in self._waiting:
+            callback(error)
+
+
+class HoldingEngine(LaterEngine):
+    """As soon as it is asked it knows what the test says, and has it held until the test settles `commit`."""
+
+    name = "holding"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commit = HeldCommit()
+        self.value: Any = None
+
+    def _later(self, *asked: Any) -> Any:
+        self.asked.append(asked)
+        return Held(self.value, self.commit)
+
+
+class Gate:
+    """Calls of a function, or of a method, wait in front of it while it is shut."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        self._function = getattr(owner, name)
+        self._open = threading.Event()
+        self._open.set()
+        self.calls = 0  # that have passed it
+        self.waiting = 0
+        self.error: Exception | None = None  # what those that pass it meet
+        patch.setattr(owner, name, lambda *arguments: self._pass(*arguments))
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def __enter__(self) -> Self:
+        self.shut()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+
+    def _pass(self, *arguments: Any) -> Any:
+        self.waiting += 1
+        self._open.wait(PATIENCE)
+        self.waiting -= 1
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        return self._function(*arguments)
+
+
+class Disk:
+    """Where files are written: without room, or out of order, when the test says so. What is there can be read."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.error: Exception | None = None
+        self._write_at = files.write_at
+        patch.setattr(files, "write_at", self._write)
+
+    def fill(self) -> None:
+        self.error = NoRoom(errno.ENOSPC, "No space left on device")
+
+    def fail(self) -> None:
+        self.error = DiskFailed(OSError(errno.EIO, "Input/output error"))
+
+    def make_room(self) -> None:
+        self.error = None
+
+    def _write(self, file: BinaryIO, data: bytes, offset: int) -> None:
+        if self.error is not None:
+            self._write_at(file, data[: len(data) // 2], offset)
+            raise self.error
+        self._write_at(file, data, offset)
+
+
+async def settled(answer: Any) -> Any:
+    """The value of an answer, once it may be seen. Raises the error where its writes were taken back."""
+    if not isinstance(answer, Held):
+        return answer
+    error: Future[StateStoreError | None] = asyncio.get_running_loop().create_future()
+    answer.until.then(error.set_result)
+    if (why := await error) is not None:
+        raise why
+    return answer.value
+
+
+async def some_turns() -> None:
+    """Of the loop, in which whatever need not wait happens."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 class Wire(asyncio.Transport):

@@ -25,15 +25,22 @@ T = TypeVar("T")
 class Commit(Protocol):
     """Writes that become durable together."""
 
-    def then(self, callback: Callable[[StateStoreError | None], None]) -> None:
-        """Calls back once they are durable; with the error where they have been taken back instead."""
+    def then(self, callback: Callable[[T, StateStoreError | None], None], argument: T) -> None:
+        """Calls back once they are durable; with an error where they have been taken back instead."""
 
 
-class Held(NamedTuple, Generic[T]):
-    """An answer that nobody may see before the writes that it follows from are durable."""
+class Held(Generic[T]):
+    """An answer that nobody may see before the writes that it follows from are durable.
 
-    value: T
-    until: Commit
+    packed: its form on the wire, once somebody has made it: the writes of one commit can share one answer.
+    """
+
+    __slots__ = ("packed", "until", "value")
+
+    def __init__(self, value: T, until: Commit) -> None:
+        self.value = value
+        self.until = until
+        self.packed: bytes | None = None
 
 
 Answer = Union[T, Held[T], "Future[T]"]

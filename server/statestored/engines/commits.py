@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
+from typing import Any, TypeVar
 
 import structlog
 
@@ -35,6 +36,8 @@ log = structlog.get_logger()
 SYNC_EVERY = 1.0  # seconds, with `everysec`
 IDLE = 0.05  # seconds without a batch, after which, with `always`, the last one is marked as durable
 RETRY_EVERY = 1.0  # seconds, where there is no room
+
+T = TypeVar("T")
 
 
 class Fsync(StrEnum):
@@ -55,19 +58,19 @@ class Batch:
         self.time = self.day = 0  # of the first of them: ms and days since 1970
         self.nothing: Held[None] = Held(None, self)
         self.is_settled = False
-        self._waiting: list[Callable[[StateStoreError | None], None]] = []
+        self._waiting: list[tuple[Callable[[Any, StateStoreError | None], None], Any]] = []
 
     def begin(self) -> None:
         self.time = now()
         self.day = self.time // MS_A_DAY
 
-    def then(self, callback: Callable[[StateStoreError | None], None]) -> None:
-        self._waiting.append(callback)
+    def then(self, callback: Callable[[T, StateStoreError | None], None], argument: T) -> None:
+        self._waiting.append((callback, argument))
 
     def settle(self, error: StateStoreError | None) -> None:
         self.is_settled = True
-        for callback in self._waiting:
-            callback(error)
+        for callback, argument in self._waiting:
+            callback(argument, error)
 
 
 class GroupCommit:
@@ -100,16 +103,19 @@ class GroupCommit:
 
         Raises Unavailable where nothing can be written.
         """
-        if self._refused_because:
-            raise Unavailable(self._refused_because)
         batch = self.batch
         if not batch.effects:
-            batch.begin()
-            self._due.set()
+            self._begin(batch)
         if not self._states.apply(effects, batch.day):
             return None
         batch.effects += effects
         return batch
+
+    def _begin(self, batch: Batch) -> None:
+        if self._refused_because:
+            raise Unavailable(self._refused_because)
+        batch.begin()
+        self._due.set()
 
     async def write_batches(self) -> None:
         """Until it is cancelled. Raises DiskFailed."""
@@ -137,10 +143,9 @@ class GroupCommit:
         """
         batch = self.batch if self.batch.effects else self.writing
         if not batch.is_settled:
-            settled: asyncio.Future[StateStoreError | None] = asyncio.get_running_loop().create_future()
-            batch.then(settled.set_result)
-            if (error := await asyncio.shield(settled)) is not None:
-                raise error
+            settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            batch.then(_set, settled)
+            await settled
         last = self._journal.last
         if self._fsync is not Fsync.ALWAYS:
             await self._in_thread(self._journal.sync)
@@ -168,7 +173,7 @@ class GroupCommit:
             self._states.cut()
             try:
                 if self._fsync is Fsync.ALWAYS:
-                    await self._in_thread(self._append_and_sync, batch)
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._append_and_sync, batch)
                 else:
                     self._append(batch)
             except NoRoom as error:
@@ -259,6 +264,15 @@ class GroupCommit:
     async def _in_thread(self, function: Callable[..., None], *arguments: object) -> None:
         """Raises NoRoom or DiskFailed."""
         await in_thread(function, *arguments, executor=self._thread)
+
+
+def _set(settled: "asyncio.Future[None]", error: StateStoreError | None) -> None:
+    if settled.cancelled():
+        return
+    if error is None:
+        settled.set_result(None)
+    else:
+        settled.set_exception(error)
 
 
 def now() -> int:

@@ -74,13 +74,6 @@ class EmbeddedEngine:
             space = self._spaces[name] = EmbeddedSpace(name, self, self.states.table(name))
         return space
 
-    def commit(self, effects: Sequence[Effect]) -> Batch | None:
-        """The one way in which states change. Returns what it will be durable with; None: nothing changed.
-
-        Raises Unavailable where nothing can be written.
-        """
-        return self.commits.commit(effects)
-
     def info(self) -> dict[str, Any]:
         return {
             "entries": len(self.states),
@@ -132,13 +125,13 @@ class EmbeddedSpace:
         return self._of(sender, state) if table.unsettled else state
 
     def set(self, module: bytes, sender: Sender, state: bytes) -> Answer[None]:
-        batch = self._engine.commit(((PUT, self._name, module, sender, state),))
+        batch = self._engine.commits.commit(((PUT, self._name, module, sender, state),))
         return self._of(sender, None) if batch is None else batch.nothing
 
     def set_all(self, sender: Sender, state: bytes) -> Answer[int]:
         modules = self._table.modules(sender)
         if modules:
-            self._engine.commit([(PUT, self._name, module, sender, state) for module in modules])
+            self._engine.commits.commit([(PUT, self._name, module, sender, state) for module in modules])
         return self._of(sender, len(modules))
 
     def compare_and_set(
@@ -146,7 +139,7 @@ class EmbeddedSpace:
     ) -> Answer[tuple[bool, bytes]]:
         previous = self._table.get(module, sender)
         if previous == expected:
-            self._engine.commit(((PUT, self._name, module, sender, state),))
+            self._engine.commits.commit(((PUT, self._name, module, sender, state),))
         return self._of(sender, (previous == expected, previous))
 
     def get_many(self, pairs: Sequence[tuple[bytes, Sender]]) -> Answer[list[bytes]]:
@@ -156,7 +149,7 @@ class EmbeddedSpace:
 
     def set_many(self, triples: Sequence[tuple[bytes, Sender, bytes]]) -> Answer[None]:
         if triples:
-            self._engine.commit([(PUT, self._name, *triple) for triple in triples])
+            self._engine.commits.commit([(PUT, self._name, *triple) for triple in triples])
         return self._of_all((sender for _, sender, _ in triples), None)
 
     def scan(self, cursor: bytes | None, wanted: Filter) -> Answer[Page]:
@@ -166,7 +159,7 @@ class EmbeddedSpace:
         return self._of_table(count(self._table, module, state))
 
     def clear(self) -> Answer[None]:
-        self._engine.commit(((CLEAR, self._name),))
+        self._engine.commits.commit(((CLEAR, self._name),))
         return self._of_table(None)
 
     def _of(self, sender: Sender, value: T) -> Answer[T]:

@@ -38,23 +38,24 @@ class States:
 
     def apply(self, effects: Sequence[Effect], day: int) -> bool:
         """Returns whether anything changed. `day` is that of the commit (since 1970-01-01), also when loaded later."""
-        before = self.changes
+        changed = False
         for effect in effects:
             table = self.tables.get(effect[1])
             if table is None:
                 table = self.table(effect[1])
             if effect[0] == PUT:
-                if table.put(effect[2], effect[3], effect[4], day):
-                    self.changes += 1
-                    self._changed.add(table)
+                if not table.put(effect[2], effect[3], effect[4], day):
+                    continue
             elif effect[0] == CLEAR:
-                if len(table):
-                    table.clear()
-                    self.changes += 1
-                    self._changed.add(table)
+                if not len(table):
+                    continue
+                table.clear()
             else:
                 raise ValueError(f"an effect of the unknown kind {effect[0]}")
-        return self.changes != before
+            changed = True
+            self.changes += 1
+            self._changed.add(table)
+        return changed
 
     def cut(self) -> None:
         """What was applied since the last cut is about to be written. What was cut before is settled."""

@@ -129,23 +129,37 @@ class Table:
         bucket = self._directory[crc32(sender or b"") >> self._shift]
         held = bucket.get(sender)
         if held is None:
-            if state == START:
-                return False
-            self._note(sender, None)
-            bucket[sender] = self._add(module, state, day)
-            self._size += 1
-            self._inserted += 1
-            if len(bucket) > BUCKET_SIZE and self._inserted >= SPLIT_EVERY:
-                self._inserted = 0
-                self._split(position_of(sender))
-            return True
+            return state != START and self._insert(bucket, module, sender, state, day)
         if type(held) is not Cell or held.module != module or state == START:
             return self._put_among(bucket, held, module, sender, state, day)
         if held.state == state:
             return False
-        self._note(sender, held)
+        # Here without the functions of the other ways, for it is what happens most.
+        if sender not in self.changed:
+            self.changed[sender] = held
+            self.unsettled = True
+        kind = self._kinds.get((module, state))
+        if kind is not None and (cell := kind.latest) is not None and cell.day == day:
+            kind.count += 1
+            bucket[sender] = cell
+        else:
+            bucket[sender] = self._add(module, state, day)
+        kind = held.kind
+        if kind.counted and kind.count > 1:
+            kind.count -= 1
+        else:
+            self._drop(held)
+        return True
+
+    def _insert(self, bucket: Bucket, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
+        """As `put`, where there is nothing for the sender."""
+        self._note(sender, None)
         bucket[sender] = self._add(module, state, day)
-        self._drop(held)
+        self._size += 1
+        self._inserted += 1
+        if len(bucket) > BUCKET_SIZE and self._inserted >= SPLIT_EVERY:
+            self._inserted = 0
+            self._split(position_of(sender))
         return True
 
     def _put_among(self, bucket: Bucket, held: Held, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
