@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ def main() -> int:
     if lines := machine.missing():
         print("\n".join(lines), file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # and all servers are stopped
     try:
         arguments.dir.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=arguments.dir) as directory:
