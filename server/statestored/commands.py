@@ -10,7 +10,7 @@ import hmac
 import time
 from asyncio import Future
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, TypeVar, Union
@@ -122,6 +122,25 @@ def set_(caller: Caller, module: object, sender: object, state: object) -> Reply
     ):
         return _answer(caller.space.set(*_triple(caller.limits, module, sender, state)), _pack_nil)
     return _answer(caller.space.set(module, sender, state), _pack_nil)
+
+
+def set_together(caller: Caller, sets: Sequence[tuple[Any, ...]]) -> Reply | None:
+    """Several sets as one write; None, and nothing done, where that is not the same or one of them is unusual."""
+    modules, senders, states = zip(*sets, strict=True)
+    limits = caller.limits
+    try:
+        plain = b"".join((*modules, *senders, *states)).isascii()
+    except TypeError:
+        return None
+    if (
+        not plain
+        or max(map(len, modules)) > limits.module
+        or max(map(len, senders)) > limits.sender
+        or max(map(len, states)) > limits.state
+        or not caller.service.engine.bulk_is_atomic
+    ):
+        return None
+    return _answer(caller.space.set_many(sets), _pack_nil)
 
 
 def set_all(caller: Caller, sender: object, state: object) -> Reply:

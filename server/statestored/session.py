@@ -8,19 +8,15 @@ later.
 from __future__ import annotations
 
 import asyncio
-from asyncio import Future
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import structlog
 
 from statestore.errors import (
     BadRequest,
-    Internal,
     ShuttingDown,
     StateStoreError,
-    to_wire,
 )
 from statestore.wire import DECODE_ERRORS, MAX_MESSAGE, MAX_MSGID, NOTIFICATION, REQUEST, Decoder, text_packer
 from statestored.commands import (
@@ -36,8 +32,9 @@ from statestored.commands import (
     get,
     hello,
     set_,
+    set_together,
 )
-from statestored.engines.base import Commit, Held
+from statestored.responses import Responses
 
 log = structlog.get_logger()
 
@@ -46,7 +43,6 @@ READ_SIZE = 16_384
 # Before a client is known it gets little. Memory for an array is taken as soon as its header is read.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
-LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
 MAX_HELD = 1024  # answers that wait for the disk; a client that has more of them is not read from until they are out
 
 _pack = text_packer()
@@ -91,21 +87,21 @@ class Session(asyncio.BufferedProtocol):
         self._bytes_at_first = 0  # received from a stranger
         self._unfinished = 0  # bytes received since the last whole message
         self._decoder = _decoder(MAX_ITEMS_AT_FIRST if self._stranger else MAX_ITEMS)
-        self._asked = False  # something was: too late for a hello
         self._refused = False  # its hello was: nothing more is executed
         self._stop = False  # answering what came has to wait, or to end
         self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
-        self._waiting = 0  # answers, or held bundles of them, that come later
-        self._held = 0  # answers in such bundles
+        self._held_back = False  # too many answers wait for the disk: do nothing more for now
         self._closing = False  # once nothing waits any more
         self._eof = False  # the client sends no more
         self._transport: asyncio.Transport
+        self._responses: Responses
 
     # Called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._responses = Responses(self._service, self._transport, self._after_waiting)
         self._sessions.add(self)
         self._service.connections += 1
         self._service.connections_total += 1
@@ -128,7 +124,7 @@ class Session(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         self._eof = True
-        return self._waiting > 0  # then the answers under way still go out
+        return self._responses.waiting > 0  # then the answers under way still go out
 
     def pause_writing(self) -> None:
         self._paused = self._stop = True
@@ -148,8 +144,10 @@ class Session(asyncio.BufferedProtocol):
     def close(self) -> None:
         """What was answered, or is held, still goes out, if the client reads."""
         self._closing = True
-        self._transport.pause_reading()
-        self._close_if_done()
+        if self._responses.waiting:
+            self._transport.pause_reading()
+        else:
+            self._transport.close()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -180,15 +178,16 @@ class Session(asyncio.BufferedProtocol):
     def _answer_all(self) -> None:
         """All the whole messages that came, as long as nothing makes us stop."""
         self._stop = False
-        decoder, caller, calls, heads = self._decoder, self._caller, self._service.calls, _HEADS
-        out: list[bytes] = []
-        held: list[bytes] = []
-        until: Commit | None = None  # what these are held for
+        decoder, caller, responses, heads = self._decoder, self._caller, self._responses, _HEADS
+        out = responses.out
+        sets: list[tuple[object, ...]] = []  # the parameters of those that came last, one after the other
+        set_heads: list[bytes] = []
+        broken: Exception | None = None
         message = None
-        gets = sets = 0
+        gets = 0
         try:
             for message in decoder:
-                # The usual case stands here, and not in functions, for the sake of the many small gets and sets.
+                # The usual cases stand here, and not in functions, for the sake of the many small gets and sets.
                 try:
                     kind, msgid, name, params = message
                     head = heads[msgid] if 0 <= msgid < KNOWN_HEADS else _head(msgid)
@@ -198,37 +197,26 @@ class Session(asyncio.BufferedProtocol):
                     continue
                 if kind != REQUEST:
                     raise Garbage("a message is neither a request nor a notification")
-                try:
-                    if command is GET and type(params) is tuple and len(params) == 2:
-                        gets += 1
+                if command is SET and type(params) is tuple and len(params) == 3:
+                    sets.append(params)
+                    set_heads.append(head)
+                    continue
+                if sets:
+                    self._set_each(set_heads, sets)
+                    sets, set_heads = [], []
+                if command is GET and type(params) is tuple and len(params) == 2:
+                    gets += 1
+                    try:
                         reply = get(caller, params[0], params[1])
-                    elif command is SET and type(params) is tuple and len(params) == 3:
-                        sets += 1
-                        reply = set_(caller, params[0], params[1], params[2])
-                    elif command is not None and type(params) is tuple and len(params) == command.arity:
-                        calls[name] += 1
-                        reply = command.run(caller, *params)
+                    except Exception as error:
+                        responses.refuse(head, error)
                     else:
-                        self._asked = self._asked or bool(out) or until is not None
-                        reply = self._run_unusual(message)
-                except Garbage:
-                    raise
-                except Exception as error:
-                    out.append(self._refusal(msgid, error))
-                else:
-                    if isinstance(reply, bytes):
-                        out += (head, reply)
-                        if len(reply) > LARGE_REPLY:
-                            self._write(out)
-                    elif isinstance(reply, Held):
-                        if until is not reply.until:
-                            if until is not None:
-                                self._hold(held, until)
-                            held, until = [], reply.until
-                        held += (head, reply.packed or NIL)
-                    else:
-                        self._answer_later(msgid, reply)
-                        continue
+                        if type(reply) is bytes:
+                            out += (head, reply)
+                        else:
+                            responses.add(head, reply)
+                    continue
+                self._run(head, command, message)
                 if self._stop:
                     break
             # msgpack takes a message apart as it comes, so that its own limit is not one of the message.
@@ -237,21 +225,53 @@ class Session(asyncio.BufferedProtocol):
             elif self._unfinished > MAX_MESSAGE:
                 raise Garbage(f"a message of more than {MAX_MESSAGE} bytes")
         except (*DECODE_ERRORS, Garbage) as error:
-            if out:
-                self._write(out)
-            self._drop(error)
-            return
-        finally:
-            calls[GET_NAME] += gets
-            calls[SET_NAME] += sets
-            if until is not None:
-                self._hold(held, until)
-        if out:
-            self._write(out)
-        if self._refused:
+            broken = error
+        if sets:
+            self._set_each(set_heads, sets)
+        self._service.calls[GET_NAME] += gets
+        responses.flush()
+        if broken is not None:
+            self._drop(broken)
+        elif self._refused:
             self.close()
+        elif responses.held > MAX_HELD:
+            self._held_back = self._stop = True
+            self._transport.pause_reading()
         elif decoder is not self._decoder:
             self._answer_all()
+
+    def _set_each(self, heads: list[bytes], sets: list[tuple[object, ...]]) -> None:
+        """Sets that came one after the other, as one write where that is the same."""
+        self._service.calls[SET_NAME] += len(sets)
+        caller, responses = self._caller, self._responses
+        try:
+            reply = set_together(caller, sets) if len(sets) > 1 else None
+        except StateStoreError as error:
+            for head in heads:
+                responses.refuse(head, error)
+            return
+        if reply is not None:
+            responses.add_same(heads, reply)
+            return
+        for head, params in zip(heads, sets, strict=True):
+            try:
+                responses.add(head, set_(caller, *params))
+            except Exception as error:
+                responses.refuse(head, error)
+
+    def _run(self, head: bytes, command: Command | None, message: Any) -> None:
+        try:
+            if command is not None and type(message[3]) is tuple and len(message[3]) == command.arity:
+                self._service.calls[message[2]] += 1
+                reply = command.run(self._caller, *message[3])
+            else:
+                reply = self._run_unusual(message)
+        except Garbage:
+            raise
+        except Exception as error:
+            self._responses.refuse(head, error)
+        else:
+            self._responses.add(head, reply)
 
     def _run_unusual(self, message: Any) -> Reply:
         """What is not as it mostly is: a hello, something heavy, an option, or an error, which is raised."""
@@ -274,7 +294,7 @@ class Session(asyncio.BufferedProtocol):
     def _hello(self, command: Command, params: Any) -> Reply:
         """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
         try:
-            if self._asked:
+            if not self._responses.untouched():
                 raise BadRequest("hello must come before everything else")
             self._service.calls[b"hello"] += 1
             reply = hello(self._caller, *check_params(command, params))
@@ -288,61 +308,6 @@ class Session(asyncio.BufferedProtocol):
             self._decoder = _decoder(MAX_ITEMS)
             self._decoder.feed(rest)
         return reply
-
-    def _answer_later(self, msgid: int, reply: Future[bytes]) -> None:
-        self._asked = True
-        self._waiting += 1
-        reply.add_done_callback(partial(self._answered, msgid))
-
-    def _answered(self, msgid: int, reply: Future[bytes]) -> None:
-        self._waiting -= 1
-        error = asyncio.CancelledError("given up") if reply.cancelled() else reply.exception()
-        if self._transport.is_closing():
-            return
-        self._transport.write(_head(msgid) + reply.result() if error is None else self._refusal(msgid, error))
-        self._close_if_done()
-
-    def _hold(self, held: list[bytes], until: Commit) -> None:
-        """Answers, each in two parts, that leave when the commit is durable."""
-        self._asked = True
-        self._waiting += 1
-        self._held += len(held) // 2
-        until.then(self._let_go, held)
-        if self._held > MAX_HELD:
-            self._stop = True
-            self._transport.pause_reading()
-
-    def _let_go(self, held: list[bytes], error: StateStoreError | None) -> None:
-        self._waiting -= 1
-        was_too_much = self._held > MAX_HELD
-        self._held -= len(held) // 2
-        if self._transport.is_closing():
-            return
-        if error is not None:
-            self._service.errors[error.wire_code] += len(held) // 2
-            refusal = _pack(to_wire(error)) + NIL
-            held = [head[: -len(NIL)] + refusal for head in held[::2]]
-        self._transport.write(b"".join(held))
-        if self._eof or self._closing:
-            self._close_if_done()
-        elif was_too_much:
-            self._go_on()
-
-    def _close_if_done(self) -> None:
-        if (self._eof or self._closing) and not self._waiting:
-            self._transport.close()
-
-    def _refusal(self, msgid: int, error: BaseException) -> bytes:
-        if not isinstance(error, StateStoreError):
-            log.error("a request failed", exc_info=error)
-            error = Internal("the server's log says more")
-        self._service.errors[error.wire_code] += 1
-        return b"\x94\x01" + _pack(msgid) + _pack(to_wire(error)) + NIL
-
-    def _write(self, out: list[bytes]) -> None:
-        self._asked = True
-        self._transport.write(b"".join(out))
-        out.clear()
 
     def _drop(self, error: Exception) -> None:
         self._service.dropped += 1
@@ -359,8 +324,17 @@ class Session(asyncio.BufferedProtocol):
         if not self._must_wait():
             self._transport.resume_reading()
 
+    def _after_waiting(self) -> None:
+        """Some answers that had to wait have left."""
+        if self._eof or self._closing:
+            if not self._responses.waiting:
+                self._transport.close()
+        elif self._held_back:
+            self._held_back = False
+            self._go_on()
+
     def _must_wait(self) -> bool:
-        return self._paused or self._held > MAX_HELD or self._closing or self._transport.is_closing()
+        return self._paused or self._held_back or self._closing or self._transport.is_closing()
 
 
 def _decoder(max_items: int) -> Decoder:

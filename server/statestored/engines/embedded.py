@@ -8,11 +8,11 @@ from weakref import WeakValueDictionary
 from statestore.errors import Full
 from statestored.datadir import DataDirectory
 from statestored.engines.base import DEFAULT_NAMESPACE, Answer, Counts, Filter, Held, Page, Sender
-from statestored.engines.commits import Batch, Fsync, GroupCommit
+from statestored.engines.commits import Fsync, GroupCommit
 from statestored.engines.queries import count, scan
 from statestored.engines.recovery import recover
 from statestored.engines.saver import Saver, SnapshotSchedule
-from statestored.engines.states import CLEAR, PUT, Effect, States
+from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import Table
 from statestored.errors import NoRoom, StartError
 
@@ -148,9 +148,10 @@ class EmbeddedSpace:
         return self._of_all((sender for _, sender in pairs), states)
 
     def set_many(self, triples: Sequence[tuple[bytes, Sender, bytes]]) -> Answer[None]:
-        if triples:
-            self._engine.commits.commit([(PUT, self._name, *triple) for triple in triples])
-        return self._of_all((sender for _, sender, _ in triples), None)
+        name = self._name
+        batch = self._engine.commits.commit([(PUT, name, *triple) for triple in triples]) if triples else None
+        # What was there already was settled before this batch will be.
+        return batch.nothing if batch is not None else self._of_all((sender for _, sender, _ in triples), None)
 
     def scan(self, cursor: bytes | None, wanted: Filter) -> Answer[Page]:
         return self._of_table(scan(self._table, cursor, wanted))

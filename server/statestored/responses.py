@@ -1,0 +1,129 @@
+"""What one connection is answered: in the turn of the request, when a commit is durable, or when an engine says.
+
+A response is a head, which names the request, and a packed result behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from statestore.errors import Internal, StateStoreError, to_wire
+from statestore.wire import text_packer
+from statestored.commands import NIL, Reply, Service
+from statestored.engines.base import Commit, Held
+
+log = structlog.get_logger()
+
+LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
+
+_pack = text_packer()
+
+
+class _Bundle(NamedTuple):
+    """Responses with the same result."""
+
+    heads: Sequence[bytes]
+    packed: bytes
+
+
+class Responses:
+    """`then` is called back when something that had to wait has left.
+
+    out: heads and results that `flush` is to write.
+    held: how many responses wait for a commit; waiting: how many bundles of them, and other answers, come later.
+    """
+
+    def __init__(self, service: Service, transport: asyncio.WriteTransport, then: Callable[[], None]) -> None:
+        self._service = service
+        self._transport = transport
+        self._then = then
+        self.out: list[bytes] = []
+        self.held = self.waiting = 0
+        self._begun = False
+        self._bundles: list[_Bundle] = []  # that wait for this:
+        self._until: Commit | None = None
+
+    def untouched(self) -> bool:
+        """Whether nothing was answered yet, or will be."""
+        return not (self._begun or self.out or self._bundles)
+
+    def add(self, head: bytes, reply: Reply) -> None:
+        if isinstance(reply, bytes):
+            self.out += (head, reply)
+            if len(reply) > LARGE_REPLY:
+                self.flush()
+        elif isinstance(reply, Held):
+            self.hold([head], reply)
+        else:
+            self._begun = True
+            self.waiting += 1
+            reply.add_done_callback(partial(self._came, head))
+
+    def add_same(self, heads: Sequence[bytes], reply: Reply) -> None:
+        """One result for several requests."""
+        if isinstance(reply, Held):
+            self.hold(heads, reply)
+        else:
+            for head in heads:
+                self.add(head, reply)
+
+    def hold(self, heads: Sequence[bytes], reply: Held[object]) -> None:
+        if self._until is not reply.until:
+            self._hand_over()
+            self._until = reply.until
+        self._bundles.append(_Bundle(heads, reply.packed or NIL))
+
+    def refuse(self, head: bytes, error: BaseException) -> None:
+        self.out.append(self._refusal(head, error))
+
+    def flush(self) -> None:
+        """All that can leave now does, in one write."""
+        if self._until is not None:
+            self._hand_over()
+        if self.out:
+            self._begun = True
+            self._transport.write(b"".join(self.out))
+            self.out.clear()
+
+    def _hand_over(self) -> None:
+        """To the commit, which lets them go."""
+        if self._until is None:
+            return
+        self._begun = True
+        self.waiting += 1
+        self.held += sum(len(bundle.heads) for bundle in self._bundles)
+        self._until.then(self._let_go, self._bundles)
+        self._bundles, self._until = [], None
+
+    def _let_go(self, bundles: list[_Bundle], error: StateStoreError | None) -> None:
+        self.waiting -= 1
+        self.held -= sum(len(bundle.heads) for bundle in bundles)
+        if self._transport.is_closing():
+            return
+        if error is None:
+            whole = b"".join([packed.join(heads) + packed for heads, packed in bundles])
+        else:
+            whole = b"".join([self._refusal(head, error) for heads, _ in bundles for head in heads])
+        self._transport.write(whole)
+        self._then()
+
+    def _came(self, head: bytes, reply: Future[bytes]) -> None:
+        self.waiting -= 1
+        error = asyncio.CancelledError("given up") if reply.cancelled() else reply.exception()
+        if self._transport.is_closing():
+            return
+        self._transport.write(head + reply.result() if error is None else self._refusal(head, error))
+        self._then()
+
+    def _refusal(self, head: bytes, error: BaseException) -> bytes:
+        if not isinstance(error, StateStoreError):
+            log.error("a request failed", exc_info=error)
+            error = Internal("the server's log says more")
+        self._service.errors[error.wire_code] += 1
+        return head[: -len(NIL)] + _pack(to_wire(error)) + NIL
