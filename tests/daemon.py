@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,11 +17,18 @@ from typing import Self
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 
+STATESTORED = (sys.executable, "-m", "statestored")
+
+
+class NotListening(AssertionError):
+    """It ended instead, or takes too long."""
+
 
 class Daemon:
     """Listens on a free TCP port and on a unix socket; `arguments` are added to its command line.
 
-    A daemon started again on the same directory keeps its addresses.
+    A daemon started again on the same directory keeps its addresses. Until a start, `data_dir` may be set to another
+    place, `program` to another command, and `wrapper` to one that is the parent of the daemon, as strace is.
     """
 
     def __init__(self, directory: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
@@ -28,31 +37,54 @@ class Daemon:
         self.log_path = directory / "log"
         self.arguments = arguments
         self.environment = environment or {}
+        self.program: Sequence[str] = STATESTORED
+        self.wrapper: Sequence[str] = ()
         self.address = "127.0.0.1:0"
         self.admin = ""
         # A unix socket's path may have 108 bytes; pytest's directories are longer.
         self._sockets = tempfile.TemporaryDirectory(prefix="ss-")
         self.unix_address = f"unix:{self._sockets.name}/s"
         self.process: subprocess.Popen[bytes] | None = None
+        self._output = b""
+        self._pid = 0
 
     def start(self) -> Self:
         """Returns when it listens; fails with the daemon's own words where it ends instead."""
+        return self.launch().wait_until_listening()
+
+    def launch(self) -> Self:
+        """Returns at once."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "statestored", *self._flags()],
+                [*self.wrapper, *self.program, *self._flags()],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self._environment(),
+                start_new_session=bool(self.wrapper),  # both can be ended together
             )
-        lines = self._read_until_listening(2)
-        self.address, self.unix_address = re.findall(r"^listening on (\S+)$", lines, re.M)
-        self.admin = re.findall(r"^admin on (\S+)$", lines, re.M)[0]
+        self._output, self._pid = b"", 0
         return self
+
+    def wait_until_listening(self) -> Self:
+        lines = self._read_until(rb"(?:listening on \S+\n.*){2}")
+        self.address, self.unix_address = re.findall(r"^listening on (\S+)$", lines, re.M)
+        return self
+
+    def wait_until_live(self) -> Self:
+        """Its admin address answers; it may be loading still."""
+        self._read_until(rb"admin on \S+\n")
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The daemon's own. Under a wrapper it is known once the daemon has said something."""
+        assert self.process is not None
+        return self._pid or self.process.pid
 
     def run(self) -> subprocess.CompletedProcess[str]:
         """For a start that is expected to fail."""
         return subprocess.run(
-            [sys.executable, "-m", "statestored", *self._flags()],
+            [*self.program, *self._flags()],
             capture_output=True,
             text=True,
             timeout=START_SECONDS,
@@ -63,8 +95,7 @@ class Daemon:
     def stop(self, signum: int = signal.SIGTERM) -> int:
         """Ask it to stop; its exit code."""
         assert self.process is not None
-        if self.process.poll() is None:
-            self.process.send_signal(signum)
+        self.send_signal(signum)
         return self.wait()
 
     def kill(self) -> None:
@@ -79,7 +110,9 @@ class Daemon:
 
     def send_signal(self, signum: int) -> None:
         assert self.process is not None
-        self.process.send_signal(signum)
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):  # it ends before its wrapper does
+                os.kill(self.pid, signum)
 
     def log(self) -> str:
         return self.log_path.read_text()
@@ -89,7 +122,7 @@ class Daemon:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.kill()
+            self._end()
         self._sockets.cleanup()
 
     def _flags(self) -> list[str]:
@@ -105,16 +138,28 @@ class Daemon:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("STATESTORE")}
         return {**kept, **self.environment}
 
-    def _read_until_listening(self, addresses: int) -> str:
+    def _end(self) -> None:
+        assert self.process is not None
+        if self.wrapper:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.kill()
+        self.wait()
+
+    def _read_until(self, expected: bytes) -> str:
         assert self.process is not None
         assert self.process.stdout is not None
-        output, deadline = b"", time.monotonic() + START_SECONDS
-        while output.count(b"listening on") < addresses or not output.endswith(b"\n"):
+        deadline = time.monotonic() + START_SECONDS
+        while not re.search(expected, self._output, re.S):
             readable, _, _ = select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))
             chunk = os.read(self.process.stdout.fileno(), 4096) if readable else b""
             if not chunk:
-                self.process.kill()
-                self.wait()
-                raise AssertionError(f"statestored does not listen:\n{output.decode()}{self.log()}")
-            output += chunk
-        return output.decode()
+                self.wait() if readable else self._end()
+                raise NotListening(f"statestored does not listen:\n{self._output.decode()}{self.log()}")
+            self._output += chunk
+        if self.wrapper:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+            self._pid = int(children.read_text())
+        lines = self._output.decode()
+        self.admin = re.findall(r"^admin on (\S+)$", lines, re.M)[0]
+        return lines

@@ -35,13 +35,20 @@ SERVER_ORDER = [
     "__init__",
     "errors",
     "files",
-    "datadir",
+    "framing",
     "snapshot",
+    "segment",
+    "datadir",
+    "journal",
     "engines.__init__",
     "engines.base",
     "engines.table",
     "engines.states",
+    "engines.threads",
+    "engines.commits",
     "engines.snapshots",
+    "engines.recovery",
+    "engines.saver",
     "engines.queries",
     "engines.embedded",
     "commands",
@@ -62,7 +69,16 @@ SHARED = {"statestore", "statestore.wire", "statestore.errors", "statestore.addr
 # What knows of an engine only what `engines.base` says of all of them.
 FRONT = ("commands", "metrics", "session", "sockets", "listener", "admin", "log", "settings", "cli", "__main__")
 # What lies under the engines, and knows nothing of them.
-BOTTOM = ("errors", "files", "datadir", "snapshot")
+BOTTOM = ("errors", "files", "framing", "snapshot", "segment", "datadir", "journal")
+# Nothing but these changes the files of a data directory; `datadir` makes it, and the lock in it.
+WRITING = {
+    "files": {"open", "fdopen", "pwrite", "truncate", "fdatasync", "fsync", "rename", "replace", "unlink"},
+    "datadir": {"mkdir", "open", "fdopen", "ftruncate", "pwrite"},
+    # Sockets are files too, where no state is.
+    "sockets": {"unlink"},
+    "listener": {"unlink"},
+    "admin": {"unlink"},
+}
 
 LIBRARIES = {"statestore": {"msgpack"}, "statestore.testing": {"msgpack", "pytest", "hypothesis"}}
 
@@ -151,6 +167,51 @@ def test_what_lies_below_knows_nothing_of_what_is_above() -> None:
     for module in BOTTOM:
         ours = {target for name in imports(modules(SERVER)[module]) if (target := within(SERVER, name)) is not None}
         assert ours <= {"__init__", *BOTTOM}, module
+
+
+def is_writing(call: ast.Call) -> str | None:
+    """The function's name, where it is one of those that make, change, move, remove or sync files."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    of = call.func.value.id if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) else ""
+    if name == "open" and of != "os":
+        given = [*call.args, *(keyword.value for keyword in call.keywords)]
+        modes = {value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)}
+        return name if any(set(mode) & set("wax+") for mode in modes) else None
+    if name == "replace" and len(call.args) != 1:  # that of a string takes two
+        return None
+    if (of == "os" and name in OF_OS) or (of not in ("os", "files") and name in OF_PATHS):
+        return name
+    return None
+
+
+OF_OS = {"open", "fdopen", "write", "pwrite", "writev", "pwritev", "truncate", "ftruncate", "posix_fallocate"}
+OF_OS |= {"fsync", "fdatasync", "sync", "rename", "replace", "link", "symlink", "unlink", "remove"}
+OF_OS |= {"mkdir", "makedirs", "rmdir"}
+OF_PATHS = {"write_bytes", "write_text", "touch", "rename", "replace", "symlink_to", "hardlink_to", "unlink"}
+OF_PATHS |= {"mkdir", "rmdir", "copyfile", "copy2", "rmtree", "move"}
+
+
+def writing_calls(path: Path) -> set[str]:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return {name for call in calls if (name := is_writing(call)) is not None}
+
+
+def test_files_are_changed_in_one_place_only() -> None:
+    """There every step is followed by the sync that it needs, and failures are told from each other."""
+    for module, path in modules(SERVER).items():
+        assert writing_calls(path) <= WRITING.get(module, set()), module
+
+
+def test_calls_that_change_files_are_noticed(tmp_path: Path) -> None:
+    source = tmp_path / "source.py"
+    for call in ("os.rename(a, b)", "os.fsync(1)", "path.unlink()", "path.write_bytes(b'')", "path.replace(b)"):
+        source.write_text(f"import os\n{call}\n")
+        assert writing_calls(source), call
+    for call in ('open(a, "w")', 'path.open("ab")', 'path.open(mode="r+")', "os.open(path, os.O_RDWR)"):
+        source.write_text(f"import os\n{call}\n")
+        assert writing_calls(source) == {"open"}, call
+    source.write_text('open(a)\npath.open("rb", buffering=5)\n"x".replace("a", "b")\nfiles.rename(a, b)\n')
+    assert writing_calls(source) == set()
 
 
 def test_nothing_is_looked_up_by_a_name_from_the_network() -> None:

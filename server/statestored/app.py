@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from typing import NoReturn
 
 import structlog
 import uvloop
@@ -84,10 +83,10 @@ async def serve(settings: Settings, token: str | None) -> None:
             _say(f"listening on {address}")
         log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
         admin.ready = True
+        watch = asyncio.create_task(engine.failure())
+        watch.add_done_callback(_fail_stop)
         try:
-            await engine.failure()
-        except Exception as error:
-            _fail_stop(error)
+            await asyncio.Event().wait()
         finally:
             admin.ready = False
             log.info("stopping")
@@ -117,9 +116,11 @@ def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
         loop.add_signal_handler(signum, stop, signum)
 
 
-def _fail_stop(error: Exception) -> NoReturn:
+def _fail_stop(watch: "asyncio.Task[None]") -> None:
     """At once: nothing that this process might still say can be relied upon."""
-    log.critical("ended by a failure", exc_info=None if isinstance(error, DiskFailed) else error, error=str(error))
+    if watch.cancelled() or (error := watch.exception()) is None:
+        return
+    log.critical("ended by a failure", error=str(error), exc_info=None if isinstance(error, DiskFailed) else error)
     os._exit(Exit.DISK_FAILED)
 
 

@@ -86,8 +86,15 @@ def unpack_header(path: Path, data: bytes, magic: bytes) -> Header:
         raise DamagedFile(path, "the header's checksum is wrong")
     if version > FORMAT:
         raise TooNew(path, f"format {version}", FORMAT)
-    details = msgpack.unpackb(data[_PREFIX.size : _PREFIX.size + length], raw=True)
+    details = _unpack(path, data[_PREFIX.size : _PREFIX.size + length], 0)
+    if not isinstance(details, dict):
+        raise DamagedFile(path, "the header makes no sense")
     return Header(uuid.UUID(bytes=store_id), file_id, details)
+
+
+def unpack_content(path: Path, frame: Frame) -> Any:
+    """What a payload holds: arrays as tuples, text as bytes. Raises DamagedFile."""
+    return _unpack(path, frame.payload, frame.offset)
 
 
 def pack_frame(
@@ -135,3 +142,10 @@ def _unpack_head(data: bytes, place: int, file_id: bytes) -> tuple[int, int, int
         return None
     mark, *head = _FRAME.unpack_from(data)
     return tuple(head) if mark == file_id[:_MARK_SIZE] else None
+
+
+def _unpack(path: Path, packed: bytes, offset: int) -> Any:
+    try:
+        return msgpack.unpackb(packed, raw=True, use_list=False)
+    except (msgpack.UnpackException, ValueError) as error:
+        raise DamagedFile(path, f"what is no MessagePack: {error}", offset) from error

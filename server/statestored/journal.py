@@ -69,7 +69,7 @@ class JournalReader:
             recent.append(frame)
             while recent and recent[0].end <= reader.durable:
                 after = recent.popleft().sequence
-        self.dropped = reader.dropped
+        self.dropped += reader.dropped
         self.end = End(reader.origin.number, recent[0].offset if recent else reader.end, after)
         self.copies = list(recent)
 
@@ -97,9 +97,13 @@ class JournalReader:
         return chain[::-1]
 
     def _newest(self) -> int:
-        """The last segment's number. One that was cut within its header holds nothing."""
-        whole = [path for path in self._directory.segments() if path.stat().st_size >= HEADER_SIZE]
-        return number_of(whole[-1]) if whole else 0
+        """The last segment's number. What was cut within its header, and is the last, holds nothing."""
+        for path in reversed(self._directory.segments()):
+            size = path.stat().st_size
+            if size >= HEADER_SIZE:
+                return number_of(path)
+            self.dropped += size
+        return 0
 
 
 class Journal:
@@ -161,6 +165,7 @@ class Journal:
 
     def rotate(self) -> None:
         """Go on in a new segment."""
+        self.begin()
         old = self._writer
         old.sync()
         self._segment = self._new_segment(End(self.number, old.end, self.last), [])

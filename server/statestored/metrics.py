@@ -18,6 +18,7 @@ ENGINE_METRICS: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFami
         "statestored_changes_since_snapshot",
         "Changes that are in no snapshot yet.",
     ),
+    "journal_bytes": (GaugeMetricFamily, "statestored_journal_bytes", "Bytes of journal since the last snapshot."),
     "last_snapshot_time": (
         GaugeMetricFamily,
         "statestored_last_snapshot_timestamp_seconds",

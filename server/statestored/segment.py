@@ -130,7 +130,7 @@ class SegmentReader:
         """The batches up to `end`, all of which must be good: whatever follows does not count."""
         yield from self._batches(end)
         if self.end != end:
-            raise DamagedFile(self.path, "there is no whole batch", self.end)
+            raise DamagedFile(self.path, "no whole batch", self.end)
 
     def open_ended(self, boot: bytes) -> Iterator[Frame]:
         """The batches of the last segment, up to where its writing was broken off.
@@ -138,6 +138,8 @@ class SegmentReader:
         A batch that is not whole ends it, unless something behind shows that it once was: then it is damage.
         """
         yield from self._batches(None)
+        if self.end < self.durable:
+            raise DamagedFile(self.path, f"no whole batch, and up to byte {self.durable} all was on the disk", self.end)
         with self.path.open("rb") as file:
             file.seek(self.end)
             rest = file.read()
@@ -145,7 +147,7 @@ class SegmentReader:
         for found in find_frames(rest, self.end, self._file_id):
             # Without a loss of power the system writes what it was given, and in order.
             if found.durable > self.end or (same_boot and found.offset > self.end):
-                raise DamagedFile(self.path, f"there is no whole batch, but one at byte {found.offset}", self.end)
+                raise DamagedFile(self.path, f"no whole batch, and there is one at byte {found.offset}", self.end)
         self.dropped = len(rest.rstrip(b"\0"))
 
     def _batches(self, end: int | None) -> Iterator[Frame]:

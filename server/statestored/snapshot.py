@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import msgpack
-
 from statestore import wire
 from statestored import files
 from statestored.errors import DamagedFile, TooNew
@@ -24,6 +22,7 @@ from statestored.framing import (
     pack_frame,
     pack_header,
     read_frame,
+    unpack_content,
     unpack_header,
 )
 
@@ -130,7 +129,7 @@ def content_of(path: Path, frame: Frame) -> Any:
     """What a block holds: tuples, and text as bytes. Raises TooNew for a kind of a later release."""
     if frame.kind not in (Kind.BUCKET, Kind.FOOTER):
         raise TooNew(path, f"a block of kind {frame.kind}", FORMAT)
-    return msgpack.unpackb(frame.payload, raw=True, use_list=False)
+    return unpack_content(path, frame)
 
 
 def footer_of(path: Path, frame: Frame) -> Footer:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, Self, TypeVar, cast
 
 import pytest
 
@@ -17,7 +17,7 @@ from statestored import files
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
 from statestored.engines import commits
-from statestored.engines.base import Counts, Filter, Held, Page, Sender
+from statestored.engines.base import Commit, Counts, Filter, Held, Page, Sender
 from statestored.engines.commits import Fsync, GroupCommit
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.saver import Saver, SnapshotSchedule
@@ -25,8 +25,9 @@ from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.errors import DiskFailed, NoRoom
 from statestored.session import Session, Sessions
 from tests.server.rpc import messages
-from tests.server.waiting import PATIENCE
+from tests.server.waiting import PATIENCE, eventually
 
+T = TypeVar("T")
 NEVER = SnapshotSchedule(interval=0, journal_size=0)
 STORE_ID = "7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d"
 
@@ -120,14 +121,14 @@ class HeldCommit:
     """Writes that become durable, or are taken back, when the test says so."""
 
     def __init__(self) -> None:
-        self._waiting: list[Callable[[StateStoreError | None], None]] = []
+        self._waiting: list[tuple[Callable[[Any, StateStoreError | None], None], Any]] = []
 
-    def then(self, callback: Callable[[StateStoreError | None], None]) -> None:
-        self._waiting.append(callback)
+    def then(self, callback: Callable[[T, StateStoreError | None], None], argument: T) -> None:
+        self._waiting.append((callback, argument))
 
     def settle(self, error: StateStoreError | None = None) -> None:
-        for callback in self._waiting:
-            callback(error)
+        for callback, argument in self._waiting:
+            callback(argument, error)
 
 
 class HoldingEngine(LaterEngine):
@@ -152,7 +153,7 @@ class Gate:
         self._function = getattr(owner, name)
         self._open = threading.Event()
         self._open.set()
-        self.calls = 0  # that have passed it
+        self.passed: list[tuple[Any, ...]] = []  # with which arguments
         self.waiting = 0
         self.error: Exception | None = None  # what those that pass it meet
         patch.setattr(owner, name, lambda *arguments: self._pass(*arguments))
@@ -174,7 +175,7 @@ class Gate:
         self.waiting += 1
         self._open.wait(PATIENCE)
         self.waiting -= 1
-        self.calls += 1
+        self.passed.append(arguments)
         if self.error is not None:
             raise self.error
         return self._function(*arguments)
@@ -204,14 +205,24 @@ class Disk:
         self._write_at(file, data, offset)
 
 
+Outcome = StateStoreError | None
+
+
+def listen(commit: Commit) -> list[Outcome]:
+    """What is told to somebody who waits for it."""
+    told: list[Outcome] = []
+    commit.then(lambda told, error: told.append(error), told)
+    return told
+
+
 async def settled(answer: Any) -> Any:
     """The value of an answer, once it may be seen. Raises the error where its writes were taken back."""
     if not isinstance(answer, Held):
         return answer
-    error: Future[StateStoreError | None] = asyncio.get_running_loop().create_future()
-    answer.until.then(error.set_result)
-    if (why := await error) is not None:
-        raise why
+    told = listen(answer.until)
+    await eventually(lambda: told)
+    if told[0] is not None:
+        raise told[0]
     return answer.value
 
 

@@ -1,32 +1,31 @@
 """The data directory is ours alone, and its identity is made once."""
 
+import errno
 import json
 import os
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from statestored.datadir import IDENTITY, IDENTITY_FORMAT, LOCK, DataDirectory
-from statestored.errors import DamagedFile, StartError, TooNew
+from statestored import files
+from statestored.datadir import IDENTITY, IDENTITY_FORMAT, LOCK, number_of
+from statestored.errors import DamagedFile, NoRoom, StartError, TooNew
 from statestored.files import temporary_name
+from statestored.framing import HEADER_SIZE
+from tests.server.journals import opened
 
 STORE_ID = "7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d"
 WHOLE = json.dumps({"format": IDENTITY_FORMAT, "store_id": STORE_ID}).encode()
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[DataDirectory]:
-    directory = DataDirectory(path)
-    try:
-        directory.open()
-        yield directory
-    finally:
-        directory.close()
+def new_store(path: Path) -> uuid.UUID:
+    with opened(path) as directory:
+        directory.save_identity()
+        return directory.store_id
 
 
 def mode(path: Path) -> int:
@@ -36,6 +35,7 @@ def mode(path: Path) -> int:
 @pytest.mark.usefixtures("open_umask")
 def test_all_is_for_its_owner_only(tmp_path: Path) -> None:
     with opened(tmp_path / "data") as directory:
+        directory.save_identity()
         assert mode(directory.path) == 0o700
         assert {path.name: mode(path) for path in directory.path.iterdir()} == {LOCK: 0o600, IDENTITY: 0o600}
 
@@ -46,24 +46,63 @@ def test_directories_above_it_are_made(tmp_path: Path) -> None:
 
 
 def test_a_store_keeps_its_identity(tmp_path: Path) -> None:
-    with opened(tmp_path) as first:
-        store_id = first.store_id
-    with opened(tmp_path) as second:
-        assert second.store_id == store_id
+    store_id = new_store(tmp_path)
+    with opened(tmp_path) as again:
+        assert (again.store_id, again.is_new) == (store_id, False)
     assert store_id.version == 4
 
 
 def test_two_stores_have_two_identities(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as a, opened(tmp_path / "b") as b:
-        assert a.store_id != b.store_id
+    assert new_store(tmp_path / "a") != new_store(tmp_path / "b")
+
+
+def test_a_store_is_new_until_its_identity_is_saved(tmp_path: Path) -> None:
+    """It is saved last, so that it stands for a journal that is there."""
+    for _ in range(2):
+        with opened(tmp_path) as directory:
+            assert directory.is_new
+            assert not (tmp_path / IDENTITY).exists()
+    with opened(tmp_path) as directory:
+        directory.save_identity()
+        assert not directory.is_new
+    with opened(tmp_path) as directory:
+        assert not directory.is_new
 
 
 def test_only_a_new_store_is_warned_about(tmp_path: Path) -> None:
-    with capture_logs() as logs, opened(tmp_path) as directory:
-        store_id = str(directory.store_id)
+    with capture_logs() as logs:
+        store_id = str(new_store(tmp_path))
     assert [(entry["log_level"], entry["store_id"]) for entry in logs] == [("warning", store_id)]
     with capture_logs() as logs, opened(tmp_path):
         assert logs == []
+
+
+def test_an_identity_for_which_there_is_no_room_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise NoRoom(errno.ENOSPC, "No space left on device")
+
+    with opened(tmp_path) as directory:
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_at", full)
+            with pytest.raises(NoRoom):
+                directory.save_identity()
+        assert directory.is_new
+    with opened(tmp_path) as directory:
+        assert directory.is_new
+
+
+def test_a_full_disk_does_not_keep_from_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D6: a daemon started on a full disk serves reads."""
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store_id = new_store(tmp_path)
+    monkeypatch.setattr(os, "pwrite", full)
+    with opened(tmp_path) as directory:
+        assert directory.store_id == store_id
+        with pytest.raises(StartError, match="in use"), opened(tmp_path):
+            pass
 
 
 def test_a_directory_in_use_is_refused_with_the_owners_pid(tmp_path: Path) -> None:
@@ -138,24 +177,61 @@ def test_an_identity_of_a_later_release_is_too_new(tmp_path: Path, identity: dic
         pass
 
 
-def test_snapshots_without_an_identity_are_damage(tmp_path: Path) -> None:
-    (tmp_path / "00000003.snapshot").touch()
+@pytest.mark.parametrize("name", ["00000003.snapshot", "00000001.snapshot", "00000002.journal"])
+def test_files_without_an_identity_are_damage(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
     with pytest.raises(DamagedFile) as damage, opened(tmp_path):
         pass
     assert str(tmp_path / IDENTITY) in str(damage.value)
-    assert "00000003.snapshot" in str(damage.value)
+    assert name in str(damage.value)
     assert not (tmp_path / IDENTITY).exists()
+
+
+@pytest.mark.parametrize("size", [0, 1, HEADER_SIZE])
+def test_a_first_segment_that_holds_nothing_is_what_an_interrupted_first_start_left(tmp_path: Path, size: int) -> None:
+    segment = tmp_path / "00000001.journal"
+    segment.write_bytes(bytes(size))
+    with opened(tmp_path) as directory:
+        assert directory.is_new
+        assert not segment.exists()
+
+
+@pytest.mark.parametrize("beside", ["00000002.journal", "00000001.snapshot"])
+def test_a_first_segment_is_never_removed_where_there_is_more(tmp_path: Path, beside: str) -> None:
+    names = ("00000001.journal", beside)
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(DamagedFile), opened(tmp_path):
+        pass
+    assert all((tmp_path / name).exists() for name in names)
+
+
+def test_a_first_segment_with_batches_is_never_removed(tmp_path: Path) -> None:
+    segment = tmp_path / "00000001.journal"
+    segment.write_bytes(bytes(HEADER_SIZE + 1))
+    with pytest.raises(DamagedFile, match=IDENTITY), opened(tmp_path):
+        pass
+    assert segment.stat().st_size == HEADER_SIZE + 1
 
 
 def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
     (tmp_path / IDENTITY).write_bytes(WHOLE)
-    unfinished = [temporary_name(tmp_path / name) for name in (IDENTITY, "00000007.snapshot")]
+    names = (IDENTITY, "00000007.snapshot", "00000008.journal")
+    unfinished = [temporary_name(tmp_path / name) for name in names]
     for path in unfinished:
         path.write_bytes(b"half a")
     with opened(tmp_path) as directory:
         assert [path for path in unfinished if path.exists()] == []
         assert directory.store_id == uuid.UUID(STORE_ID)
-        assert directory.snapshots() == []
+        assert (directory.snapshots(), directory.segments()) == ([], [])
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    names = ("notes.tmp", "7.journal.tmp", "00000007.journal.bak", "00000007.snapshot.tmp.tmp")
+    for name in names:
+        (tmp_path / name).touch()
+    with opened(tmp_path):
+        assert all((tmp_path / name).exists() for name in names)
 
 
 def test_unfinished_files_of_a_running_daemon_are_left_alone(tmp_path: Path) -> None:
@@ -167,26 +243,40 @@ def test_unfinished_files_of_a_running_daemon_are_left_alone(tmp_path: Path) -> 
         assert unfinished.exists()
 
 
-def test_snapshots_are_numbered_and_ordered(tmp_path: Path) -> None:
+def test_snapshots_and_segments_are_ordered_by_their_numbers(tmp_path: Path) -> None:
     with opened(tmp_path) as directory:
-        assert directory.next_snapshot() == tmp_path / "00000001.snapshot"
-        for name in ("00000010.snapshot", "00000002.snapshot", "00000009.snapshot"):
+        for number in (100_000_000, 10, 2, 9):
+            directory.snapshot(number).touch()
+            directory.segment(number).touch()
+        assert [path.name for path in directory.snapshots()][::3] == ["00000002.snapshot", "100000000.snapshot"]
+        assert [number_of(path) for path in directory.snapshots()] == [2, 9, 10, 100_000_000]
+        assert [number_of(path) for path in directory.segments()] == [2, 9, 10, 100_000_000]
+
+
+def test_only_our_own_names_count(tmp_path: Path) -> None:
+    with opened(tmp_path) as directory:
+        for name in ("notes.txt", "1.snapshot", "1.journal", "00000001.snapshot.bak", "x00000001.journal"):
             (tmp_path / name).touch()
-        assert [path.name[:8] for path in directory.snapshots()] == ["00000002", "00000009", "00000010"]
-        assert directory.next_snapshot() == tmp_path / "00000011.snapshot"
+        assert (directory.snapshots(), directory.segments()) == ([], [])
 
 
-def test_only_our_own_names_are_snapshots(tmp_path: Path) -> None:
+def test_only_older_files_are_removed(tmp_path: Path) -> None:
     with opened(tmp_path) as directory:
-        for name in ("notes.txt", "1.snapshot", "00000001.snapshot.bak", "x00000001.snapshot"):
-            (tmp_path / name).touch()
-        assert directory.snapshots() == []
-
-
-def test_only_older_snapshots_are_removed(tmp_path: Path) -> None:
-    with opened(tmp_path) as directory:
+        directory.save_identity()
         for number in (1, 2, 3, 4):
-            (tmp_path / f"0000000{number}.snapshot").touch()
-        directory.remove_snapshots_before(tmp_path / "00000003.snapshot")
-        assert [path.name[7] for path in directory.snapshots()] == ["3", "4"]
+            directory.snapshot(number).touch()
+            directory.segment(number).touch()
+        directory.remove_before(3)
+        assert list(map(number_of, directory.snapshots())) == [3, 4]
+        assert list(map(number_of, directory.segments())) == [3, 4]
         assert (tmp_path / IDENTITY).exists()
+        assert (tmp_path / LOCK).exists()
+
+
+def test_removing_is_on_the_disk_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[list[Path]] = []
+    with opened(tmp_path) as directory:
+        directory.segment(1).touch()
+        monkeypatch.setattr(files, "sync_directory", lambda path: left.append([path, *directory.segments()]))
+        directory.remove_before(2)
+    assert left == [[tmp_path]]

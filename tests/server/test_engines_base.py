@@ -7,9 +7,9 @@ import pytest
 
 from statestore.base import START as CLIENTS_START
 from statestore.base import Entry as ClientsEntry
-from statestored.engines.base import START, Counts, Engine, Entry, Filter, Page, Space
+from statestored.engines.base import START, Commit, Counts, Engine, Entry, Filter, Page, Space
+from statestored.engines.commits import Batch
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
-from statestored.engines.table import Table
 from tests.server.fakes import LaterEngine
 
 
@@ -32,8 +32,11 @@ def test_an_engine_has_all_that_is_asked_of_it(protocol: type, engine: type) -> 
 
 
 def test_the_embedded_space_has_all_that_is_asked_of_it() -> None:
-    """`get` is its table's own, to be quick."""
-    assert methods(Space) == {"get": methods(Table)["get"]} | methods(EmbeddedSpace)
+    assert methods(Space) == methods(EmbeddedSpace)
+
+
+def test_a_batch_is_a_commit() -> None:
+    assert methods(Commit).items() <= methods(Batch).items()
 
 
 @pytest.mark.parametrize("engine", [EmbeddedEngine, LaterEngine])

@@ -16,9 +16,11 @@ from statestored.engines import queries
 from statestored.engines import table as table_module
 from statestored.engines.base import START, Entry, Filter, Page, Sender
 from statestored.engines.queries import count, scan
-from statestored.engines.snapshots import SnapshotInProgress, load_snapshot
+from statestored.engines.snapshots import load_snapshot, write_buckets
 from statestored.engines.states import PUT, Effect, States
 from statestored.engines.table import Table
+from statestored.framing import Sequence
+from statestored.snapshot import SnapshotWriter
 from tests.server.models import TODAY, Model, as_model, effects, entries_in, modules, senders, small_buckets, states
 
 STORE = uuid.UUID("7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d")
@@ -75,7 +77,8 @@ def test_a_scan_finds_what_the_filter_asks_for_each_once(
 def loaded_from_a_snapshot(states: States, path: Path) -> States:
     async def write_and_load() -> States:
         again = States()
-        await SnapshotInProgress(states).write(path, STORE)
+        with SnapshotWriter(path, STORE, 0) as writer:
+            writer.finish(await write_buckets(states, writer), Sequence(0, 0))
         await load_snapshot(path, STORE, again)
         return again
 
@@ -97,7 +100,7 @@ def test_what_is_there_throughout_is_found_though_all_else_changes(
     meanwhile: list[str | list[Effect]],
 ) -> None:
     """Insertions, removals, splits, clears, and restarts from a snapshot, between one page and the next."""
-    path = tmp_path_factory.mktemp("snapshot") / "s"
+    path = tmp_path_factory.mktemp("snapshot") / "00000001.snapshot"
     states = States()
     states.apply([(PUT, NAMESPACE, *put) for put in some], TODAY)
     page = scan(states.table(NAMESPACE), None, wanted)

@@ -1,11 +1,11 @@
-"""A snapshot stands for the moment in which it was finished, whatever was committed meanwhile."""
+"""A snapshot, and the journal from where its walk began, are the states, whatever was committed meanwhile."""
 
 import asyncio
-import gc
+import errno
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given, settings
@@ -14,18 +14,24 @@ from structlog.testing import capture_logs
 
 from statestored import files
 from statestored.engines import snapshots
-from statestored.engines.snapshots import SnapshotInProgress, load_snapshot
-from statestored.engines.states import CLEAR, PUT, Effect, States
-from statestored.errors import DamagedFile, TooNew
-from statestored.snapshot import BUCKET, EFFECTS, FOOTER, SnapshotWriter, read_snapshot
-from tests.server.models import TODAY, Model, apply, content, effects, small_buckets, without_empty
+from statestored.engines.snapshots import load_snapshot, write_buckets
+from statestored.engines.states import CLEAR, PUT, States
+from statestored.errors import DamagedFile, DiskFailed, NoRoom, TooNew
+from statestored.framing import Kind
+from statestored.framing import Sequence as Number
+from statestored.snapshot import SnapshotWriter, read_snapshot, verify_snapshot
+from tests.server.journals import Batch, Daemon, put, recovered, states_after, without_syncs
+from tests.server.models import TODAY, content, days, effects, small_buckets
 
 STORE = uuid.UUID("7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d")
+LAST = Number(3, 4)
+
+batches = st.builds(Batch, st.lists(effects, min_size=1, max_size=4), days)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_buckets() -> Iterator[None]:
-    with small_buckets():
+    with small_buckets(), without_syncs():
         yield
 
 
@@ -45,153 +51,192 @@ def filled(senders: int, namespace: bytes = b"default") -> States:
     return states
 
 
+async def save(path: Path, states: States) -> int:
+    """Returns how many entries were written."""
+    with SnapshotWriter(path, STORE, 0) as writer:
+        entries = await write_buckets(states, writer)
+        writer.finish(entries, LAST)
+    return entries
+
+
 async def loaded(path: Path) -> States:
     states = States()
     await load_snapshot(path, STORE, states)
     return states
 
 
-class Commits:
-    """Commits effects one by one, a few in each turn of the loop, for as long as the snapshot is written."""
+class Turns:
+    """A batch in each turn of the loop, for as long as there are some and the snapshot is being written."""
 
-    def __init__(self, states: States, snapshot: SnapshotInProgress) -> None:
-        self._states = states
-        self._snapshot = snapshot
-        self.turns = 0
+    def __init__(self, daemon: Daemon, some: Iterable[Batch]) -> None:
+        self._daemon = daemon
+        self._some = some
+        self.written: list[Batch] = []
 
-    def commit(self, some: Sequence[Effect], day: int = TODAY + 1) -> None:
-        self._states.apply(some, day)
-        self._snapshot.carry(some, day)
-
-    async def go_on(self, turns: Iterator[Sequence[Effect]]) -> None:
-        for some in turns:
-            self.turns += 1
-            for effect in some:
-                self.commit([effect])
+    async def go_on(self) -> None:
+        for batch in self._some:
+            self._daemon.write(batch)
+            self.written.append(batch)
             await asyncio.sleep(0)
 
 
-async def write_while_committing(
-    path: Path, before: Sequence[Effect], turns: Sequence[Sequence[Effect]]
-) -> tuple[States, int]:
-    """What is in the memory at the end, and how many of its changes the snapshot has."""
-    states = States()
-    states.apply(before, TODAY)
-    snapshot = SnapshotInProgress(states)
-    committing = asyncio.create_task(Commits(states, snapshot).go_on(iter(turns)))
-    changes = await snapshot.write(path, STORE)
-    await committing
-    return states, changes
+async def snapshot_while_writing(daemon: Daemon, meanwhile: Iterable[Batch]) -> list[Batch]:
+    """As the saver makes one. Returns what was written by its end."""
+    daemon.journal.rotate()
+    turns = Turns(daemon, meanwhile)
+    writing = asyncio.create_task(turns.go_on())
+    path, store_id = daemon.directory.snapshot(daemon.journal.number), daemon.directory.store_id
+    with SnapshotWriter(path, store_id, 0) as writer:
+        entries = await write_buckets(daemon.states, writer)
+        writing.cancel()
+        await asyncio.wait([writing])
+        writer.finish(entries, daemon.journal.last)
+    verify_snapshot(path, store_id)
+    daemon.directory.remove_before(daemon.journal.number)
+    return turns.written
 
 
-def states_after(changes: int, before: list[Effect], turns: list[list[Effect]]) -> dict[bytes, Model]:
-    models: dict[bytes, Model] = {}
-    committed = [(effect, TODAY) for effect in before] + [(effect, TODAY + 1) for turn in turns for effect in turn]
-    for effect, day in committed:
-        if changes == 0:
-            break
-        changes -= apply(models, effect, day)
-    return without_empty(models)
+async def walked_and_replayed(
+    path: Path, before: list[Batch], meanwhile: list[Batch], after: list[Batch]
+) -> list[Batch]:
+    """A daemon's life with a snapshot in it. Returns all that it wrote."""
+    daemon = await Daemon(path).start()
+    daemon.write(*before)
+    written = [*before, *await snapshot_while_writing(daemon, meanwhile), *after]
+    daemon.write(*after)
+    assert content(daemon.states) == states_after(written)
+    daemon.kill()
+    return written
 
 
-@settings(max_examples=60)
-@given(before=st.lists(effects, max_size=40), turns=st.lists(st.lists(effects, max_size=4), max_size=30))
-def test_it_holds_exactly_the_states_at_its_end(
-    tmp_path_factory: pytest.TempPathFactory, before: list[Effect], turns: list[list[Effect]]
+@settings(max_examples=100)
+@given(
+    before=st.lists(batches, max_size=15),
+    meanwhile=st.lists(batches, max_size=20),
+    after=st.lists(batches, max_size=3),
+    flush_every=st.sampled_from([1, 200, 2**20]),
+)
+def test_the_walk_and_what_is_replayed_from_its_beginning_are_exactly_the_states(
+    tmp_path_factory: pytest.TempPathFactory,
+    before: list[Batch],
+    meanwhile: list[Batch],
+    after: list[Batch],
+    flush_every: int,
 ) -> None:
-    path = tmp_path_factory.mktemp("snapshot") / "s"
+    """D7: the days of the entries included."""
+    path = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "sync_file", lambda _: None)
-        patch.setattr(files, "sync_directory", lambda _: None)
-        states, changes = run(write_while_committing(path, before, turns))
-    assert changes <= states.changes
-    assert content(run(loaded(path))) == states_after(changes, before, turns)
+        patch.setattr(snapshots, "FLUSH_EVERY", flush_every)
+        written = run(walked_and_replayed(path, before, meanwhile, after))
+    found = run(recovered(path))
+    assert (found.states, found.dropped) == (states_after(written), 0)
 
 
-async def test_commits_between_its_slices_are_carried(path: Path) -> None:
-    before = [(PUT, b"default", b"lists", b"s%d" % number, b"POSTING") for number in range(20)]
-    turns = [[(PUT, b"default", b"lists", b"t%d" % number, b"CONFIRMING")] for number in range(5)]
-    _, changes = await write_while_committing(path, before, turns)
-    kinds = [block.kind for block in read_snapshot(path, STORE)]
-    assert kinds == [BUCKET] * (len(kinds) - 2) + [EFFECTS, FOOTER]
-    assert changes == 20 + 5
+async def test_some_buckets_have_what_is_committed_meanwhile_and_some_have_not(tmp_path: Path) -> None:
+    """So that the journal is what makes them whole."""
+    senders = [f"s{number}" for number in range(40)]
+    before = Batch([put(sender, "OLD") for sender in senders])
+    daemon = await Daemon(tmp_path).start()
+    daemon.write(before)
+    meanwhile = [Batch([put(sender, "NEW")], TODAY + 1) for sender in senders]
+    written = await snapshot_while_writing(daemon, meanwhile)
+    alone = States()
+    await load_snapshot(daemon.directory.snapshots()[-1], daemon.directory.store_id, alone)
+    states = {state for state, _ in content(alone)[b"default"].values()}
+    assert states == {b"OLD", b"NEW"}
+    assert content(alone) != content(daemon.states) == states_after([before, *written])
+    daemon.kill()
+    assert (await recovered(tmp_path)).states == states_after([before, *written])
 
 
-async def test_buckets_that_split_during_the_walk_are_whole_in_it(path: Path) -> None:
-    turns = [[(PUT, b"default", b"lists", b"t%d" % number, b"A")] for number in range(200)]
-    states = filled(60)
-    snapshot = SnapshotInProgress(states)
-    commits = Commits(states, snapshot)
-    committing = asyncio.create_task(commits.go_on(iter(turns)))
-    changes = await snapshot.write(path, STORE)
-    assert commits.turns > 10
-    await committing
-    assert len(await loaded(path)) == changes
+async def test_buckets_that_split_during_the_walk_are_whole_in_it(tmp_path: Path) -> None:
+    before = [Batch([put(f"s{number}", "A") for number in range(60)])]
+    meanwhile = [Batch([put(f"t{number}", "B")]) for number in range(200)]
+    written = await walked_and_replayed(tmp_path, before, meanwhile, [])
+    assert len(written) > 10
+    assert (await recovered(tmp_path)).states == states_after(written)
 
 
-async def test_a_clear_in_the_middle_of_the_walk_leaves_a_file_that_can_be_loaded(path: Path) -> None:
+async def test_a_clear_in_the_middle_of_the_walk_leaves_a_file_that_can_be_loaded(tmp_path: Path) -> None:
     """The buckets that come after it cover other positions than those before."""
-    states = filled(50)
-    puts = [(PUT, b"default", b"lists", b"t%d" % number, b"A") for number in range(3)]
-    turns = [[], [], [], [(CLEAR, b"default"), *puts]]
-    snapshot = SnapshotInProgress(states)
-    committing = asyncio.create_task(Commits(states, snapshot).go_on(iter(turns)))
-    await snapshot.write(path, STORE)
-    await committing
-    assert content(await loaded(path)) == content(states)
-    assert len(states) == 3
+    before = [Batch([put(f"s{number}", "A") for number in range(50)])]
+    anew = [Batch([put(f"t{number}", "B")], TODAY + 1) for number in range(3)]
+    meanwhile = [*(Batch([put(f"u{number}", "C")]) for number in range(4)), Batch([(CLEAR, b"default")]), *anew]
+    written = await walked_and_replayed(tmp_path, before, meanwhile, anew)
+    assert meanwhile[4] in written
+    found = await recovered(tmp_path)
+    assert found.states == states_after(written) == states_after(anew)
 
 
 @pytest.mark.parametrize("a_turn", [1, 30])
-async def test_it_ends_although_something_is_committed_in_every_turn(
-    path: Path, monkeypatch: pytest.MonkeyPatch, a_turn: int
-) -> None:
-    """And although it is more than a slice takes, as with many clients that pipeline their writes."""
-    monkeypatch.setattr(snapshots, "EFFECTS_A_BLOCK", 10)
-    states = filled(20)
-    snapshot = SnapshotInProgress(states)
-    commits = Commits(states, snapshot)
-    turns = ([(PUT, b"default", b"lists", b"ann", b"%d" % turn)] * a_turn for turn in range(2000))
-    committing = asyncio.create_task(commits.go_on(turns))
-    await snapshot.write(path, STORE)
-    committing.cancel()
-    await asyncio.wait([committing])
-    carried = sum(
-        len(some) for block in read_snapshot(path, STORE) if block.kind == EFFECTS for _, some in block.content
-    )
-    assert 0 < carried < 500 * a_turn
+async def test_the_walk_ends_although_something_is_committed_in_every_turn(tmp_path: Path, a_turn: int) -> None:
+    def for_ever() -> Iterator[Batch]:
+        number = 0
+        while True:
+            yield Batch([put(f"t{number + count}", "A") for count in range(a_turn)])
+            number += a_turn
+
+    daemon = await Daemon(tmp_path).start()
+    before = Batch([put(f"s{number}", "A") for number in range(20)])
+    daemon.write(before)
+    written = await snapshot_while_writing(daemon, for_ever())
+    daemon.kill()
+    assert len(written) < 2000
+    assert (await recovered(tmp_path)).states == states_after([before, *written])
 
 
-async def test_a_slice_of_effects_is_bounded_though_commits_are_large(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`set_many` commits a thousand at once; a slice must stay about a millisecond's work."""
-    monkeypatch.setattr(snapshots, "EFFECTS_A_BLOCK", 10)
-    states = filled(20)
-    snapshot = SnapshotInProgress(states)
-    for number in range(20):
-        Commits(states, snapshot).commit([(PUT, b"default", b"lists", b"s%d" % number, b"A")] * 5)
-    await snapshot.write(path, STORE)
-    carried = [
-        sum(len(some) for _, some in block.content) for block in read_snapshot(path, STORE) if block.kind == EFFECTS
-    ]
-    assert sum(carried) == 100
-    assert max(carried) < 10 + 5
+async def test_one_snapshot_may_follow_another(tmp_path: Path) -> None:
+    """And an unclean start comes between them."""
+    written: list[Batch] = []
+    for round_number in range(4):
+        daemon = await Daemon(tmp_path).start()
+        meanwhile = [Batch([put(f"s{number}", f"{round_number}")], TODAY + round_number) for number in range(30)]
+        written += await snapshot_while_writing(daemon, meanwhile)
+        more = Batch([put(f"r{round_number}", "A")])
+        daemon.write(more)
+        written.append(more)
+        daemon.kill()
+        assert (await recovered(tmp_path)).states == states_after(written)
+    assert len(list(tmp_path.glob("*.snapshot"))) == 1
 
 
-def test_it_is_synced_in_small_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_written_and_synced_in_small_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D7: the disk is shared with the journal."""
+    sizes: list[int] = []
+    write_at = files.write_at
+
+    def write(file: BinaryIO, data: bytes, offset: int) -> None:
+        sizes.append(len(data))
+        write_at(file, data, offset)
+
     syncs: list[int] = []
-    sync_file = files.sync_file
+    monkeypatch.setattr(snapshots, "FLUSH_EVERY", 500)
+    monkeypatch.setattr(files, "write_at", write)
+    monkeypatch.setattr(files, "sync_file", lambda _: syncs.append(len(sizes)))
+    run(save(path, filled(200)))
+    assert len(sizes) > 10
+    assert syncs == list(range(1, len(sizes) + 1))
+    assert max(sizes) < 500 + 512 + 200, "a header or a bucket may go over it"
+    assert sum(sizes) == path.stat().st_size
 
-    def sync(file: Any) -> None:
-        sync_file(file)
-        syncs.append(file.tell())
 
-    monkeypatch.setattr(snapshots, "SYNC_EVERY", 200)
-    monkeypatch.setattr(files, "sync_file", sync)
-    run(SnapshotInProgress(filled(100)).write(path, STORE))
-    assert len(syncs) > 10
-    assert syncs[-1] == path.stat().st_size
+async def test_what_waits_for_the_disk_does_not_hold_the_loop_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D7."""
+    loop, released = asyncio.get_running_loop(), asyncio.Event()
+
+    def release(_: object) -> None:  # by the loop, while it is being synced
+        asyncio.run_coroutine_threadsafe(set_released(), loop).result(timeout=10)
+
+    async def set_released() -> None:
+        released.set()
+
+    monkeypatch.setattr(snapshots, "FLUSH_EVERY", 500)
+    with SnapshotWriter(path, STORE, 0) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "sync_file", release)
+            entries = await write_buckets(filled(100), writer)
+        writer.finish(entries, LAST)
+    assert released.is_set()
 
 
 async def test_others_have_their_turn_between_slices(path: Path) -> None:
@@ -203,112 +248,147 @@ async def test_others_have_their_turn_between_slices(path: Path) -> None:
             turns += 1
             await asyncio.sleep(0)
 
-    counting = asyncio.create_task(count())
     states = filled(100)
-    await SnapshotInProgress(states).write(path, STORE)
+    slices = len([covered for covered in states.table(b"default").walk() if covered.bucket])
+    counting = asyncio.create_task(count())
+    await save(path, states)
+    assert turns >= slices
+    turns = 0
+    await loaded(path)
     counting.cancel()
-    assert turns >= len([covered for covered in states.table(b"default").walk() if covered.bucket])
+    assert turns >= slices
 
 
 async def test_all_namespaces_are_in_it(path: Path) -> None:
     states = filled(20, b"one")
     states.apply([(PUT, b"two", b"m", None, b"A"), (PUT, b"two", b"m", b"", b"B")], TODAY)
+    states.apply([(PUT, b"two", b"n", None, b"C")], TODAY + 1)
     states.table(b"never used")
-    await SnapshotInProgress(states).write(path, STORE)
+    assert await save(path, states) == 23
     assert content(await loaded(path)) == content(states)
 
 
 async def test_nothing_at_all_can_be_saved_as_well(path: Path) -> None:
-    assert await SnapshotInProgress(States()).write(path, STORE) == 0
+    assert await save(path, States()) == 0
     assert content(await loaded(path)) == {}
 
 
 async def test_what_is_loaded_can_be_changed_and_saved_again(path: Path) -> None:
     states = filled(50)
-    await SnapshotInProgress(states).write(path, STORE)
+    await save(path, states)
     again = await loaded(path)
     for each in (states, again):
         each.apply([(PUT, b"default", b"lists", b"s%d" % number, b"BOUNCED") for number in range(0, 90, 3)], TODAY + 1)
-    await SnapshotInProgress(again).write(path, STORE)
+    await save(path, again)
     assert content(await loaded(path)) == content(states)
 
 
-async def test_a_failure_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
-        raise OSError(28, "no space left")
-
-    monkeypatch.setattr(files, "sync_file", fail)
-    with pytest.raises(OSError, match="no space left"):
-        await SnapshotInProgress(filled(20)).write(path, STORE)
-    assert list(path.parent.iterdir()) == []
+async def test_what_is_loaded_is_counted(path: Path) -> None:
+    states = filled(50)
+    states.apply([(PUT, b"default", b"other", b"s%d" % number, b"A") for number in range(7)], TODAY)
+    await save(path, states)
+    kinds = (await loaded(path)).table(b"default").kinds()
+    assert {(kind.module, kind.state): kind.count for kind in kinds} == {
+        (b"lists", b"POSTING"): 50,
+        (b"other", b"A"): 7,
+    }
 
 
 async def test_entries_loaded_share_what_they_hold(path: Path) -> None:
-    await SnapshotInProgress(filled(50)).write(path, STORE)
+    await save(path, filled(50))
     states = await loaded(path)
     held = [held for covered in states.table(b"default").walk() for held in covered.bucket.values()]
     assert len(held) == 50
     assert len(set(map(id, held))) == 1
 
 
-def test_no_flipped_bit_and_no_cut_gives_other_states(path: Path) -> None:
-    before = [(PUT, b"a", b"m", b"s%d" % number, b"A") for number in range(5)]
-    run(write_while_committing(path, before, turns=[[(PUT, b"a", b"m", b"ben", b"B")]]))
-    data = path.read_bytes()
-    with asyncio.Runner() as runner:
-        for bit in range(8 * len(data)):
-            flipped = bytearray(data)
-            flipped[bit // 8] ^= 1 << bit % 8
-            path.write_bytes(flipped)
-            with pytest.raises((DamagedFile, TooNew)):
-                runner.run(loaded(path))
-        for size in range(len(data)):
-            path.write_bytes(data[:size])
-            with pytest.raises(DamagedFile):
-                runner.run(loaded(path))
-
-
-HELD = [[(b"m", b"A", TODAY)]]
-ONE = (BUCKET, [b"default", 0, 0, HELD, [b"ann"], [0]])
+async def test_loading_returns_the_last_batch_that_may_be_in_it(path: Path) -> None:
+    await save(path, filled(3))
+    assert await load_snapshot(path, STORE, States()) == LAST
 
 
 @pytest.mark.parametrize(
-    ("blocks", "entries"),
+    ("error", "raised"),
     [
-        ([(BUCKET, [b"default", 0, 0, HELD, [b"ann"], [1]])], 1),  # it holds only one thing
-        ([(BUCKET, [b"default", 0, 0, HELD, [b"ann", b"ben"], [0]])], 1),
-        ([(BUCKET, [b"default", 0, 0, HELD, [b"ann", b"ann"], [0, 0]])], 1),
-        ([(BUCKET, [b"default", 0, 0, [[]], [b"ann"], [0]])], 0),
-        ([(BUCKET, [b"default", 0, 0, [[(b"m", b"A")]], [b"ann"], [0]])], 1),
-        ([(BUCKET, [b"default", 0, 0])], 0),
-        ([(BUCKET, 5)], 0),
-        ([ONE, (BUCKET, [b"default", 0, 0, HELD, [b"ben"], [0]])], 2),
-        ([(EFFECTS, [1, 2])], 0),
-        ([(EFFECTS, 5)], 0),
-        ([ONE], 0),
-        ([ONE], 2),
+        (NoRoom(errno.ENOSPC, "No space left on device"), NoRoom),
+        (DiskFailed(OSError(errno.EIO, "Input/output error")), DiskFailed),
+        (OSError(errno.EMFILE, "Too many open files"), DiskFailed),
     ],
 )
-async def test_blocks_that_make_no_sense_are_damage(path: Path, blocks: list[tuple[int, Any]], entries: int) -> None:
-    with SnapshotWriter(path, STORE) as writer:
-        for kind, its_content in blocks:
-            writer.write(kind, its_content)
-        writer.finish(entries)
+async def test_a_failure_leaves_no_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(snapshots, "FLUSH_EVERY", 1)
+    monkeypatch.setattr(files, "write_at", fail)
+    with pytest.raises(raised):
+        await save(path, filled(20))
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_being_cancelled_leaves_no_file(path: Path) -> None:
+    saving = asyncio.create_task(save(path, filled(100)))
+    await asyncio.sleep(0)
+    assert len(list(path.parent.iterdir())) == 1
+    saving.cancel()
+    await asyncio.wait([saving])
+    assert saving.cancelled()
+    assert list(path.parent.iterdir()) == []
+
+
+HELD = [[(b"m", b"A", TODAY)]]
+ONE = [b"default", 0, 0, HELD, [b"ann"], [0]]
+
+
+@pytest.mark.parametrize(
+    "buckets",
+    [
+        [[b"default", 0, 0, HELD, [b"ann"], [1]]],  # it holds only one thing
+        [[b"default", 0, 0, HELD, [b"ann", b"ben"], [0]]],
+        [[b"default", 0, 0, HELD, [b"ann", b"ann"], [0, 0]]],
+        [[b"default", 0, 0, [[]], [b"ann"], [0]]],
+        [[b"default", 0, 0, [[(b"m", b"A")]], [b"ann"], [0]]],
+        [[b"default", 0, 0]],
+        [[]],
+        [5],
+        [None],
+        [ONE, [b"default", 0, 0, HELD, [b"ben"], [0]]],
+    ],
+)
+async def test_buckets_that_make_no_sense_are_damage(path: Path, buckets: Sequence[Any]) -> None:
+    with SnapshotWriter(path, STORE, 0) as writer:
+        for bucket in buckets:
+            writer.add(Kind.BUCKET, bucket)
+        writer.finish(len(buckets), LAST)
+    *_, bad, _ = read_snapshot(path, STORE)
     with pytest.raises(DamagedFile, match="makes no sense") as damage:
         await loaded(path)
-    assert str(path) in str(damage.value)
+    assert (damage.value.path, damage.value.offset) == (path, bad.offset)
 
 
-def test_the_garbage_collector_runs_again_after_damage(path: Path) -> None:
-    path.write_bytes(b"damaged")
-    with pytest.raises(DamagedFile):
-        run(loaded(path))
-    assert gc.isenabled()
+@pytest.mark.parametrize("entries", [0, 2])
+async def test_a_footer_that_counts_other_entries_is_damage(path: Path, entries: int) -> None:
+    with SnapshotWriter(path, STORE, 0) as writer:
+        writer.add(Kind.BUCKET, ONE)
+        writer.finish(entries, LAST)
+    with pytest.raises(DamagedFile, match=f"its footer counts {entries} entries, not 1"):
+        await loaded(path)
+
+
+async def test_a_block_of_a_later_release_is_too_new(path: Path) -> None:
+    with SnapshotWriter(path, STORE, 0) as writer:
+        writer.add(Kind.BATCH, ONE)
+        writer.finish(1, LAST)
+    with pytest.raises(TooNew, match="a block of kind 1"):
+        await loaded(path)
 
 
 async def test_loading_says_how_far_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D8."""
     monkeypatch.setattr(snapshots, "PROGRESS_EVERY", 10)
-    await SnapshotInProgress(filled(50)).write(path, STORE)
+    await save(path, filled(50))
     with capture_logs() as logs:
         await loaded(path)
     assert len([entry for entry in logs if entry["event"] == "loading"]) == 5

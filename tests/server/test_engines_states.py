@@ -1,6 +1,8 @@
 """Effects are absolute: a second time changes nothing, and from the middle on they lead to the same end."""
 
+import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,13 +57,68 @@ def test_namespaces_are_apart() -> None:
     assert content(states) == {b"two": {(b"m", b"ann"): (b"B", TODAY)}}
 
 
-def test_what_was_cleared_is_left_to_be_freed_slowly() -> None:
+steps = st.lists(st.one_of(commits, st.sampled_from(["cut", "settle", "revert"])), max_size=15)
+
+
+@given(steps=steps)
+def test_all_that_is_not_settled_is_taken_back(steps: list[Commits | str]) -> None:
+    """In namespaces that some steps have to do with, and others have not."""
+    states, models, settled = States(), dict[bytes, Model](), dict[bytes, Model]()
+    at_cut: dict[bytes, Model] | None = None
+    for step in steps:
+        if step == "cut" and at_cut is None:
+            states.cut()
+            at_cut = copy.deepcopy(models)
+        elif step == "settle" and at_cut is not None:
+            states.settle()
+            settled, at_cut = at_cut, None
+        elif step == "revert":
+            states.revert()
+            models, at_cut = copy.deepcopy(settled), None
+            assert not any(table.unsettled for table in states.tables.values())
+        elif not isinstance(step, str):
+            apply_all(states, step)
+            for day, some in step:
+                for effect in some:
+                    apply(models, effect, day)
+        assert content(states) == without_empty(models)
+        assert len(states) == sum(map(len, models.values()))
+    states.revert()
+    assert content(states) == without_empty(settled)
+
+
+def settle(states: States) -> None:
+    states.cut()
+    states.settle()
+
+
+def test_what_was_cleared_is_left_to_be_freed_slowly_once_that_is_settled() -> None:
     states = States()
     states.apply([(PUT, b"one", b"m", b"s%d" % number, b"A") for number in range(20)], TODAY)
     states.apply([(CLEAR, b"one")], TODAY)
     assert len(states) == 0
+    states.cut()
+    assert states.garbage == []
+    states.settle()
     assert len(states.garbage) > 5
     assert sum(map(len, states.garbage)) == 20
+
+
+def test_what_was_cleared_is_no_garbage_where_that_is_taken_back() -> None:
+    states = States()
+    states.apply([(PUT, b"one", b"m", b"s%d" % number, b"A") for number in range(20)], TODAY)
+    settle(states)
+    states.apply([(CLEAR, b"one")], TODAY)
+    states.revert()
+    settle(states)
+    assert states.garbage == []
+    assert len(states) == 20
+
+
+def test_an_effect_of_no_known_kind_is_refused() -> None:
+    unknown: Any = (3, b"one")
+    with pytest.raises(ValueError, match="kind 3"):
+        States().apply([unknown], TODAY)
 
 
 def test_what_changes_nothing_is_no_change() -> None:

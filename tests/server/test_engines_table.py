@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from statestored.engines import table as table_module
 from statestored.engines.base import START, Sender
@@ -71,15 +71,23 @@ def assert_sound(table: Table) -> None:
 
 
 class TableAgainstADict(RuleBasedStateMachine):
+    """Changes, some of which are cut, settled, or taken back; meanwhile there are more."""
+
     def __init__(self) -> None:
         super().__init__()
         self.table = Table()
         self.model: Model = {}
+        self.settled: Model = {}
+        self.at_cut: Model | None = None  # what there was when the changes were cut that are not settled
+        self.changed = Changed()
+        self.cutting = Changed()
 
     @rule(module=modules, sender=senders, state=states, day=days)
     def put(self, module: bytes, sender: Sender, state: bytes, day: int) -> None:
-        self.table.put(module, sender, state, day)
-        put(self.model, module, sender, state, day)
+        changed = self.table.put(module, sender, state, day)
+        assert changed == put(self.model, module, sender, state, day)
+        if changed:
+            self.changed.senders.add(sender)
 
     @rule(numbers=st.sets(st.integers(0, 50), min_size=5), state=states, day=days)
     def put_many(self, numbers: set[int], state: bytes, day: int) -> None:
@@ -96,15 +104,41 @@ class TableAgainstADict(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        freed = [sender for bucket in self.table.clear() for sender in bucket]
-        assert sorted(freed, key=repr) == sorted({sender for _, sender in self.model}, key=repr)
-        self.model.clear()
+        self.table.clear()
+        self.changed.everything = True
+        self.changed.garbage.update({sender for _, sender in self.model})
+        self.model = {}
+
+    @precondition(lambda self: self.at_cut is None)
+    @rule()
+    def cut(self) -> None:
+        self.table.cut()
+        self.at_cut = dict(self.model)
+        self.cutting, self.changed = self.changed, Changed()
+
+    @precondition(lambda self: self.at_cut is not None)
+    @rule()
+    def settle(self) -> None:
+        freed = Counter(sender for bucket in self.table.settle() for sender in bucket)
+        assert freed == self.cutting.garbage
+        assert self.at_cut is not None
+        self.settled, self.at_cut = self.at_cut, None
+        self.cutting = Changed()
+
+    @rule()
+    def revert(self) -> None:
+        self.table.revert()
+        self.model, self.at_cut = dict(self.settled), None
+        self.changed, self.cutting = Changed(), Changed()
 
     @rule()
     def reload(self) -> None:
+        """Nothing is unsettled then."""
         ranges = [covered._replace(bucket={}) for covered in self.table.walk()]
         self.table = reloaded(self.table)
         assert [covered._replace(bucket={}) for covered in self.table.walk()] == ranges
+        self.settled, self.at_cut = dict(self.model), None
+        self.changed, self.cutting = Changed(), Changed()
 
     @invariant()
     def holds_the_same(self) -> None:
@@ -114,9 +148,29 @@ class TableAgainstADict(RuleBasedStateMachine):
     def is_sound(self) -> None:
         assert_sound(self.table)
 
+    @invariant()
+    def knows_whose_changes_are_not_settled(self) -> None:
+        for changes, model in ((self.table.changed, self.changed), (self.table.cutting, self.cutting)):
+            assert changes.any() == model.any()
+            for sender in (None, b"", b"None", *(b"s%d" % number for number in range(51))):
+                assert changes.concern(sender) == (model.everything or sender in model.senders)
+        assert self.table.unsettled == (self.changed.any() or self.cutting.any())
+
+
+class Changed:
+    """What a table should know of its changes."""
+
+    def __init__(self) -> None:
+        self.senders: set[Sender] = set()
+        self.everything = False  # there was a clear
+        self.garbage: Counter[Sender] = Counter()  # whom it has in its buckets
+
+    def any(self) -> bool:
+        return bool(self.senders) or self.everything
+
 
 TestTableAgainstADict = TableAgainstADict.TestCase
-TestTableAgainstADict.settings = settings(max_examples=60, stateful_step_count=40)
+TestTableAgainstADict.settings = settings(max_examples=100, stateful_step_count=40)
 
 
 def test_buckets_split_when_they_are_full() -> None:
@@ -154,6 +208,34 @@ def test_a_walk_ends_with_a_clear() -> None:
     fill(table, 2)
     assert list(walk) == []
     assert len(list(table.walk())) == 1
+
+
+def test_a_walk_ends_where_a_clear_is_taken_back() -> None:
+    table = Table()
+    fill(table, 100)
+    table.cut()
+    table.settle()
+    table.clear()
+    fill(table, 50)
+    walk = table.walk()
+    next(walk)
+    table.revert()
+    assert list(walk) == []
+
+
+def test_changes_that_are_taken_back_leave_the_buckets_that_split_for_them() -> None:
+    """Nothing need be moved back, and every entry stands where it is looked for."""
+    table = Table()
+    fill(table, 3)
+    table.cut()
+    table.settle()
+    fill(table, 100, b"CONFIRMING")
+    ranges = len(list(table.walk()))
+    table.revert()
+    assert len(list(table.walk())) == ranges > 30
+    assert len(table) == 3
+    assert [table.get(b"lists", b"s%d" % number) for number in range(4)] == [b"POSTING"] * 3 + [START]
+    assert_sound(table)
 
 
 def test_senders_made_to_collide_do_not_blow_up_the_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,16 +288,29 @@ def test_entries_of_one_day_share_what_they_hold() -> None:
     assert held[b"ann"] is not held[b"cleo"]
 
 
+many_kinds = st.lists(
+    st.tuples(modules, senders, st.integers(0, 9).map(lambda number: b"%d" % number if number else START)), max_size=60
+)
+
+
 @settings(max_examples=50)
-@given(puts=st.lists(st.tuples(modules, senders, st.integers(0, 9).map(lambda number: b"%d" % number)), max_size=60))
-def test_where_there_are_too_many_kinds_all_are_still_there(puts: list[tuple[bytes, Sender, bytes]]) -> None:
+@given(puts=many_kinds, taken_back=many_kinds, cut_at=st.integers(0, 60))
+def test_where_there_are_too_many_kinds_all_are_still_there(
+    puts: list[tuple[bytes, Sender, bytes]], taken_back: list[tuple[bytes, Sender, bytes]], cut_at: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table_module, "MAX_KINDS", 4)
         table, model = Table(), {}
         for module, sender, state in puts:
-            state = START if state == b"0" else state
             table.put(module, sender, state, TODAY)
             put(model, module, sender, state, TODAY)
+        table.cut()
+        table.settle()
+        for number, (module, sender, state) in enumerate(taken_back):
+            if number == cut_at:
+                table.cut()
+            table.put(module, sender, state, TODAY + 1)
+        table.revert()
         for each in (table, reloaded(table)):
             assert as_model(entries_in(each)) == model
             assert len(each) == len(model)

@@ -119,7 +119,7 @@ def test_codes_are_those_of_the_protocol(service: Service) -> None:
 
 
 def test_all_that_the_engine_says_is_shown(service: Service) -> None:
-    assert isinstance(service.engine, EmbeddedEngine)
+    assert isinstance(service.engine, EmbeddedEngine)  # though without files
     assert service.engine.info().keys() == ENGINE_METRICS.keys()
     for _, name, _ in ENGINE_METRICS.values():
         assert any(key[0].removesuffix("_total") == name for key in values(service))

@@ -111,9 +111,13 @@ class GroupCommit:
         batch.effects += effects
         return batch
 
-    def _begin(self, batch: Batch) -> None:
+    def check(self) -> None:
+        """Raises Unavailable where nothing can be written."""
         if self._refused_because:
             raise Unavailable(self._refused_because)
+
+    def _begin(self, batch: Batch) -> None:
+        self.check()
         batch.begin()
         self._due.set()
 
@@ -217,11 +221,12 @@ class GroupCommit:
         log.error("writes are refused", error=str(error))
         self.reverts += 1
         self._states.revert()
-        for batch in (self.writing, self.batch):
+        # Whoever is told may go on at once, and then is to find the new batch.
+        refused, self.batch = (self.writing, self.batch), Batch()
+        self._due.set()
+        for batch in refused:
             if not batch.is_settled:
                 batch.settle(Unavailable(self._refused_because))
-        self.batch = Batch()
-        self._due.set()
 
     async def _make_room(self, attempt: Callable[[], None]) -> None:
         """Writes are taken again once the attempt succeeds."""

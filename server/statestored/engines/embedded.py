@@ -5,7 +5,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from statestore.errors import Full
+from statestore.errors import Full, Unavailable
 from statestored.datadir import DataDirectory
 from statestored.engines.base import DEFAULT_NAMESPACE, Answer, Counts, Filter, Held, Page, Sender
 from statestored.engines.commits import Fsync, GroupCommit
@@ -44,7 +44,7 @@ class EmbeddedEngine:
         self.commits = GroupCommit(self.states, journal, self._fsync)
         await self.commits.begin()
         if self._directory.is_new:
-            self._save_identity()
+            self._make_store()
         self.saver = Saver(self._directory, self.states, journal, self.commits, self._schedule)
         self._failure = asyncio.get_running_loop().create_future()
         self._tasks = [
@@ -56,7 +56,12 @@ class EmbeddedEngine:
             return  # nothing was loaded, and what is in memory must not take its place
         writing, *others = self._tasks
         await self._end(*others)
-        await self.commits.durable()
+        durable = asyncio.create_task(self._until_durable())
+        await asyncio.wait((durable, self._failure), return_when=asyncio.FIRST_COMPLETED)
+        if self._failure.done():
+            durable.cancel()
+            self._failure.result()
+        await durable
         await self._end(writing)
         await self.commits.close()
 
@@ -81,11 +86,13 @@ class EmbeddedEngine:
             **self.saver.info(),
         }
 
-    def _save_identity(self) -> None:
+    def _make_store(self) -> None:
+        """The identity comes last: where it is, a journal has to be. Raises StartError where there is no room."""
         try:
+            self.commits.check()
             self._directory.save_identity()
-        except NoRoom as error:
-            raise StartError(f"data directory {self._directory.path}: {error.strerror}, for a new store") from error
+        except (NoRoom, Unavailable) as error:
+            raise StartError(f"data directory {self._directory.path}: a new store cannot be made: {error}") from error
 
     def _go(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -96,6 +103,9 @@ class EmbeddedEngine:
         if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
             self._failure.set_exception(error)
 
+    async def _until_durable(self) -> None:
+        await self.commits.durable()
+
     async def _end(self, *tasks: "asyncio.Task[None]") -> None:
         for task in tasks:
             task.cancel()
@@ -105,8 +115,9 @@ class EmbeddedEngine:
         """For one more namespace: those that hold nothing and that nobody uses go. Raises Full."""
         tables = self.states.tables
         if len(tables) >= self._max_namespaces:
-            for name in [name for name, table in tables.items() if not len(table) and name not in self._spaces]:
-                del tables[name]
+            for name, table in list(tables.items()):
+                if not (len(table) or table.unsettled or name in self._spaces):
+                    del tables[name]
         if len(tables) >= self._max_namespaces:
             raise Full(f"there are {self._max_namespaces} namespaces already, and no more are allowed")
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import msgpack
 import structlog
 
 from statestored import framing
@@ -51,15 +50,17 @@ def replay_batch(reader: JournalReader, frame: framing.Frame, states: States) ->
         raise DamagedFile(reader.path, f"a batch that makes no sense: {error}", frame.offset) from error
     states.cut()
     states.settle()
+    states.garbage.clear()
 
 
 def effects_of(reader: JournalReader, frame: framing.Frame) -> Sequence[Effect]:
     """What a batch does. Raises DamagedFile or TooNew."""
-    effects = msgpack.unpackb(frame.payload, raw=True, use_list=False) if frame.payload else ()
+    effects = framing.unpack_content(reader.path, frame) if frame.payload else ()
     if not isinstance(effects, tuple) or not all(isinstance(effect, tuple) and effect for effect in effects):
         raise DamagedFile(reader.path, "a batch that makes no sense", frame.offset)
-    if unknown := {effect[0] for effect in effects} - {PUT, CLEAR}:
-        raise TooNew(reader.path, f"an effect of kind {unknown.pop()}", framing.FORMAT)
+    for kind, *_ in effects:
+        if kind not in (PUT, CLEAR):
+            raise TooNew(reader.path, f"an effect of kind {kind!r}", framing.FORMAT)
     return effects
 
 

@@ -220,18 +220,22 @@ class Table:
             contents, changes = changes.cleared
             self._clears += 1
             self._set_contents(contents)
+        for sender in changes:
+            self._take_out(sender)
         for sender, held in changes.items():
-            self._put_back(sender, held)
+            if held is not None:
+                self._put_back(sender, held)
 
-    def _put_back(self, sender: Sender, before: Held | None) -> None:
-        bucket = self._directory[position_of(sender) >> self._shift]
-        now = bucket.pop(sender, None)
-        for cell in cells_of(now):
+    def _take_out(self, sender: Sender) -> None:
+        cells = cells_of(self._directory[position_of(sender) >> self._shift].pop(sender, None))
+        for cell in cells:
             self._drop(cell)
-        cells = tuple(self._add(cell.module, cell.state, cell.day) for cell in cells_of(before))
-        if cells:
-            bucket[sender] = cells if len(cells) > 1 else cells[0]
-        self._size += len(cells) - len(cells_of(now))
+        self._size -= len(cells)
+
+    def _put_back(self, sender: Sender, held: Held) -> None:
+        cells = tuple(self._add(cell.module, cell.state, cell.day) for cell in cells_of(held))
+        self._directory[position_of(sender) >> self._shift][sender] = cells if len(cells) > 1 else cells[0]
+        self._size += len(cells)
 
     def walk(self, position: int = 0) -> Iterator[Range]:
         """The buckets from the one that covers `position` on, in order, as they are when the walk comes to them.

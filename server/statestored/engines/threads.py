@@ -14,15 +14,21 @@ T = TypeVar("T")
 async def in_thread(function: Callable[..., T], *arguments: object, executor: Executor | None = None) -> T:
     """Who is cancelled meanwhile learns of it when the function has returned: its files are still open until then.
 
-    Raises what the function does; but an OSError that is not NoRoom as DiskFailed.
+    Raises what the function does, even then; but an OSError that is not NoRoom as DiskFailed.
     """
     running = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
+        if (error := running.exception()) is not None and not isinstance(error, NoRoom):
+            raise _as_failure(error) from error
         raise
     except NoRoom:
         raise
     except OSError as error:
         raise DiskFailed(error) from error
+
+
+def _as_failure(error: BaseException) -> BaseException:
+    return DiskFailed(error) if isinstance(error, OSError) else error
