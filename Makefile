@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+ROUNDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test demo bench lint format clean
+.PHONY: help run test torture demo bench lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -15,7 +16,11 @@ run: $(VENV)/server ## Start the daemon on 127.0.0.1:7828, states in ~/.local/st
 	@exec $(BIN)/statestored
 
 test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
+	tests/install-tools.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, and see that nothing it acknowledged is lost
+	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
 
 demo: $(VENV)/dev ## Three real mail processes share one store, which is restarted in the middle
 	$(BIN)/python -m examples.demo

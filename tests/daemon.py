@@ -121,6 +121,10 @@ class Daemon:
         return self if self.process else self.start()
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """It can run no more."""
         if self.process is not None and self.process.poll() is None:
             self._end()
         self._sockets.cleanup()
@@ -155,11 +159,21 @@ class Daemon:
             chunk = os.read(self.process.stdout.fileno(), 4096) if readable else b""
             if not chunk:
                 self.wait() if readable else self._end()
-                raise NotListening(f"statestored does not listen:\n{self._output.decode()}{self.log()}")
+                raise self._not_listening()
             self._output += chunk
         if self.wrapper:
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-            self._pid = int(children.read_text())
+            self._pid = self._find_child()
         lines = self._output.decode()
         self.admin = re.findall(r"^admin on (\S+)$", lines, re.M)[0]
         return lines
+
+    def _find_child(self) -> int:
+        assert self.process is not None
+        try:
+            return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
+        except (OSError, ValueError):  # it has ended
+            self.wait()
+            raise self._not_listening() from None
+
+    def _not_listening(self) -> NotListening:
+        return NotListening(f"statestored does not listen:\n{self._output.decode()}{self.log()}")

@@ -45,6 +45,7 @@ SERVER_ORDER = [
     "engines.table",
     "engines.states",
     "engines.threads",
+    "engines.turns",
     "engines.commits",
     "engines.snapshots",
     "engines.recovery",
@@ -53,6 +54,7 @@ SERVER_ORDER = [
     "engines.embedded",
     "commands",
     "metrics",
+    "responses",
     "session",
     "sockets",
     "listener",
@@ -67,7 +69,19 @@ SERVER_ORDER = [
 # What the server takes from the client's package.
 SHARED = {"statestore", "statestore.wire", "statestore.errors", "statestore.address", "statestore.base"}
 # What knows of an engine only what `engines.base` says of all of them.
-FRONT = ("commands", "metrics", "session", "sockets", "listener", "admin", "log", "settings", "cli", "__main__")
+FRONT = (
+    "commands",
+    "metrics",
+    "responses",
+    "session",
+    "sockets",
+    "listener",
+    "admin",
+    "log",
+    "settings",
+    "cli",
+    "__main__",
+)
 # What lies under the engines, and knows nothing of them.
 BOTTOM = ("errors", "files", "framing", "snapshot", "segment", "datadir", "journal")
 # Nothing but these changes the files of a data directory; `datadir` makes it, and the lock in it.

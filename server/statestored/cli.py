@@ -1,7 +1,10 @@
 """The command `statestored`, and its exit codes."""
 
 import os
+import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -9,24 +12,33 @@ from click.core import ParameterSource
 
 from statestored import __version__
 from statestored.app import run
+from statestored.check import Checked, check
 from statestored.errors import DamagedFile, DiskFailed, Exit, StartError, TooNew
 from statestored.log import set_up_logging
-from statestored.settings import Settings, options
+from statestored.repair import repair
+from statestored.settings import PathType, Settings, options
 
 
-def _serve(**values: Any) -> None:
+@click.pass_context
+def _serve(ctx: click.Context, /, **values: Any) -> None:
+    if ctx.invoked_subcommand is not None:
+        return
     settings = Settings(**values)
     set_up_logging(settings.log_level, settings.log_format)
     run(settings, os.environ)
 
 
-command = click.Command(
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+command = click.Group(
     "statestored",
     callback=_serve,
     params=[*options()],
+    invoke_without_command=True,
+    subcommand_metavar="[check DIR | repair DIR]",
     help="Hold the conversation states of mail applications, for all of their processes.",
     epilog="Exit codes: 0 asked to stop, 1 cannot start, 2 usage, 3 data damaged, 4 the disk failed.",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    context_settings=CONTEXT,
 )
 command.params.append(
     click.Option(
@@ -40,9 +52,44 @@ command.params.append(
 )
 
 
+@command.command(
+    "check",
+    short_help="Say what is in a data directory, and whether it is sound.",
+    help="Say what is in the data directory DIR, and whether it is sound. No daemon may be running on it; nothing is "
+    "changed.",
+    epilog="Exit codes: 0 sound, 1 cannot be checked, 2 usage, 3 damaged, 4 the disk could not be read.",
+    context_settings=CONTEXT,
+)
+@click.argument("directory", metavar="DIR", type=PathType())
+def _check(directory: Path) -> Exit:
+    return _offline(check, directory)
+
+
+@command.command(
+    "repair",
+    short_help="Save what can be read of a damaged data directory.",
+    help="Where the data directory DIR is damaged, save all that can be read, and keep the damaged files beside it.",
+    epilog="Exit codes: 0 repaired, or nothing to repair, 1 cannot be repaired, 2 usage, 3 nothing can be read, "
+    "4 the disk failed.",
+    context_settings=CONTEXT,
+)
+@click.argument("directory", metavar="DIR", type=PathType())
+def _repair(directory: Path) -> Exit:
+    return _offline(repair, directory)
+
+
+def _offline(work: Callable[[Path], Checked], directory: Path) -> Exit:
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)  # nobody is to take an end by a signal for a success
+    set_up_logging("error", "text")
+    code, report = work(directory)
+    click.echo(report)
+    return code
+
+
 def main() -> NoReturn:
     try:
-        command.main(standalone_mode=False)
+        code = _run(sys.argv[1:])
     except click.UsageError as error:
         error.show()
         sys.exit(_usage_exit(error))
@@ -56,7 +103,15 @@ def main() -> NoReturn:
         _end(Exit.DAMAGED, error)
     except (DiskFailed, OSError) as error:
         _end(Exit.DISK_FAILED, error)
-    sys.exit(Exit.STOPPED)
+    sys.exit(code or Exit.STOPPED)
+
+
+def _run(arguments: list[str]) -> Any:
+    """A command that has a name has nothing to do with the daemon's settings, which may be wrong in the environment."""
+    name = arguments[0] if arguments else ""
+    if name in command.commands:
+        return command.commands[name].main(arguments[1:], f"statestored {name}", standalone_mode=False)
+    return command.main(arguments, "statestored", standalone_mode=False)
 
 
 def _usage_exit(error: click.UsageError) -> Exit:

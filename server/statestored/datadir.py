@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 LOCK, IDENTITY = "lock", "store.json"
 IDENTITY_FORMAT = 1
 SNAPSHOT, SEGMENT = ".snapshot", ".journal"
+SET_ASIDE = "damaged-"  # and when: a directory of files that a repair has replaced
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NUMBERED = re.compile(rf"\d{{8,}}({re.escape(SNAPSHOT)}|{re.escape(SEGMENT)})")
 _UNFINISHED = re.compile(rf"({_NUMBERED.pattern}|{re.escape(IDENTITY)}){re.escape(files.TEMPORARY)}")
@@ -42,7 +44,7 @@ class DataDirectory:
         """Make it where there is none, lock it, read its identity. Raises StartError, DamagedFile or TooNew."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = self._take_lock()
+            self._lock = self._take_lock("stop that one, or give another --data-dir")
             self._remove_unfinished()
             self._read_identity()
         except PermissionError as error:
@@ -52,6 +54,20 @@ class DataDirectory:
             ) from error
         except OSError as error:
             raise StartError(f"data directory {self.path}: {error.strerror}: give another --data-dir") from error
+
+    def open_existing(self, *, to_write: bool) -> None:
+        """Where there is no daemon in it, and let none in; only `to_write` changes that lock. Its identity is not read.
+
+        Raises StartError or OSError.
+        """
+        if not self.path.is_dir():
+            raise StartError(f"there is no directory {self.path}")
+        try:
+            self._lock = self._take_lock("stop that one") if to_write else self._share_lock()
+        except PermissionError as error:
+            raise StartError(
+                f"data directory {self.path}: {error}: user {os.geteuid()} may not. Run this as the user whose it is"
+            ) from error
 
     def close(self) -> None:
         if self._lock is not None:
@@ -71,11 +87,26 @@ class DataDirectory:
     def segment(self, number: int) -> Path:
         return self.path / f"{number:08}{SEGMENT}"
 
+    def holds_nothing(self) -> bool:
+        """Whether a new store is made here: a first start does not come further than an empty segment before it is."""
+        first, found = self.segment(1), [*self.segments(), *self.snapshots()]
+        is_begun = found == [first] and first.stat().st_size <= HEADER_SIZE
+        return not (self.path / IDENTITY).exists() and (is_begun or not found)
+
     def remove_before(self, number: int) -> None:
         """What the snapshot of this number has made needless. Raises OSError."""
         for path in (*self.snapshots(), *self.segments()):
             if number_of(path) < number:
                 files.remove(path)
+        files.sync_directory(self.path)
+
+    def set_aside(self, paths: Sequence[Path], name: str) -> None:
+        """These files also stand in a new directory `name` in this one when this returns. Raises OSError."""
+        aside = self.path / name
+        aside.mkdir(mode=0o700)
+        for path in paths:
+            _link_or_copy(path, aside / path.name)
+        files.sync_directory(aside)
         files.sync_directory(self.path)
 
     def save_identity(self) -> None:
@@ -88,27 +119,39 @@ class DataDirectory:
         found = [path for path in self.path.iterdir() if path.suffix == suffix and _NUMBERED.fullmatch(path.name)]
         return sorted(found, key=number_of)
 
-    def _take_lock(self) -> IO[str]:
+    def _take_lock(self, advice: str) -> IO[str]:
         fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         lock = os.fdopen(fd, "r+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise StartError(
-                f"data directory {self.path} is in use by another statestored (process {owner}): "
-                "stop that one, or give another --data-dir"
-            ) from None
+            raise self._in_use(lock, advice) from None
         with suppress(OSError):  # the disk may be full, and the lock holds without a name on it
             os.ftruncate(fd, 0)
             # In a container every daemon is process 1.
             os.pwrite(fd, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return lock
 
+    def _share_lock(self) -> IO[str] | None:
+        """Without making it where there is none, as in a copy."""
+        try:
+            lock = (self.path / LOCK).open()
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._in_use(lock, "stop that one, or look at a copy") from None
+        return lock
+
+    def _in_use(self, lock: IO[str], advice: str) -> StartError:
+        with lock:
+            owner = lock.read().strip() or "unknown"
+        return StartError(f"data directory {self.path} is in use by another statestored (process {owner}): {advice}")
+
     def _remove_unfinished(self) -> None:
         for path in self.path.iterdir():
-            if _UNFINISHED.fullmatch(path.name):
+            if is_unfinished(path):
                 files.remove(path)
 
     def _read_identity(self) -> None:
@@ -117,21 +160,22 @@ class DataDirectory:
         if not self.is_new:
             self.store_id = read_identity(path)
             return
-        self._remove_first_segment()
+        if self.holds_nothing():
+            for segment in self.segments():
+                files.remove(segment)
         if found := (*self.snapshots(), *self.segments()):
             raise DamagedFile(path, f"it is missing, yet there is {found[-1].name}")
         self.store_id = uuid.uuid4()
-
-    def _remove_first_segment(self) -> None:
-        """One that holds nothing was made by a first start that did not come as far as the identity."""
-        first = self.segment(1)
-        if self.segments() == [first] and not self.snapshots() and first.stat().st_size <= HEADER_SIZE:
-            files.remove(first)
 
 
 def number_of(path: Path) -> int:
     """Of a snapshot or a segment."""
     return int(path.stem)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether it is a file that a daemon was about to write."""
+    return _UNFINISHED.fullmatch(path.name) is not None
 
 
 def read_identity(path: Path) -> uuid.UUID:
@@ -148,6 +192,19 @@ def write_identity(directory: Path, store_id: uuid.UUID) -> None:
     """Raises OSError."""
     content = json.dumps({"format": IDENTITY_FORMAT, "store_id": str(store_id)}).encode() + b"\n"
     files.write_durably(directory / IDENTITY, content)
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
+    """Both are never changed, so that one file may stand for them. Not all file systems have links."""
+    try:
+        os.link(path, target)
+    except OSError:
+        with path.open("rb") as source, files.create(target) as copy:
+            offset = 0
+            while chunk := source.read(2**20):
+                files.write_at(copy, chunk, offset)
+                offset += len(chunk)
+            files.sync_file(copy)
 
 
 def _json(path: Path) -> Any:

@@ -9,8 +9,6 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,24 +20,30 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def create(path: Path) -> BinaryIO:
     """A new, empty file that only its owner may read, unbuffered."""
-    with _no_room_told():
+    try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _no_room_or(error, error) from None
     return os.fdopen(fd, "wb", buffering=0)
 
 
 def write_at(file: BinaryIO, data: bytes, offset: int) -> None:
     """All of `data`, however little the system takes at a time."""
     fd, rest = file.fileno(), memoryview(data)
-    with _failure_told():
+    try:
         while rest:
             written = os.pwrite(fd, rest, offset)
             offset += written
             rest = rest[written:]
+    except OSError as error:
+        raise _no_room_or(error, DiskFailed(error)) from error
 
 
 def truncate(file: BinaryIO | Path, size: int) -> None:
-    with _failure_told():
+    try:
         os.truncate(file if isinstance(file, Path) else file.fileno(), size)
+    except OSError as error:
+        raise _no_room_or(error, DiskFailed(error)) from error
 
 
 def sync_file(file: BinaryIO) -> None:
@@ -65,8 +69,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    with _no_room_told():
+    try:
         source.replace(target)
+    except OSError as error:
+        raise _no_room_or(error, error) from None
 
 
 def remove(path: Path) -> None:
@@ -93,22 +99,5 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY)
 
 
-@contextmanager
-def _no_room_told() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise NoRoom(error.errno, error.strerror, error.filename) from error
-        raise
-
-
-@contextmanager
-def _failure_told() -> Iterator[None]:
-    try:
-        with _no_room_told():
-            yield
-    except NoRoom:
-        raise
-    except OSError as error:
-        raise DiskFailed(error) from error
+def _no_room_or(error: OSError, other: Exception) -> Exception:
+    return NoRoom(error.errno, error.strerror, error.filename) if error.errno in _NO_ROOM else other

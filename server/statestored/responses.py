@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import structlog
 
@@ -25,18 +24,11 @@ LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads wh
 _pack = text_packer()
 
 
-class _Bundle(NamedTuple):
-    """Responses with the same result."""
-
-    heads: Sequence[bytes]
-    packed: bytes
-
-
 class Responses:
     """`then` is called back when something that had to wait has left.
 
     out: heads and results that `flush` is to write.
-    held: how many responses wait for a commit; waiting: how many bundles of them, and other answers, come later.
+    held: how many responses wait for a commit; waiting: how many writes, of these and of others, are to come.
     """
 
     def __init__(self, service: Service, transport: asyncio.WriteTransport, then: Callable[[], None]) -> None:
@@ -46,12 +38,13 @@ class Responses:
         self.out: list[bytes] = []
         self.held = self.waiting = 0
         self._begun = False
-        self._bundles: list[_Bundle] = []  # that wait for this:
-        self._until: Commit | None = None
+        self._until: Commit | None = None  # what these wait for:
+        self._heads: list[bytes] = []
+        self._whole: list[bytes] = []  # the responses that begin with these heads
 
     def untouched(self) -> bool:
         """Whether nothing was answered yet, or will be."""
-        return not (self._begun or self.out or self._bundles)
+        return not (self._begun or self.out or self._heads)
 
     def add(self, head: bytes, reply: Reply) -> None:
         if isinstance(reply, bytes):
@@ -65,7 +58,7 @@ class Responses:
             self.waiting += 1
             reply.add_done_callback(partial(self._came, head))
 
-    def add_same(self, heads: Sequence[bytes], reply: Reply) -> None:
+    def add_same(self, heads: list[bytes], reply: Reply) -> None:
         """One result for several requests."""
         if isinstance(reply, Held):
             self.hold(heads, reply)
@@ -73,11 +66,13 @@ class Responses:
             for head in heads:
                 self.add(head, reply)
 
-    def hold(self, heads: Sequence[bytes], reply: Held[object]) -> None:
+    def hold(self, heads: list[bytes], reply: Held[object]) -> None:
         if self._until is not reply.until:
             self._hand_over()
             self._until = reply.until
-        self._bundles.append(_Bundle(heads, reply.packed or NIL))
+        packed = reply.packed or NIL
+        self._heads += heads
+        self._whole += (packed.join(heads), packed)
 
     def refuse(self, head: bytes, error: BaseException) -> None:
         self.out.append(self._refusal(head, error))
@@ -97,20 +92,19 @@ class Responses:
             return
         self._begun = True
         self.waiting += 1
-        self.held += sum(len(bundle.heads) for bundle in self._bundles)
-        self._until.then(self._let_go, self._bundles)
-        self._bundles, self._until = [], None
+        self.held += len(self._heads)
+        self._until.then(self._let_go, (self._heads, self._whole))
+        self._heads, self._whole, self._until = [], [], None
 
-    def _let_go(self, bundles: list[_Bundle], error: StateStoreError | None) -> None:
+    def _let_go(self, held: tuple[list[bytes], list[bytes]], error: StateStoreError | None) -> None:
+        heads, whole = held
         self.waiting -= 1
-        self.held -= sum(len(bundle.heads) for bundle in bundles)
+        self.held -= len(heads)
         if self._transport.is_closing():
             return
-        if error is None:
-            whole = b"".join([packed.join(heads) + packed for heads, packed in bundles])
-        else:
-            whole = b"".join([self._refusal(head, error) for heads, _ in bundles for head in heads])
-        self._transport.write(whole)
+        if error is not None:
+            whole = [self._refusal(head, error) for head in heads]
+        self._transport.write(b"".join(whole))
         self._then()
 
     def _came(self, head: bytes, reply: Future[bytes]) -> None:

@@ -117,7 +117,7 @@ class SegmentReader:
             header = unpack_header(path, file.read(HEADER_SIZE), MAGIC)
         if header.store_id != store_id:
             raise DamagedFile(path, f"it belongs to the store {header.store_id}, not to {store_id}")
-        self._file_id = header.file_id
+        self.file_id = header.file_id
         self.origin = _origin(path, header.details)
         if self.origin.number != int(path.stem):
             raise DamagedFile(path, f"it was made as number {self.origin.number}")
@@ -144,7 +144,7 @@ class SegmentReader:
             file.seek(self.end)
             rest = file.read()
         same_boot = boot == self.origin.boot and any(boot)
-        for found in find_frames(rest, self.end, self._file_id):
+        for found in find_frames(rest, self.end, self.file_id):
             # Without a loss of power the system writes what it was given, and in order.
             if found.durable > self.end or (same_boot and found.offset > self.end):
                 raise DamagedFile(self.path, f"no whole batch, and there is one at byte {found.offset}", self.end)
@@ -153,7 +153,7 @@ class SegmentReader:
     def _batches(self, end: int | None) -> Iterator[Frame]:
         with self.path.open("rb", buffering=2**18) as file:
             file.seek(self.end)
-            while self.end != end and (frame := read_frame(file, self.end, self._file_id)) is not None:
+            while self.end != end and (frame := read_frame(file, self.end, self.file_id)) is not None:
                 if frame.kind != Kind.BATCH:
                     raise TooNew(self.path, f"a frame of kind {frame.kind}", FORMAT)
                 if not self.last.is_followed_by(frame.sequence):

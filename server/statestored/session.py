@@ -242,22 +242,19 @@ class Session(asyncio.BufferedProtocol):
 
     def _set_each(self, heads: list[bytes], sets: list[tuple[object, ...]]) -> None:
         """Sets that came one after the other, as one write where that is the same."""
-        self._service.calls[SET_NAME] += len(sets)
         caller, responses = self._caller, self._responses
         try:
-            reply = set_together(caller, sets) if len(sets) > 1 else None
-        except StateStoreError as error:
+            reply = set_(caller, *sets[0]) if len(sets) == 1 else set_together(caller, sets)
+        except Exception as error:
             for head in heads:
                 responses.refuse(head, error)
-            return
-        if reply is not None:
+        else:
+            if reply is None:
+                for head, params in zip(heads, sets, strict=True):
+                    self._set_each([head], [params])
+                return
             responses.add_same(heads, reply)
-            return
-        for head, params in zip(heads, sets, strict=True):
-            try:
-                responses.add(head, set_(caller, *params))
-            except Exception as error:
-                responses.refuse(head, error)
+        self._service.calls[SET_NAME] += len(sets)
 
     def _run(self, head: bytes, command: Command | None, message: Any) -> None:
         try:

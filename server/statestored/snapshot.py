@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from statestore import wire
 from statestored import files
@@ -97,13 +97,9 @@ def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Frame]:
     Raises DamagedFile for whatever is not as it was written, TooNew, or OSError.
     """
     with path.open("rb") as file:
-        header = unpack_header(path, file.read(HEADER_SIZE), MAGIC)
-        if header.store_id != store_id:
-            raise DamagedFile(path, f"it belongs to the store {header.store_id}, not to {store_id}")
-        if header.details.get(b"number") != int(path.stem):
-            raise DamagedFile(path, f"it was made as number {header.details.get(b'number')}")
+        file_id = read_file_id(path, file, store_id)
         offset, blocks = HEADER_SIZE, 0
-        while (frame := read_frame(file, offset, header.file_id)) is not None:
+        while (frame := read_frame(file, offset, file_id)) is not None:
             blocks += 1
             if frame.sequence != (0, blocks):
                 raise DamagedFile(path, f"there is block {frame.sequence.counter} where {blocks} should be", offset)
@@ -117,6 +113,16 @@ def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Frame]:
             raise DamagedFile(path, "there is no whole block", offset)
         if file.read(1):
             raise DamagedFile(path, "something follows the footer", offset)
+
+
+def read_file_id(path: Path, file: BinaryIO, store_id: uuid.UUID) -> bytes:
+    """The header, and the id that is in it. Raises as `read_snapshot` does."""
+    header = unpack_header(path, file.read(HEADER_SIZE), MAGIC)
+    if header.store_id != store_id:
+        raise DamagedFile(path, f"it belongs to the store {header.store_id}, not to {store_id}")
+    if header.details.get(b"number") != int(path.stem):
+        raise DamagedFile(path, f"it was made as number {header.details.get(b'number')}")
+    return header.file_id
 
 
 def verify_snapshot(path: Path, store_id: uuid.UUID) -> None:

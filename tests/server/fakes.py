@@ -156,6 +156,7 @@ class Gate:
         self.passed: list[tuple[Any, ...]] = []  # with which arguments
         self.waiting = 0
         self.error: Exception | None = None  # what those that pass it meet
+        self.error_once: Exception | None = None  # what the next one does
         patch.setattr(owner, name, lambda *arguments: self._pass(*arguments))
 
     def shut(self) -> None:
@@ -176,8 +177,9 @@ class Gate:
         self._open.wait(PATIENCE)
         self.waiting -= 1
         self.passed.append(arguments)
-        if self.error is not None:
-            raise self.error
+        error, self.error_once = self.error_once or self.error, None
+        if error is not None:
+            raise error
         return self._function(*arguments)
 
 

@@ -63,6 +63,11 @@ def put(model: Model, module: bytes, sender: Sender, state: bytes, day: int) -> 
     return True
 
 
+def put_in(table: Table, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
+    """One entry into a table; whether anything changed."""
+    return table.put([(PUT, b"any", module, sender, state)], day) == 1
+
+
 def apply(models: dict[bytes, Model], effect: Effect, day: int) -> bool:
     """Whether anything changed."""
     model = models.setdefault(effect[1], {})

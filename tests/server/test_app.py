@@ -1,5 +1,6 @@
 """The daemon as a process of its own: how it starts, or says why not; how it ends, and what is there afterwards."""
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -7,32 +8,39 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import threading
+import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from statestore.address import Address, parse_address
-from statestored.app import check_reach
-from statestored.cli import Exit
-from statestored.errors import StartError
+from statestored import files
+from statestored.app import check_reach, serve
+from statestored.errors import DiskFailed, Exit, StartError
+from statestored.framing import Kind, Sequence
 from statestored.settings import Settings
-from statestored.snapshot import EFFECTS, SnapshotWriter, verify_snapshot
+from statestored.snapshot import SnapshotWriter, verify_snapshot
 from tests.daemon import Daemon
-from tests.server.rpc import RawClient, code_of, request
-from tests.server.waiting import wait_until
+from tests.server.fakes import Gate
+from tests.server.rpc import RawClient, code_of, messages, request
+from tests.server.waiting import eventually, wait_until
 
 ANN = ("lists", "ann@a.example")
-NO_SNAPSHOTS = ("--snapshot-interval=0", "--snapshot-changes=0")
+NO_SNAPSHOTS = ("--snapshot-interval=0", "--snapshot-journal-size=0")
 TOKEN = "open-sesame-5f0c"
 
 
@@ -63,6 +71,17 @@ def snapshots(daemon: Daemon) -> list[Path]:
     return sorted(daemon.data_dir.glob("*.snapshot"))
 
 
+def segments(daemon: Daemon) -> list[Path]:
+    return sorted(daemon.data_dir.glob("*.journal"))
+
+
+def make_snapshot(daemon: Daemon) -> None:
+    """On demand."""
+    before = daemon.log().count('event="snapshot written"')
+    daemon.send_signal(signal.SIGUSR1)
+    wait_until(lambda: daemon.log().count('event="snapshot written"') > before)
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "lock"}
 
@@ -82,16 +101,73 @@ def refusal(daemon: Daemon, code: Exit) -> str:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_all_and_is_successful(make: Make, signum: int) -> None:
+def test_asked_to_stop_it_keeps_all_and_is_successful(make: Make, signum: int) -> None:
+    """O1: without a snapshot, for the journal suffices."""
     daemon = make(*NO_SNAPSHOTS).start()
     ask(daemon, "set", *ANN, "CONFIRMING")
     store_id = ask(daemon, "info")["store_id"]
     assert daemon.stop(signum) == Exit.STOPPED
+    assert snapshots(daemon) == []
     daemon.start()
     assert ask(daemon, "get", *ANN) == "CONFIRMING"
     assert ask(daemon, "info")["store_id"] == store_id
     assert daemon.stop() == Exit.STOPPED
-    assert len(snapshots(daemon)) == 1
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec", "never"])
+def test_stopping_under_load_takes_nothing_that_was_acknowledged(make: Make, fsync: str) -> None:
+    """O1: within five seconds, however busy it is."""
+    daemon = make(*NO_SNAPSHOTS, f"--fsync={fsync}").start()
+    writers = [Writer(daemon.address, f"sender{number}") for number in range(8)]
+    wait_until(lambda: all(writer.acknowledged > 20 for writer in writers))
+    started = time.monotonic()
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait() == Exit.STOPPED
+    assert time.monotonic() - started < 5
+    daemon.start()
+    for writer in writers:
+        writer.join()
+        found = int(ask(daemon, "get", "lists", writer.sender))
+        assert writer.acknowledged <= found <= writer.sent
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec", "never"])
+def test_a_kill_under_load_takes_nothing_that_was_acknowledged(make: Make, fsync: str) -> None:
+    """D1, D2."""
+    daemon = make("--snapshot-interval=0.1", f"--fsync={fsync}").start()
+    for _ in range(2):
+        writers = [Writer(daemon.address, f"sender{number}") for number in range(8)]
+        wait_until(lambda writers=writers: all(writer.acknowledged > 20 for writer in writers))  # type: ignore[misc]
+        daemon.kill()
+        daemon.start()
+        for writer in writers:
+            writer.join()
+            found = int(ask(daemon, "get", "lists", writer.sender))
+            assert writer.acknowledged <= found <= writer.sent
+
+
+class Writer(threading.Thread):
+    """Writes one number after the other, some at a time, until it gets no answer any more."""
+
+    def __init__(self, address: str, sender: str) -> None:
+        super().__init__()
+        self.sender = sender
+        self.sent = self.acknowledged = 0
+        self._client = RawClient(address)
+        self.start()
+
+    def run(self) -> None:
+        with self._client, contextlib.suppress(ConnectionError):
+            while True:
+                numbers = range(self.sent + 1, self.sent + 6)
+                self.sent = numbers[-1]
+                self._client.send(*[request(number, "set", "lists", self.sender, str(number)) for number in numbers])
+                for number in numbers:
+                    answer = self._client.next()
+                    if answer is None or answer[2] is not None:
+                        return
+                    assert answer[1] == number
+                    self.acknowledged = number
 
 
 def test_stopping_keeps_what_was_acknowledged_and_nothing_else(make: Make) -> None:
@@ -123,45 +199,143 @@ def test_a_second_signal_ends_it_at_once(make: Make) -> None:
         assert daemon.stop(signal.SIGINT) == 128 + signal.SIGINT
 
 
-def test_what_the_last_snapshot_has_survives_a_kill(make: Make) -> None:
-    daemon = make("--snapshot-interval=0", "--snapshot-changes=2").start()
+@pytest.mark.parametrize("fsync", ["always", "everysec", "never"])
+def test_what_was_acknowledged_survives_a_kill(make: Make, fsync: str) -> None:
+    """D1."""
+    daemon = make(*NO_SNAPSHOTS, f"--fsync={fsync}").start()
     ask(daemon, "set", *ANN, "CONFIRMING")
+    make_snapshot(daemon)
     ask(daemon, "set", "lists", None, "POSTING")
-    wait_until(lambda: ask(daemon, "info")["changes_since_snapshot"] == 0)
-    ask(daemon, "set", *ANN, "LOST")
     daemon.kill()
     daemon.start()
     assert ask(daemon, "get_many", [ANN, ["lists", None]]) == ["CONFIRMING", "POSTING"]
 
 
 def test_snapshots_are_written_from_time_to_time(make: Make) -> None:
-    daemon = make("--snapshot-interval=0.02", "--snapshot-changes=0").start()
+    daemon = make("--snapshot-interval=0.02", "--snapshot-journal-size=0").start()
     for state in ("CONFIRMING", "POSTING"):
         ask(daemon, "set", *ANN, state)
         wait_until(lambda: ask(daemon, "info")["changes_since_snapshot"] == 0)
-        assert len(snapshots(daemon)) == 1
+        assert len(snapshots(daemon)) == len(segments(daemon)) == 1
     assert daemon.log().count('event="snapshot written"') == 2
     daemon.kill()
     assert ask(daemon.start(), "get", *ANN) == "POSTING"
 
 
+def test_a_snapshot_is_written_when_the_journal_is_large(make: Make) -> None:
+    daemon = make("--snapshot-interval=0", "--snapshot-journal-size=1").start()
+    with RawClient(daemon.address) as client:
+        for number in range(3):
+            client.ask("set_many", [["lists", f"s{sender}", str(number) * 900] for sender in range(500)])
+    wait_until(lambda: ask(daemon, "info")["changes_since_snapshot"] < 1000)
+    assert len(snapshots(daemon)) == 1
+    assert daemon.stop() == Exit.STOPPED
+
+
+def test_a_snapshot_is_made_on_demand(make: Make) -> None:
+    daemon = make(*NO_SNAPSHOTS).start()
+    ask(daemon, "set", *ANN, "CONFIRMING")
+    make_snapshot(daemon)
+    assert len(snapshots(daemon)) == len(segments(daemon)) == 1
+    assert ask(daemon, "info")["changes_since_snapshot"] == 0
+
+
 def test_a_kill_while_a_snapshot_is_written_leaves_the_one_before(make: Make) -> None:
     daemon = make(*NO_SNAPSHOTS).start()
     ask(daemon, "set", *ANN, "CONFIRMING")
+    make_snapshot(daemon)
     daemon.stop()
-    unfinished = daemon.data_dir / "00000002.snapshot.tmp"
+    unfinished = daemon.data_dir / "00000009.snapshot.tmp"
     unfinished.write_bytes(snapshots(daemon)[0].read_bytes()[:50])
     assert ask(daemon.start(), "get", *ANN) == "CONFIRMING"
     assert not unfinished.exists()
 
 
-def test_a_disk_that_fails_at_the_end_has_its_own_code(make: Make) -> None:
+def test_a_directory_that_has_gone_ends_it_with_the_code_of_a_failed_disk(make: Make) -> None:
     daemon = make(*NO_SNAPSHOTS).start()
     ask(daemon, "set", *ANN, "CONFIRMING")
     shutil.rmtree(daemon.data_dir)
-    assert daemon.stop() == Exit.DISK_FAILED
+    daemon.send_signal(signal.SIGUSR1)
+    assert daemon.wait() == Exit.DISK_FAILED
     assert "Traceback" not in daemon.log()
     assert str(daemon.data_dir) in daemon.log().splitlines()[-1]
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes with which the process was to end at once."""
+    codes: list[int] = []
+    monkeypatch.setattr("statestored.app.os._exit", codes.append)
+    monkeypatch.setattr("statestored.listener.DRAIN", 0.01)
+    monkeypatch.setattr("statestored.listener.PATIENCE", 0.01)
+    return codes
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+async def test_a_disk_that_fails_ends_it_at_once_and_nothing_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[int], fsync: str
+) -> None:
+    """D6."""
+    monkeypatch.setattr("statestored.engines.commits.SYNC_EVERY", 0.01)
+    async with serving(tmp_path, fsync) as (serving_, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(request(1, "set", *ANN, "CONFIRMING"))
+        assert messages(await reader.readexactly(5)) == [[1, 1, None, None]]
+
+        def fail(_: object) -> None:
+            raise DiskFailed(OSError(5, "Input/output error"))
+
+        with capture_logs() as logs:
+            monkeypatch.setattr(files, "sync_file", fail)
+            writer.write(request(2, "set", *ANN, "POSTING"))
+            await eventually(lambda: ended)
+        assert ended == [Exit.DISK_FAILED]
+        serving_.cancel()  # what a process that is no more cannot do
+        answers = messages(await reader.read())
+        assert answers == ([] if fsync == "always" else [[1, 2, None, None]])
+        assert [entry["event"] for entry in logs if entry["log_level"] == "critical"] == ["ended by a failure"]
+        writer.close()
+
+
+async def test_a_disk_that_fails_while_it_stops_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[int]
+) -> None:
+    """D6, O1."""
+    async with serving(tmp_path, "always") as (serving_, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        syncs = Gate(monkeypatch, files, "sync_file")
+        syncs.shut()
+        writer.write(request(1, "set", *ANN, "CONFIRMING"))
+        await eventually(lambda: syncs.waiting)
+        serving_.cancel()
+        syncs.error = DiskFailed(OSError(5, "Input/output error"))
+        syncs.open()
+        await eventually(lambda: ended)
+        assert ended == [Exit.DISK_FAILED]
+        assert messages(await reader.read()) == []
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(directory: Path, fsync: str) -> AsyncIterator[tuple["asyncio.Task[None]", str]]:
+    """The daemon as a task, and the path on which it listens."""
+    with tempfile.TemporaryDirectory(prefix="ss-") as short:
+        path = f"{short}/s"
+        asked = replace(settings([f"unix:{path}"], f"unix:{short}/a"), data_dir=directory, fsync=fsync)
+        asked = replace(asked, max_module=9, max_sender=99, max_state=99, max_namespaces=9)
+        asked = replace(asked, snapshot_interval=0, snapshot_journal_size=0)
+        task = asyncio.create_task(serve(asked, None))
+        try:
+            await eventually(lambda: task.done() or answers(path))
+            yield task, path
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 # What it refuses to start with
@@ -177,6 +351,18 @@ def test_a_data_directory_in_use_is_named_with_its_owners_pid(make: Make) -> Non
     assert re.search(rf"\bprocess {first.process.pid}\b", said)
     first.kill()
     assert second.start().stop() == Exit.STOPPED
+
+
+def test_a_second_daemon_ends_soon_and_leaves_all_as_it_is(make: Make) -> None:
+    """D9."""
+    first = make(*NO_SNAPSHOTS).start()
+    ask(first, "set", *ANN, "CONFIRMING")
+    before = sorted(path.name for path in first.data_dir.iterdir())
+    started = time.monotonic()
+    assert str(first.data_dir) in refusal(make(), Exit.CANNOT_START)
+    assert time.monotonic() - started < 5  # a second, and a slow machine's time to start Python
+    assert sorted(path.name for path in first.data_dir.iterdir()) == before
+    assert ask(first, "get", *ANN) == "CONFIRMING"
 
 
 def test_an_address_in_use_is_named(make: Make) -> None:
@@ -208,9 +394,11 @@ def test_a_bad_setting_is_named(make: Make, tmp_path: Path) -> None:
 
 @pytest.fixture
 def stopped(make: Make) -> Daemon:
-    """A daemon that has run and saved a state."""
+    """A daemon that has run, and left a state in a snapshot and another in the journal."""
     daemon = make(*NO_SNAPSHOTS).start()
     ask(daemon, "set", *ANN, "CONFIRMING")
+    make_snapshot(daemon)
+    ask(daemon, "set", "lists", "ben", "POSTING")
     assert daemon.stop() == Exit.STOPPED
     return daemon
 
@@ -230,11 +418,32 @@ def test_a_damaged_snapshot_is_named_and_left_as_it_is(stopped: Daemon) -> None:
     assert contents(stopped.data_dir) == before
 
 
+def test_a_damaged_segment_is_named_and_left_as_it_is(stopped: Daemon) -> None:
+    """D5."""
+    path = segments(stopped)[-1]
+    data = bytearray(path.read_bytes())
+    data[data.index(b"POSTING")] ^= 1
+    path.write_bytes(data)
+    before = contents(stopped.data_dir)
+    for _ in range(2):
+        assert f"{path} is damaged at byte" in refusal(stopped, Exit.DAMAGED)
+    assert contents(stopped.data_dir) == before
+
+
+def test_a_torn_end_is_left_out_with_a_word_about_it(stopped: Daemon) -> None:
+    """D4."""
+    with segments(stopped)[-1].open("ab") as file:
+        file.write(b"\1" * 77)
+    stopped.start()
+    assert ask(stopped, "get", "lists", "ben") == "POSTING"
+    assert re.search(r"warning .*no whole batch.*bytes=77", stopped.log())
+
+
 def test_what_could_be_read_of_a_damaged_snapshot_does_not_take_its_place(stopped: Daemon) -> None:
     path = stopped.data_dir / "00000009.snapshot"
-    with SnapshotWriter(path, store_id_of(stopped)) as writer:
-        writer.write(EFFECTS, [(20_000, [(1, b"default", b"lists", b"ben", b"POSTING")])])
-        writer.finish(2)  # there is only one
+    with SnapshotWriter(path, store_id_of(stopped), 0) as writer:
+        writer.add(Kind.BUCKET, (b"default", 0, 0, [[(b"lists", b"POSTING", 20_000)]], [b"ben"], [0]))
+        writer.finish(2, Sequence(0, 0))  # there is only one
     before = contents(stopped.data_dir)
     for _ in range(2):
         assert str(path) in refusal(stopped, Exit.DAMAGED)
@@ -252,9 +461,9 @@ def test_a_snapshot_of_another_store_is_named(stopped: Daemon, make: Make) -> No
 
 def test_a_snapshot_of_a_later_release_is_no_damage(stopped: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     path = stopped.data_dir / "00000009.snapshot"
-    monkeypatch.setattr("statestored.snapshot.FORMAT", 2)
-    with SnapshotWriter(path, store_id_of(stopped)) as writer:
-        writer.finish(0)
+    monkeypatch.setattr("statestored.framing.FORMAT", 2)
+    with SnapshotWriter(path, store_id_of(stopped), 0) as writer:
+        writer.finish(0, Sequence(0, 0))
     assert f"{path} has format 2" in refusal(stopped, Exit.CANNOT_START)
 
 
@@ -268,7 +477,7 @@ def test_a_store_without_its_identity_is_not_made_anew(stopped: Daemon) -> None:
     (stopped.data_dir / "store.json").unlink()
     said = refusal(stopped, Exit.DAMAGED)
     assert "store.json" in said
-    assert "00000001.snapshot" in said
+    assert "journal" in said
 
 
 # Who may come
@@ -458,13 +667,15 @@ def test_files_are_for_their_owner_only(make: Make) -> None:
     socket_path = Path(daemon.unix_address.removeprefix("unix:"))
     assert socket_path.stat().st_mode & 0o777 == 0o600
     ask(daemon, "set", *ANN, "CONFIRMING")
+    make_snapshot(daemon)
     daemon.stop()
     assert not socket_path.exists()
     assert daemon.data_dir.stat().st_mode & 0o777 == 0o700
     assert {path.name: path.stat().st_mode & 0o777 for path in daemon.data_dir.iterdir()} == {
         "lock": 0o600,
         "store.json": 0o600,
-        "00000001.snapshot": 0o600,
+        "00000002.snapshot": 0o600,
+        "00000002.journal": 0o600,
     }
     verify_snapshot(snapshots(daemon)[0], store_id_of(daemon))
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from statestored import cli
-from statestored.cli import Exit
-from statestored.errors import DamagedFile, StartError, TooNew
+from statestored.errors import DamagedFile, DiskFailed, Exit, StartError, TooNew
 from statestored.settings import Settings
 
 End = tuple[int, str]  # exit code, and the last line on standard error
@@ -54,8 +53,13 @@ def test_the_codes_are_those_that_are_promised() -> None:
     ("error", "code", "says"),
     [
         (StartError("it is in use"), 1, "statestored: it is in use"),
-        (TooNew(Path("/d/x"), 2, 1), 1, "statestored: /d/x has format 2"),
+        (TooNew(Path("/d/x"), "format 2", 1), 1, "statestored: /d/x has format 2"),
         (DamagedFile(Path("/d/x"), "short", 7), 3, "statestored: /d/x is damaged at byte 7: short"),
+        (
+            DiskFailed(OSError(5, "Input/output error")),
+            4,
+            "statestored: the disk failed ([Errno 5] Input/output error)",
+        ),
         (OSError(28, "No space left on device", "/d/x"), 4, "statestored: [Errno 28] No space left on device: '/d/x'"),
         (KeyboardInterrupt(), 0, ""),
     ],

@@ -22,9 +22,9 @@ from statestore.errors import (
 from statestore.protocol import ClientProtocol
 from statestored import commands
 from statestored.commands import COMMANDS, Caller, Role, check_params, find_command
-from statestored.engines.base import Filter
+from statestored.engines.base import Filter, Held
 from statestored.settings import Settings
-from tests.server.fakes import STORE_ID, LaterEngine, engine_without_files, make_service
+from tests.server.fakes import STORE_ID, HoldingEngine, LaterEngine, engine_without_files, make_service
 
 ANN = (b"lists", b"ann@a.example")
 SURROGATE = b"\xed\xa0\x80"
@@ -464,6 +464,20 @@ async def test_an_answer_may_come_later(
     assert not reply.done()
     engine.answers[0].set_result(answer)
     assert msgpack.unpackb(await reply, raw=True) == result
+
+
+@pytest.mark.parametrize(("method", "params", "asked", "answer", "result"), LATER, ids=[case[0] for case in LATER])
+def test_an_answer_may_be_held(
+    method: str, params: tuple[Any, ...], asked: tuple[Any, ...], answer: Any, result: Any
+) -> None:
+    engine = HoldingEngine()
+    engine.value = answer
+    reply = COMMANDS[method.encode()].run(Caller(make_service(engine, allow_clear=True)), *params)
+    assert engine.asked == [asked]
+    assert isinstance(reply, Held)
+    assert reply.until is engine.commit
+    assert reply.packed is not None
+    assert msgpack.unpackb(reply.packed, raw=True) == result
 
 
 async def test_an_error_may_come_later() -> None:

@@ -21,7 +21,18 @@ from statestored.engines.states import PUT, Effect, States
 from statestored.engines.table import Table
 from statestored.framing import Sequence
 from statestored.snapshot import SnapshotWriter
-from tests.server.models import TODAY, Model, as_model, effects, entries_in, modules, senders, small_buckets, states
+from tests.server.models import (
+    TODAY,
+    Model,
+    as_model,
+    effects,
+    entries_in,
+    modules,
+    put_in,
+    senders,
+    small_buckets,
+    states,
+)
 
 STORE = uuid.UUID("7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d")
 NAMESPACE = b"default"
@@ -45,7 +56,7 @@ def _small_buckets() -> Iterator[None]:
 def table_of(some: list[tuple[bytes, Sender, bytes]]) -> Table:
     table = Table()
     for put in some:
-        table.put(*put, TODAY)
+        put_in(table, *put, TODAY)
     return table
 
 
@@ -147,7 +158,7 @@ def test_what_was_removed_does_not_make_a_call_longer(counted_ranges: Callable[[
     """Where millions of senders have expired, their buckets are still there: looking at each is work as well."""
     table = table_of([(b"m", b"s%d" % number, b"A") for number in range(1000)])
     for number in range(1000):
-        table.put(b"m", b"s%d" % number, START, TODAY)
+        put_in(table, b"m", b"s%d" % number, START, TODAY)
     assert scan(table, None, Filter()).entries == []
     assert counted_ranges() < 10
 

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -160,20 +160,23 @@ async def test_buckets_that_split_during_the_walk_are_whole_in_it(tmp_path: Path
 async def test_a_clear_in_the_middle_of_the_walk_leaves_a_file_that_can_be_loaded(tmp_path: Path) -> None:
     """The buckets that come after it cover other positions than those before."""
     before = [Batch([put(f"s{number}", "A") for number in range(50)])]
-    anew = [Batch([put(f"t{number}", "B")], TODAY + 1) for number in range(3)]
-    meanwhile = [*(Batch([put(f"u{number}", "C")]) for number in range(4)), Batch([(CLEAR, b"default")]), *anew]
-    written = await walked_and_replayed(tmp_path, before, meanwhile, anew)
-    assert meanwhile[4] in written
-    found = await recovered(tmp_path)
-    assert found.states == states_after(written) == states_after(anew)
+    cleared = Batch([(CLEAR, b"default"), *(put(f"t{number}", "B") for number in range(3))], TODAY + 1)
+    meanwhile = [*(Batch([put(f"u{number}", "C")]) for number in range(4)), cleared]
+    written = await walked_and_replayed(tmp_path, before, meanwhile, [])
+    assert written[-1] == cleared
+    assert (await recovered(tmp_path)).states == states_after(written) == states_after([cleared])
 
 
-@pytest.mark.parametrize("a_turn", [1, 30])
-async def test_the_walk_ends_although_something_is_committed_in_every_turn(tmp_path: Path, a_turn: int) -> None:
+@pytest.mark.parametrize(("a_turn", "senders"), [(1, 1_000_000), (30, 40)])
+async def test_the_walk_ends_although_something_is_committed_in_every_turn(
+    tmp_path: Path, a_turn: int, senders: int
+) -> None:
+    """New senders, or new states of those that are there, and more of them than a slice takes."""
+
     def for_ever() -> Iterator[Batch]:
         number = 0
         while True:
-            yield Batch([put(f"t{number + count}", "A") for count in range(a_turn)])
+            yield Batch([put(f"s{(number + more) % senders}", f"{number}") for more in range(a_turn)])
             number += a_turn
 
     daemon = await Daemon(tmp_path).start()
@@ -181,7 +184,7 @@ async def test_the_walk_ends_although_something_is_committed_in_every_turn(tmp_p
     daemon.write(before)
     written = await snapshot_while_writing(daemon, for_ever())
     daemon.kill()
-    assert len(written) < 2000
+    assert 0 < len(written) < 200
     assert (await recovered(tmp_path)).states == states_after([before, *written])
 
 

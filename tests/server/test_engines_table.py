@@ -21,6 +21,7 @@ from tests.server.models import (
     entries_in,
     modules,
     put,
+    put_in,
     sender_at,
     senders,
     small_buckets,
@@ -38,7 +39,7 @@ def _small_buckets() -> Iterator[None]:
 
 def fill(table: Table, count: int, state: bytes = b"POSTING") -> None:
     for number in range(count):
-        table.put(b"lists", b"s%d" % number, state, TODAY)
+        put_in(table, b"lists", b"s%d" % number, state, TODAY)
 
 
 def reloaded(table: Table) -> Table:
@@ -84,7 +85,7 @@ class TableAgainstADict(RuleBasedStateMachine):
 
     @rule(module=modules, sender=senders, state=states, day=days)
     def put(self, module: bytes, sender: Sender, state: bytes, day: int) -> None:
-        changed = self.table.put(module, sender, state, day)
+        changed = put_in(self.table, module, sender, state, day)
         assert changed == put(self.model, module, sender, state, day)
         if changed:
             self.changed.senders.add(sender)
@@ -104,7 +105,9 @@ class TableAgainstADict(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        self.table.clear()
+        assert self.table.clear() == bool(self.model)
+        if not self.model:
+            return
         self.changed.everything = True
         self.changed.garbage.update({sender for _, sender in self.model})
         self.model = {}
@@ -192,7 +195,7 @@ def test_a_walk_covers_each_position_once_while_buckets_split(steps: list[list[i
     for covered in table.walk(start):
         walked.append(covered)
         for number in next(later, []):
-            table.put(b"lists", b"t%d" % number, b"POSTING", TODAY)
+            put_in(table, b"lists", b"t%d" % number, b"POSTING", TODAY)
     assert walked[0].start <= start < walked[0].end
     assert walked[-1].end == ALL
     assert all(one.end == next_.start for one, next_ in pairwise(walked))
@@ -243,7 +246,7 @@ def test_senders_made_to_collide_do_not_blow_up_the_directory(monkeypatch: pytes
     colliding = [sender_at(position) for position in range(50)]
     table = Table()
     for sender in colliding:
-        table.put(b"lists", sender, b"POSTING", TODAY)
+        put_in(table, b"lists", sender, b"POSTING", TODAY)
     assert len(list(table.walk())) == 5  # one for each depth on the way, and its neighbour at the end
     assert [table.get(b"lists", sender) for sender in colliding] == [b"POSTING"] * len(colliding)
     assert_sound(table)
@@ -258,7 +261,7 @@ def test_positions_are_the_same_in_every_process_and_release() -> None:
 def test_none_empty_and_the_word_are_three_senders() -> None:
     table = Table()
     for sender in (None, b"", b"None"):
-        table.put(b"lists", sender, repr(sender).encode(), TODAY)
+        put_in(table, b"lists", sender, repr(sender).encode(), TODAY)
     assert [table.get(b"lists", sender) for sender in (None, b"", b"None")] == [b"None", b"b''", b"b'None'"]
 
 
@@ -266,7 +269,7 @@ def test_looking_stores_nothing() -> None:
     table = Table()
     assert table.get(b"lists", b"ann") == START
     assert table.modules(b"ann") == []
-    table.put(b"lists", b"ann", START, TODAY)
+    put_in(table, b"lists", b"ann", START, TODAY)
     assert entries_in(table) == []
     assert list(table.kinds()) == []
 
@@ -274,15 +277,15 @@ def test_looking_stores_nothing() -> None:
 def test_the_day_is_that_of_the_last_change() -> None:
     table = Table()
     for state, day in ((b"A", 1), (b"A", 2), (b"B", 3), (b"B", 4)):
-        table.put(b"lists", b"ann", state, day)
+        put_in(table, b"lists", b"ann", state, day)
     assert [(entry.state, entry.day) for entry in entries_in(table)] == [(b"B", 3)]
 
 
 def test_entries_of_one_day_share_what_they_hold() -> None:
     table = Table()
     for sender in (b"ann", b"ben"):
-        table.put(b"lists", sender, b"POSTING", 1)
-    table.put(b"lists", b"cleo", b"POSTING", 2)
+        put_in(table, b"lists", sender, b"POSTING", 1)
+    put_in(table, b"lists", b"cleo", b"POSTING", 2)
     held = {sender: held for covered in table.walk() for sender, held in covered.bucket.items()}
     assert held[b"ann"] is held[b"ben"]
     assert held[b"ann"] is not held[b"cleo"]
@@ -302,14 +305,14 @@ def test_where_there_are_too_many_kinds_all_are_still_there(
         patch.setattr(table_module, "MAX_KINDS", 4)
         table, model = Table(), {}
         for module, sender, state in puts:
-            table.put(module, sender, state, TODAY)
+            put_in(table, module, sender, state, TODAY)
             put(model, module, sender, state, TODAY)
         table.cut()
         table.settle()
         for number, (module, sender, state) in enumerate(taken_back):
             if number == cut_at:
                 table.cut()
-            table.put(module, sender, state, TODAY + 1)
+            put_in(table, module, sender, state, TODAY + 1)
         table.revert()
         for each in (table, reloaded(table)):
             assert as_model(entries_in(each)) == model

@@ -16,7 +16,7 @@ from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.listener import Listener
 from statestored.session import Session
-from tests.server.fakes import make_service
+from tests.server.fakes import HoldingEngine, make_service
 from tests.server.rpc import code_of, messages, request
 from tests.server.waiting import eventually
 
@@ -205,6 +205,29 @@ async def test_closing_gives_clients_time_to_read_what_was_answered(monkeypatch:
     whole = list(unpacker)
     assert unpacker.tell() == len(data)
     assert sum(error is None for _, _, error, _ in whole) == service.calls[b"scan"]
+
+
+async def test_closing_waits_for_answers_that_are_held_until_the_disk_has_their_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """O1: what is written is acknowledged."""
+    monkeypatch.setattr(listener_module, "DRAIN", 0.01)
+    monkeypatch.setattr(listener_module, "PATIENCE", 10)
+    engine = HoldingEngine()
+    listener = Listener(make_service(engine))
+    (address,) = await listener.listen([ANY_PORT])
+    reader, writer = await connect(address)
+    writer.write(request(1, "set", "lists", "ann", "A"))
+    await eventually(lambda: engine.asked)
+    closed = asyncio.Event()
+    close = Session.close
+    monkeypatch.setattr(Session, "close", lambda session: (close(session), closed.set()))
+    closing = asyncio.create_task(listener.close())
+    await closed.wait()
+    engine.commit.settle()
+    assert messages(await reader.read()) == [[1, 1, None, None]]
+    writer.close()
+    await closing
 
 
 async def test_closing_does_not_wait_for_a_client_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:

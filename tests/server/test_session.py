@@ -8,6 +8,7 @@ import termios
 import threading
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -16,15 +17,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from statestore.errors import Forbidden
+from statestore.errors import Forbidden, Unavailable
 from statestore.wire import MAX_MESSAGE
 from statestored import session as session_module
 from statestored.commands import Service
-from statestored.engines.base import START
+from statestored.datadir import DataDirectory
+from statestored.engines.base import START, Held
+from statestored.engines.commits import Fsync
+from statestored.engines.embedded import EmbeddedEngine
+from statestored.journal import Journal
 from tests.daemon import Daemon
-from tests.server.fakes import LaterEngine, Wire, engine_without_files, make_service
+from tests.server.fakes import (
+    NEVER,
+    Gate,
+    HeldCommit,
+    HoldingEngine,
+    LaterEngine,
+    Wire,
+    engine_without_files,
+    make_service,
+    some_turns,
+)
 from tests.server.rpc import RawClient, code_of, request
-from tests.server.waiting import wait_until
+from tests.server.waiting import eventually, wait_until
 
 ANN = ("lists", "ann@a.example")
 SECRET = "do.not.log@this.example"
@@ -144,6 +159,29 @@ def test_cuts_between_reads_make_no_difference(data: st.DataObject) -> None:
     for start, end in pairwise(cuts):
         wire.send(sent[start:end])
     assert wire.read() == [ok(number, None if number % 2 else "A" if number else "START") for number in range(9)]
+
+
+asks = st.tuples(
+    st.sampled_from(["set", "set", "set", "get"]),
+    st.sampled_from(["lists", "é", "m" * 1024, "m" * 1025, 5]),
+    st.sampled_from(["ann", "ben", "", None, "s" * 4096, "s" * 4097]),
+    st.sampled_from(["A", "B", "START", "", "é", "t" * 1024, "t" * 1025, None]),
+)
+
+
+@given(asked=st.lists(asks, max_size=30))
+def test_what_comes_together_does_what_it_does_one_after_the_other(asked: list[tuple[Any, ...]]) -> None:
+    """Sets in a row go to the engine as one, which nobody may notice."""
+    requests = [request(number, *(params if params[0] == "set" else params[:3])) for number, params in enumerate(asked)]
+    together, one_by_one = Wire(make_service()), Wire(make_service())
+    for each in requests:
+        one_by_one.send(each)
+    together.send(*requests)
+    by_number = {answer[1]: answer[2:] for answer in together.read()}
+    assert by_number == {answer[1]: answer[2:] for answer in one_by_one.read()}
+    assert len(by_number) == len(asked)
+    scan = request(100, "scan", None, None, None, None)
+    assert together.ask(scan) == one_by_one.ask(scan)
 
 
 def test_notifications_are_passed_over(wire: Wire, service: Service) -> None:
@@ -495,6 +533,227 @@ async def test_a_client_that_only_waits_for_its_answers_gets_them_and_the_end() 
 def test_a_client_that_sends_no_more_and_waits_for_nothing_has_gone(wire: Wire) -> None:
     wire.ask(request(1, "ping"))
     assert not wire.session.eof_received()
+
+
+# Answers that are held until a commit is durable
+
+
+@pytest.fixture
+def holding() -> HoldingEngine:
+    return HoldingEngine()
+
+
+def set_(msgid: int) -> bytes:
+    return request(msgid, "set", *ANN, "A")
+
+
+def test_a_held_answer_leaves_when_the_commit_is_durable_and_not_before(holding: HoldingEngine) -> None:
+    """D1."""
+    wire = Wire(make_service(holding))
+    holding.value = b"A"
+    wire.send(request(1, "get", *ANN))
+    assert wire.read() == []
+    holding.commit.settle()
+    assert wire.read() == [ok(1, "A")]
+
+
+def test_all_that_is_held_for_one_commit_leaves_in_one_write(holding: HoldingEngine) -> None:
+    wire = Wire(make_service(holding))
+    wire.send(*[set_(number) for number in (5, 70_000, 3, 2**32 - 1)])
+    wire.send(set_(6))
+    holding.commit.settle()
+    assert wire.read() == [ok(number, None) for number in (5, 70_000, 3, 2**32 - 1, 6)]
+    assert wire.writes == 2  # one for each read
+
+
+def test_answers_that_need_not_wait_overtake(holding: HoldingEngine) -> None:
+    wire = Wire(make_service(holding))
+    wire.send(set_(1), request(2, "ping"), set_(3), request(4, "none"))
+    assert [answer[1] for answer in wire.read()] == [2, 4]
+    assert [answer[1] for answer in wire.ask(request(5, "ping"))] == [5]
+    holding.commit.settle()
+    assert wire.read()[1:] == [ok(1, None), ok(3, None)]
+
+
+@pytest.mark.parametrize("msgid", [0, 127, 128, 65535, 65536, 2**32 - 1])
+def test_where_the_writes_were_taken_back_each_held_request_gets_the_error(holding: HoldingEngine, msgid: int) -> None:
+    """D6."""
+    service = make_service(holding)
+    wire = Wire(service)
+    wire.send(set_(msgid), request(2, "get", *ANN))
+    holding.commit.settle(Unavailable("the disk is full"))
+    answers = wire.read()
+    assert [(answer[1], error_of(answer)) for answer in answers] == [(msgid, "unavailable"), (2, "unavailable")]
+    assert "the disk is full" in answers[0][2]
+    assert service.errors == {"unavailable": 2}
+    assert wire.ask(request(3, "ping")) == [ok(3, None)]
+
+
+@given(data=st.data())
+def test_each_request_is_answered_once_with_its_own_answer(data: st.DataObject) -> None:
+    """However many commits they are held for, in whatever order those are settled, and wherever a read ends."""
+    engine = HoldingEngine()
+    commits = [HeldCommit() for _ in range(4)]
+    held_for = data.draw(st.lists(st.integers(0, 4), max_size=30))  # 4: not at all
+    wire = Wire(make_service(engine))
+    asked = []
+
+    def answer(*of: Any) -> Any:
+        number = int(of[2])
+        return of[2] if held_for[number] == 4 else Held(of[2], commits[held_for[number]])
+
+    engine._later = answer  # type: ignore[method-assign]
+    for number in range(len(held_for)):
+        asked.append(request(number, "get", "lists", str(number)))
+        if data.draw(st.booleans()):
+            wire.send(*asked)
+            asked.clear()
+    wire.send(*asked)
+    expected = [number for number, of in enumerate(held_for) if of == 4]
+    assert [answer[1] for answer in wire.read()] == expected
+    for of in data.draw(st.permutations(range(4))):
+        fails = data.draw(st.booleans())
+        commits[of].settle(Unavailable("full") if fails else None)
+        expected += [number for number, its in enumerate(held_for) if its == of]
+        answers = wire.read()
+        assert [answer[1] for answer in answers] == expected
+        for _, number, error, result in answers:
+            if held_for[number] == of:
+                assert (code_of(error), result) == (("unavailable", None) if fails else ("", str(number)))
+            elif error is None:
+                assert result == str(number)
+
+
+def test_a_client_with_many_held_answers_is_read_on_when_they_are_out(
+    holding: HoldingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_HELD", 50)
+    wire = Wire(make_service(holding))
+    count = 5000
+    wire.send(*[set_(number) for number in range(count)])
+    read_at_once = session_module.READ_SIZE // len(set_(0)) + 1
+    rounds = 0
+    while len(holding.asked) < count:
+        rounds += 1
+        assert len(holding.asked) <= len(wire.read()) + 50 + read_at_once
+        asked, commit = len(holding.asked), holding.commit
+        wire.send(request(count, "set", *ANN, "A"))
+        assert len(holding.asked) == asked  # nothing more is read meanwhile
+        count += 1
+        holding.commit = HeldCommit()
+        commit.settle()
+        wire.read()
+    holding.commit.settle()
+    assert rounds > 3
+    assert sorted(answer[1] for answer in wire.read())[:5000] == list(range(5000))
+
+
+def test_a_client_that_only_waits_for_held_answers_gets_them_and_the_end(holding: HoldingEngine) -> None:
+    wire = Wire(make_service(holding))
+    wire.send(set_(1), set_(2))
+    assert wire.session.eof_received()  # keeps the connection open
+    assert not wire.is_closing()
+    holding.commit.settle()
+    assert wire.read() == [ok(1, None), ok(2, None)]
+    assert wire.is_closing()
+
+
+def test_closing_waits_for_held_answers(holding: HoldingEngine) -> None:
+    """O1: what was written is acknowledged, and nothing more is executed."""
+    wire = Wire(make_service(holding))
+    wire.send(set_(1))
+    wire.session.drain()
+    assert error_of(wire.ask(set_(2))[0]) == "shutting_down"
+    wire.session.close()
+    assert not wire.is_closing()
+    wire.send(set_(3))
+    holding.commit.settle()
+    assert wire.read()[1:] == [ok(1, None)]
+    assert wire.is_closing()
+    assert len(holding.asked) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_what_is_held_when_garbage_comes_still_goes_out_and_nothing_behind_is_executed(
+    holding: HoldingEngine, garbage: bytes, fails: bool
+) -> None:
+    wire = Wire(make_service(holding))
+    wire.send(set_(1), request(2, "ping"), garbage, set_(3))
+    assert wire.read() == [ok(2, None)]
+    assert not wire.is_closing()
+    holding.commit.settle(Unavailable("full") if fails else None)
+    assert [(answer[1], code_of(answer[2])) for answer in wire.read()[1:]] == [(1, "unavailable" if fails else "")]
+    assert wire.is_closing()
+    assert len(holding.asked) == 1
+
+
+def test_garbage_that_comes_while_something_is_held_closes_once_that_is_out(holding: HoldingEngine) -> None:
+    wire = Wire(make_service(holding))
+    wire.send(set_(1))
+    wire.send(b"\xc1", set_(2))
+    assert not wire.is_closing()
+    holding.commit.settle()
+    assert wire.read() == [ok(1, None)]
+    assert wire.is_closing()
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_hello_is_refused_while_an_answer_is_held(holding: HoldingEngine, pipelined: bool) -> None:
+    wire = Wire(make_service(holding))
+    parts = (set_(1), hello(2), set_(3))
+    for sent in [b"".join(parts)] if pipelined else parts:
+        wire.send(sent)
+    assert [(answer[1], error_of(answer)) for answer in wire.read()] == [(2, "bad_request")]
+    holding.commit.settle()
+    assert wire.read()[1:] == [ok(1, None)]
+    assert wire.is_closing()
+    assert len(holding.asked) == 1
+
+
+@pytest.mark.parametrize("error", [None, Unavailable("full")])
+def test_a_held_answer_for_a_client_that_has_gone_is_dropped(holding: HoldingEngine, error: Unavailable | None) -> None:
+    wire = Wire(make_service(holding))
+    wire.send(set_(1))
+    wire.hang_up()
+    holding.commit.settle(error)
+    assert wire.unread == 0
+
+
+def test_after_something_heavy_that_is_held_others_have_their_turn(holding: HoldingEngine) -> None:
+    holding.value = []
+    wire = Wire(make_service(holding))
+    wire.send(*[request(number, "get_many", [ANN]) for number in range(3)], request(3, "ping"))
+    assert wire.read() == [ok(3, None)]
+    holding.commit.settle()
+    assert wire.read()[1:] == [ok(number, []) for number in range(3)]
+    assert wire.writes == 4
+
+
+async def test_no_client_sees_a_write_before_the_sync_has_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D1, with the default engine."""
+    syncs = Gate(monkeypatch, Journal, "sync")
+    directory = DataDirectory(tmp_path)
+    directory.open()
+    engine = EmbeddedEngine(directory, Fsync.ALWAYS, NEVER, 1000)
+    await engine.open()
+    service = make_service(engine)
+    writer, reader = Wire(service), Wire(service)
+    with syncs:
+        writer.send(set_(1), request(2, "get", *ANN))
+        reader.send(request(1, "get", *ANN), request(2, "scan", None, None, None, None), request(3, "ping"))
+        reader.send(request(4, "get", "lists", "ben"))
+        await eventually(lambda: syncs.waiting)
+        await some_turns()
+        assert writer.read() == []
+        assert reader.read() == [ok(3, None), ok(4, "START")]
+    await eventually(lambda: len(writer.read()) == 2 and len(reader.read()) == 4)
+    assert writer.read() == [ok(1, None), ok(2, "A")]
+    assert reader.read()[2] == ok(1, "A")
+    await engine.close()
+    directory.close()
 
 
 # The end

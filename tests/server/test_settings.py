@@ -12,8 +12,9 @@ import click
 import pytest
 
 from statestore.address import TcpAddress, UnixAddress
+from statestored.engines.commits import Fsync
 from statestored.errors import StartError
-from statestored.settings import Settings, default_data_dir, options, read_token, unknown_variables
+from statestored.settings import FSYNC, Settings, default_data_dir, options, read_token, unknown_variables
 
 ROOT = Path(__file__).parents[2]
 NAMES = [setting.name for setting in fields(Settings)]
@@ -29,7 +30,8 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "token-file": ("/run/token", '"/run/token"', Path("/run/token")),
     "allow-clear": ("true", "true", True),
     "snapshot-interval": ("2.5", "2.5", 2.5),
-    "snapshot-changes": ("7", "7", 7),
+    "fsync": ("everysec", '"everysec"', "everysec"),
+    "snapshot-journal-size": ("7", "7", 7),
     "max-module": ("11", "11", 11),
     "max-sender": ("12", "12", 12),
     "max-state": ("13", "13", 13),
@@ -107,6 +109,10 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(read: Read,
     assert settings.max_module == (5 if "file" in ways else 1024)
 
 
+def test_fsync_is_what_the_engine_knows() -> None:
+    assert tuple(Fsync) == FSYNC
+
+
 def test_the_file_may_be_named_by_the_environment(read: Read, tmp_path: Path) -> None:
     path = tmp_path / "other.toml"
     path.write_text("max-state = 1")
@@ -137,8 +143,10 @@ def test_addresses_without_a_port_get_their_own(read: Read) -> None:
         ("snapshot-interval", "-1"),
         ("snapshot-interval", "nan"),
         ("snapshot-interval", "soon"),
-        ("snapshot-changes", "-1"),
-        ("snapshot-changes", "1.5"),
+        ("fsync", "sometimes"),
+        ("fsync", "ALWAYS"),
+        ("snapshot-journal-size", "-1"),
+        ("snapshot-journal-size", "1.5"),
         ("max-module", "0"),
         ("max-module", "4097"),
         ("max-sender", "16385"),
@@ -161,7 +169,7 @@ def test_a_bad_value_is_refused_with_the_name_of_its_setting(read: Read, key: st
 LITERALS = ["5", "-1", "1.5", "5.0", "nan", "inf", "true", '""', '"x"', '"5"', "[]", "['x']", "[5]", "[[]]", "{a=1}"]
 LITERALS += ["1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", r'"\u0000"', '"~"', '"~nobody-here/x"']
 TYPES = {"listen": tuple, "admin-listen": TcpAddress, "data-dir": Path, "token-file": Path, "allow-clear": bool}
-TYPES |= {"snapshot-interval": float, "engine": str, "log-level": str, "log-format": str}
+TYPES |= {"snapshot-interval": float, "engine": str, "fsync": str, "log-level": str, "log-format": str}
 
 
 @pytest.mark.parametrize("literal", LITERALS)

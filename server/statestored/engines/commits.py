@@ -28,7 +28,8 @@ from statestored import framing
 from statestored.engines.base import Held
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.engines.threads import in_thread
-from statestored.errors import NoRoom
+from statestored.engines.turns import Turns
+from statestored.errors import DiskFailed, NoRoom
 from statestored.journal import Journal
 
 log = structlog.get_logger()
@@ -77,68 +78,51 @@ class GroupCommit:
     """For the loop's thread; what may have to wait for the disk runs in a thread of its own.
 
     batch: collects what is committed; writing: the one before it, which may be settled already.
+    reverts: how often something was taken back.
+    `fail` is told, once, what nothing can go on after.
     """
 
-    def __init__(self, states: States, journal: Journal, fsync: Fsync) -> None:
+    def __init__(self, states: States, journal: Journal, fsync: Fsync, fail: Callable[[BaseException], None]) -> None:
         self.batch = Batch()
         self.writing = Batch()
         self.writing.is_settled = True
-        self.reverts = 0  # how often something was taken back
+        self.reverts = 0
         self._states = states
         self._journal = journal
         self._fsync = fsync
+        self._fail = fail
         self._pack = wire.packer()
-        self._refused_because = ""  # nothing can be written now
-        self._due = asyncio.Event()  # there is a batch to write
-        self._unmarked = asyncio.Event()  # nothing in the journal says yet that the last batch is durable
-        self._using_journal = asyncio.Lock()  # but for its `sync`, which may run beside anything
+        self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._turns = Turns(when_free=self._flush_soon)  # at the journal, but for its `sync`
+        self._flush_is_near = False
+        self._unmarked = asyncio.Event()  # nothing in the journal says yet that the last batch is durable
+        self._refused_because = ""  # nothing can be written now
+        self._refusing = asyncio.Event()  # set where there is a reason
 
     async def begin(self) -> None:
         """Raises DiskFailed. Where there is no room it goes on, and refuses writes until there is some."""
-        await self._make_room(self._journal.begin)
-
-    def commit(self, effects: Sequence[Effect]) -> Batch | None:
-        """The one way in which states change. Returns when: with this batch; None: nothing changed.
-
-        Raises Unavailable where nothing can be written.
-        """
-        batch = self.batch
-        if not batch.effects:
-            self._begin(batch)
-        if not self._states.apply(effects, batch.day):
-            return None
-        batch.effects += effects
-        return batch
+        await self._find_room(self._journal.begin)
 
     def check(self) -> None:
         """Raises Unavailable where nothing can be written."""
         if self._refused_because:
             raise Unavailable(self._refused_because)
 
-    def _begin(self, batch: Batch) -> None:
-        self.check()
-        batch.begin()
-        self._due.set()
+    def commit(self, effects: Sequence[Effect]) -> Batch | None:
+        """The one way in which states change. Returns when: with this batch; None: nothing changed.
 
-    async def write_batches(self) -> None:
-        """Until it is cancelled. Raises DiskFailed."""
-        while True:
-            await self._due.wait()
-            if self._refused_because:
-                await asyncio.sleep(RETRY_EVERY)
-                await self._make_room(self._journal.probe)
-            elif self.batch.effects:
-                await self._write_batch()
-            else:
-                self._due.clear()
-
-    async def keep_durable(self) -> None:
-        """What `write_batches` leaves to be done later. Until it is cancelled. Raises DiskFailed."""
-        if self._fsync is Fsync.ALWAYS:
-            await self._mark_when_idle()
-        elif self._fsync is Fsync.EVERYSEC:
-            await self._sync_every_second()
+        The effects are of one kind and in one namespace. Raises Unavailable where nothing can be written.
+        """
+        batch = self.batch
+        if not batch.effects:
+            self.check()
+            batch.begin()
+            self._flush_soon()
+        if not self._states.apply_run(effects, batch.day):
+            return None
+        batch.effects += effects
+        return batch
 
     async def durable(self) -> framing.Sequence:
         """Wait until all that was committed so far is on the disk. Returns the last batch that is.
@@ -147,7 +131,7 @@ class GroupCommit:
         """
         batch = self.batch if self.batch.effects else self.writing
         if not batch.is_settled:
-            settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            settled: asyncio.Future[None] = self._loop.create_future()
             batch.then(_set, settled)
             await settled
         last = self._journal.last
@@ -160,78 +144,100 @@ class GroupCommit:
 
         Raises NoRoom or DiskFailed.
         """
-        async with self._using_journal:
+        async with self._turns:
             await self._in_thread(self._journal.rotate)
             return self._journal.number, self._journal.size
 
     async def close(self) -> None:
-        """After `write_batches` has ended and all is durable. Raises DiskFailed."""
-        async with self._using_journal:
+        """After all is durable. Raises DiskFailed."""
+        async with self._turns:
             await self._in_thread(self._journal.close, now())
         self._thread.shutdown()
 
-    async def _write_batch(self) -> None:
-        async with self._using_journal:
-            batch = self.writing = self.batch
-            self.batch = Batch()
-            self._states.cut()
-            try:
-                if self._fsync is Fsync.ALWAYS:
-                    await asyncio.get_running_loop().run_in_executor(self._thread, self._append_and_sync, batch)
-                else:
-                    self._append(batch)
-            except NoRoom as error:
-                self._refuse(error)
-                return
-            freeing = bool(self._states.garbage)
-            self._states.settle()
-            if not freeing:
-                self._free_garbage()
-            self._unmarked.set()
-            batch.settle(None)
-            if self._journal.is_full:
-                await self._rotate_by_size()
+    # Batches, one after the other
+
+    def _flush_soon(self) -> None:
+        """When the loop has heard everybody who has sent something."""
+        if not self._flush_is_near:
+            self._flush_is_near = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_is_near = False
+        if not self.batch.effects or not self._turns.take():
+            return
+        batch = self.writing = self.batch
+        self.batch = Batch()
+        self._states.cut()
+        payload = self._pack(batch.effects)
         if self._fsync is Fsync.ALWAYS:
-            await asyncio.sleep(0)  # listen
+            job = self._thread.submit(self._append_and_sync, batch.time, payload)
+            job.add_done_callback(lambda job: self._loop.call_soon_threadsafe(self._written, job.exception()))
+            return
+        try:
+            self._journal.append(batch.time, payload)
+        except (NoRoom, DiskFailed) as error:
+            self._written(error)
+        else:
+            self._written(None)
 
-    def _append(self, batch: Batch) -> None:
-        self._journal.append(batch.time, self._pack(batch.effects))
-
-    def _append_and_sync(self, batch: Batch) -> None:
+    def _append_and_sync(self, time: int, payload: bytes) -> None:
         self._journal.reserve()
-        self._append(batch)
+        self._journal.append(time, payload)
         self._journal.sync()
 
-    async def _rotate_by_size(self) -> None:
-        try:
-            await self._in_thread(self._journal.rotate)
-        except NoRoom as error:  # then the old one takes more
-            log.warning("no new segment of the journal", error=str(error))
+    def _written(self, error: BaseException | None) -> None:
+        """No answer leaves before this."""
+        if error is None:
+            self._settle()
+        elif isinstance(error, NoRoom):
+            self._refuse(error)
+        else:
+            self._fail(error)
+            return  # and nothing is ever written or answered again
+        self._turns.give_back()
+
+    def _settle(self) -> None:
+        freeing = bool(self._states.garbage)
+        self._states.settle()
+        if not freeing:
+            self._free_garbage()
+        self._unmarked.set()
+        self.writing.settle(None)
 
     def _free_garbage(self) -> None:
         """A bucket for each turn of the loop."""
         garbage = self._states.garbage
         if garbage:
             garbage.pop()
-            asyncio.get_running_loop().call_soon(self._free_garbage)
+            self._loop.call_soon(self._free_garbage)
+
+    # Where there is no room
 
     def _refuse(self, error: NoRoom) -> None:
         """Take back what is not settled, and refuse it."""
         self._refused_because = f"the data directory has no room ({error.strerror}): nothing can be written"
+        self._refusing.set()
         log.error("writes are refused", error=str(error))
         self.reverts += 1
         self._states.revert()
         # Whoever is told may go on at once, and then is to find the new batch.
         refused, self.batch = (self.writing, self.batch), Batch()
-        self._due.set()
         for batch in refused:
             if not batch.is_settled:
                 batch.settle(Unavailable(self._refused_because))
 
-    async def _make_room(self, attempt: Callable[[], None]) -> None:
-        """Writes are taken again once the attempt succeeds."""
+    async def find_room_again(self) -> None:
+        """Whenever writes are refused. Until it is cancelled. Raises DiskFailed."""
+        while True:
+            await self._refusing.wait()
+            await asyncio.sleep(RETRY_EVERY)
+            await self._find_room(self._journal.probe)
+
+    async def _find_room(self, attempt: Callable[[], None]) -> None:
+        """Writes are taken from now on where the attempt succeeds."""
         try:
-            async with self._using_journal:
+            async with self._turns:
                 await self._in_thread(attempt)
         except NoRoom as error:
             if not self._refused_because:
@@ -239,32 +245,42 @@ class GroupCommit:
             return
         if self._refused_because:
             self._refused_because = ""
+            self._refusing.clear()
             log.info("writes are taken again")
 
-    async def _mark_when_idle(self) -> None:
+    # What is not urgent
+
+    async def keep_up(self) -> None:
+        """Syncs, marks and new segments, in their time. Until it is cancelled. Raises DiskFailed."""
         while True:
             await self._unmarked.wait()
             last = self._journal.last
-            await asyncio.sleep(IDLE)
-            async with self._using_journal:
-                if last == self._journal.last and not self._refused_because:
-                    self._unmarked.clear()
-                    with suppress(NoRoom):
-                        await self._in_thread(self._journal.mark, now())
-                        await self._in_thread(self._journal.sync)
+            await asyncio.sleep(IDLE if self._fsync is Fsync.ALWAYS else SYNC_EVERY)
+            if self._fsync is Fsync.EVERYSEC:
+                await self._in_thread(self._journal.sync)
+            async with self._turns:
+                if self._journal.is_full:
+                    await self._rotate_if_there_is_room()
+                elif last == self._journal.last and not self._refused_because:
+                    await self._mark()
 
-    async def _sync_every_second(self) -> None:
-        while True:
-            await asyncio.sleep(SYNC_EVERY)
-            if not self._unmarked.is_set():
-                continue
-            last = self._journal.last
-            await self._in_thread(self._journal.sync)
-            async with self._using_journal:
-                if last == self._journal.last and not self._refused_because:
-                    self._unmarked.clear()
-                    with suppress(NoRoom):
-                        self._journal.mark(now())
+    async def _rotate_if_there_is_room(self) -> None:
+        try:
+            await self._in_thread(self._journal.rotate)
+        except NoRoom as error:  # then the old one takes more
+            log.warning("no new segment of the journal", error=str(error))
+
+    async def _mark(self) -> None:
+        """Nothing was written for a while, and all before that is on the disk."""
+        self._unmarked.clear()
+        if self._fsync is Fsync.NEVER:
+            return
+        with suppress(NoRoom):
+            if self._fsync is Fsync.ALWAYS:
+                await self._in_thread(self._journal.mark, now())
+                await self._in_thread(self._journal.sync)
+            else:
+                self._journal.mark(now())
 
     async def _in_thread(self, function: Callable[..., None], *arguments: object) -> None:
         """Raises NoRoom or DiskFailed."""

@@ -41,28 +41,28 @@ class EmbeddedEngine:
     async def open(self) -> None:
         """Raises DamagedFile or TooNew for what the files are; older ones are never taken instead. Or DiskFailed."""
         journal = await recover(self._directory, self.states)
-        self.commits = GroupCommit(self.states, journal, self._fsync)
+        self._failure = asyncio.get_running_loop().create_future()
+        self.commits = GroupCommit(self.states, journal, self._fsync, self._fail)
         await self.commits.begin()
         if self._directory.is_new:
             self._make_store()
         self.saver = Saver(self._directory, self.states, journal, self.commits, self._schedule)
-        self._failure = asyncio.get_running_loop().create_future()
         self._tasks = [
-            self._go(task) for task in (self.commits.write_batches(), self.commits.keep_durable(), self.saver.run())
+            self._go(work) for work in (self.commits.keep_up(), self.commits.find_room_again(), self.saver.run())
         ]
 
     async def close(self) -> None:
         if not self._tasks:
             return  # nothing was loaded, and what is in memory must not take its place
-        writing, *others = self._tasks
-        await self._end(*others)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         durable = asyncio.create_task(self._until_durable())
         await asyncio.wait((durable, self._failure), return_when=asyncio.FIRST_COMPLETED)
         if self._failure.done():
             durable.cancel()
             self._failure.result()
         await durable
-        await self._end(writing)
         await self.commits.close()
 
     async def failure(self) -> None:
@@ -100,16 +100,15 @@ class EmbeddedEngine:
         return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failure.done():
             self._failure.set_exception(error)
 
     async def _until_durable(self) -> None:
         await self.commits.durable()
-
-    async def _end(self, *tasks: "asyncio.Task[None]") -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
     def _make_room(self) -> None:
         """For one more namespace: those that hold nothing and that nobody uses go. Raises Full."""

@@ -5,6 +5,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
 
@@ -41,26 +42,26 @@ async def recover(directory: DataDirectory, states: States) -> Journal:
     return Journal(directory, reader)
 
 
-def replay_batch(reader: JournalReader, frame: framing.Frame, states: States) -> None:
-    """Raises DamagedFile or TooNew."""
-    effects = effects_of(reader, frame)
+def replay_batch(path: Path, frame: framing.Frame, states: States) -> None:
+    """Of the segment `path`. Raises DamagedFile or TooNew."""
+    effects = effects_of(path, frame)
     try:
         states.apply(effects, frame.time // MS_A_DAY)
-    except (TypeError, IndexError) as error:
-        raise DamagedFile(reader.path, f"a batch that makes no sense: {error}", frame.offset) from error
+    except (TypeError, ValueError, IndexError) as error:
+        raise DamagedFile(path, f"a batch that makes no sense: {error}", frame.offset) from error
     states.cut()
     states.settle()
     states.garbage.clear()
 
 
-def effects_of(reader: JournalReader, frame: framing.Frame) -> Sequence[Effect]:
+def effects_of(path: Path, frame: framing.Frame) -> Sequence[Effect]:
     """What a batch does. Raises DamagedFile or TooNew."""
-    effects = framing.unpack_content(reader.path, frame) if frame.payload else ()
+    effects = framing.unpack_content(path, frame) if frame.payload else ()
     if not isinstance(effects, tuple) or not all(isinstance(effect, tuple) and effect for effect in effects):
-        raise DamagedFile(reader.path, "a batch that makes no sense", frame.offset)
+        raise DamagedFile(path, "a batch that makes no sense", frame.offset)
     for kind, *_ in effects:
         if kind not in (PUT, CLEAR):
-            raise TooNew(reader.path, f"an effect of kind {kind!r}", framing.FORMAT)
+            raise TooNew(path, f"an effect of kind {kind!r}", framing.FORMAT)
     return effects
 
 
@@ -68,7 +69,7 @@ async def _replay(reader: JournalReader, states: States) -> None:
     started = breath = time.monotonic()
     next_progress = PROGRESS_EVERY
     for frame in reader.batches():
-        replay_batch(reader, frame, states)
+        replay_batch(reader.path, frame, states)
         if time.monotonic() - breath > SLICE:
             await asyncio.sleep(0)
             breath = time.monotonic()

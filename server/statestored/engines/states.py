@@ -1,19 +1,19 @@
 """All namespaces in memory, and the effects by which they change: live, and when a file is loaded."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
-from statestored.engines.base import Sender
 from statestored.engines.table import Bucket, Table
 
-PUT: Literal[1] = 1
-CLEAR: Literal[2] = 2
+PUT, CLEAR = 1, 2
 MS_A_DAY = 86_400_000  # a batch has a time; its entries, the day of that
 
 # What a write comes down to, absolute, so that applying it twice does no harm:
 #   (PUT, namespace, module, sender, state)   START as the state removes the entry
 #   (CLEAR, namespace)
-Effect = tuple[Literal[1], bytes, bytes, Sender, bytes] | tuple[Literal[2], bytes]
+Effect = tuple[Any, ...]
 
 
 class States:
@@ -36,26 +36,27 @@ class States:
             table = self.tables[namespace] = Table()
         return table
 
-    def apply(self, effects: Sequence[Effect], day: int) -> bool:
+    def apply(self, effects: Iterable[Effect], day: int) -> bool:
         """Returns whether anything changed. `day` is that of the commit (since 1970-01-01), also when loaded later."""
-        changed = False
-        for effect in effects:
-            table = self.tables.get(effect[1])
-            if table is None:
-                table = self.table(effect[1])
-            if effect[0] == PUT:
-                if not table.put(effect[2], effect[3], effect[4], day):
-                    continue
-            elif effect[0] == CLEAR:
-                if not len(table):
-                    continue
-                table.clear()
-            else:
-                raise ValueError(f"an effect of the unknown kind {effect[0]}")
-            changed = True
-            self.changes += 1
+        runs = [self.apply_run(list(run), day) for _, run in groupby(effects, key=itemgetter(0, 1))]
+        return any(runs)
+
+    def apply_run(self, effects: Sequence[Effect], day: int) -> bool:
+        """As `apply`, for effects of one kind in one namespace."""
+        kind, namespace = effects[0][:2]
+        table = self.tables.get(namespace)
+        if table is None:
+            table = self.table(namespace)
+        if kind == PUT:
+            changed = table.put(effects, day)
+        elif kind == CLEAR:
+            changed = table.clear()
+        else:
+            raise ValueError(f"an effect of the unknown kind {kind}")
+        if changed:
+            self.changes += changed
             self._changed.add(table)
-        return changed
+        return changed > 0
 
     def cut(self) -> None:
         """What was applied since the last cut is about to be written. What was cut before is settled."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from statestored.engines.base import START, Entry, Sender
@@ -124,32 +124,49 @@ class Table:
         held = self._range(position_of(sender)).bucket.get(sender)
         return [cell.module for cell in cells_of(held)]
 
-    def put(self, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
-        """Store an entry, or remove it (`START`). Returns whether that changed anything; if not, its day stays too."""
-        bucket = self._directory[crc32(sender or b"") >> self._shift]
-        held = bucket.get(sender)
+    def put(self, puts: Iterable[tuple[Any, ...]], day: int) -> int:
+        """Store entries, or remove them (`START`); each as an effect has it: kind, namespace, module, sender, state.
+
+        Returns how many changed anything; the others leave the day of their entry, too.
+        """
+        # The usual case stands in the loop, and not in functions, for it is what a busy daemon does most.
+        directory, shift, kinds, changed = self._directory, self._shift, self._kinds, self.changed
+        count = 0
+        for _, _, module, sender, state in puts:
+            bucket = directory[crc32(sender or b"") >> shift]
+            held = bucket.get(sender)
+            if type(held) is not Cell or held.module != module or state == START:
+                if self._put_unusual(bucket, held, module, sender, state, day):
+                    directory, shift = self._directory, self._shift  # a bucket may have split
+                    count += 1
+                continue
+            if held.state == state:
+                continue
+            if sender not in changed:
+                changed[sender] = held
+            kind = kinds.get((module, state))
+            if kind is not None and (cell := kind.latest) is not None and cell.day == day:
+                kind.count += 1
+                bucket[sender] = cell
+            else:
+                bucket[sender] = self._add(module, state, day)
+            kind = held.kind
+            if kind.counted and kind.count > 1:
+                kind.count -= 1
+            else:
+                self._drop(held)
+            count += 1
+        if count:
+            self.unsettled = True
+        return count
+
+    def _put_unusual(
+        self, bucket: Bucket, held: Held | None, module: bytes, sender: Sender, state: bytes, day: int
+    ) -> bool:
+        """As `put`, where there is nothing for the sender yet, or something of another module, or an entry goes."""
         if held is None:
             return state != START and self._insert(bucket, module, sender, state, day)
-        if type(held) is not Cell or held.module != module or state == START:
-            return self._put_among(bucket, held, module, sender, state, day)
-        if held.state == state:
-            return False
-        # Here without the functions of the other ways, for it is what happens most.
-        if sender not in self.changed:
-            self.changed[sender] = held
-            self.unsettled = True
-        kind = self._kinds.get((module, state))
-        if kind is not None and (cell := kind.latest) is not None and cell.day == day:
-            kind.count += 1
-            bucket[sender] = cell
-        else:
-            bucket[sender] = self._add(module, state, day)
-        kind = held.kind
-        if kind.counted and kind.count > 1:
-            kind.count -= 1
-        else:
-            self._drop(held)
-        return True
+        return self._put_among(bucket, held, module, sender, state, day)
 
     def _insert(self, bucket: Bucket, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
         """As `put`, where there is nothing for the sender."""
@@ -163,7 +180,7 @@ class Table:
         return True
 
     def _put_among(self, bucket: Bucket, held: Held, module: bytes, sender: Sender, state: bytes, day: int) -> bool:
-        """As `put`, where there is an entry for another module, or one goes."""
+        """As `put`, where there is an entry of another module, or one goes."""
         cells = cells_of(held)
         others = tuple(cell for cell in cells if cell.module != module)
         replaced = next((cell for cell in cells if cell.module == module), None)
@@ -180,13 +197,16 @@ class Table:
             del bucket[sender]
         return True
 
-    def clear(self) -> None:
-        """Forget everything at once."""
+    def clear(self) -> int:
+        """Forget everything at once. Returns 1 where there was anything, else 0."""
+        if not self._size:
+            return 0
         changed = Changes()
         changed.cleared = (self._contents(), self.changed)
         self.changed, self.unsettled = changed, True
         self._clears += 1
         self._reset()
+        return 1
 
     def cut(self) -> None:
         """The changes so far are about to be written; those that were cut before are settled."""

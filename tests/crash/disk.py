@@ -1,0 +1,256 @@
+"""What a disk may hold when the power fails, as far as POSIX and disks promise anything; file systems often keep more.
+
+**Data.** A sector of 512 bytes is written as a whole or not at all. What was written to a file since its last sync is
+on the disk sector by sector, in any order: each sector as it was at that sync, or after any of the writes to it since,
+since the system may have sent it at any moment. That includes writes that were dropped, torn and reordered.
+
+**Sizes.** A file's size is kept apart from its data. It is one of those that the file had since the last sync; where a
+file has grown without its data, there are zeros. What a truncation cut off comes back only if the size from before
+comes back.
+
+**Names.** They are kept in the directory, and apart from the files: the sync of a file says nothing of its name. Of what
+was done since the directory's last sync, each step has been done on the disk or not, in any combination. A rename gives
+the new name to the new file or leaves it to the old one, nothing between, but the source's name may still be there, as a
+second name of the same file.
+
+**Syncs.** One covers what was done before it began, and of one file or of the directory only. It counts from its end
+on; before, everything is still open.
+
+What is on the disk already stays as it is: damage without a loss of power is another subject.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from random import Random
+from typing import NamedTuple, Self
+
+from tests.crash.trace import (
+    Created,
+    Event,
+    Image,
+    Removed,
+    Renamed,
+    SyncBegun,
+    SyncEnded,
+    Trace,
+    Truncated,
+    Written,
+)
+
+SECTOR = 512
+MOST_DIRECTORIES = 4096  # more steps than make so many are not met here
+
+Entries = dict[str, int]  # a directory: files by their names
+
+
+class Disk:
+    """What is on it for certain, and what may be, after the events it was given.
+
+    entries: the directory as the system shows it.
+    """
+
+    def __init__(self, base: Image) -> None:
+        self.files = {number: File(base[name]) for number, name in enumerate(sorted(base), 1)}
+        self.entries: Entries = {name: number for number, name in enumerate(sorted(base), 1)}
+        self._durable = dict(self.entries)
+        self._steps: list[Created | Renamed | Removed] = []  # not known to be on the disk
+        self._steps_synced = 0
+        self._syncs: dict[int, tuple[int | None, int]] = {}  # under way: of what, and how much of that they cover
+
+    @classmethod
+    def after(cls, trace: Trace) -> Self:
+        disk = cls(trace.base)
+        for event in trace.events:
+            disk.apply(event)
+        return disk
+
+    @property
+    def next_file(self) -> int:
+        return len(self.files) + 1
+
+    def apply(self, event: Event) -> None:
+        match event:
+            case Created(file):
+                self.files[file] = File()
+                self._take_step(event)
+            case Renamed() | Removed():
+                self._take_step(event)
+            case Written(file) | Truncated(file):
+                self.files[file].change(event)
+            case SyncBegun(number, None):
+                self._syncs[number] = None, self._steps_synced + len(self._steps)
+            case SyncBegun(number, int(file)):
+                self._syncs[number] = file, self.files[file].changes
+            case SyncEnded(number):
+                of, covered = self._syncs.pop(number)
+                if of is None:
+                    self._sync_directory(covered)
+                else:
+                    self.files[of].sync(covered)
+            case _:
+                pass
+
+    def shown(self) -> Image:
+        """As the system shows it, and as the next start finds it where the daemon is killed and the power stays."""
+        return {name: bytes(self.files[file].content) for name, file in self.entries.items()}
+
+    def directories(self) -> list[Entries]:
+        """All that the directory may be; first as it was at the last sync, and last as the system shows it."""
+        found: dict[frozenset[tuple[str, int]], Entries] = {}
+        ways = [(0, 1, 2) if isinstance(step, Renamed) else (0, 1) for step in self._steps]
+        assert prod(map(len, ways)) <= MOST_DIRECTORIES, "so many steps without a sync of the directory"
+        for choice in product(*ways):
+            entries = dict(self._durable)
+            for step, way in zip(self._steps, choice, strict=True):
+                if way:
+                    _step(entries, step, keep_source=way == 2)
+            found[frozenset(entries.items())] = entries
+        # The one that the system shows has to be the last.
+        del found[frozenset(self.entries.items())]
+        return [*found.values(), dict(self.entries)]
+
+    def _take_step(self, step: Created | Renamed | Removed) -> None:
+        _step(self.entries, step)
+        self._steps.append(step)
+
+    def _sync_directory(self, covered: int) -> None:
+        for step in self._steps[: max(covered - self._steps_synced, 0)]:
+            _step(self._durable, step)
+        self._steps = self._steps[max(covered - self._steps_synced, 0) :]
+        self._steps_synced = max(covered, self._steps_synced)
+
+
+def _step(entries: Entries, step: Created | Renamed | Removed, *, keep_source: bool = False) -> None:
+    match step:
+        case Created(file, name):
+            entries[name] = file
+        case Removed(_, name):
+            entries.pop(name, None)
+        case Renamed(file, source, target):
+            if not keep_source:
+                entries.pop(source, None)
+            entries[target] = file
+
+
+class File:
+    """content: as the system shows it. changes: how many there were."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = bytearray(content)
+        self.changes = 0
+        self._durable = content
+        self._unsynced: list[Written | Truncated] = []
+        self._shapes: list[Shape] | None = None  # as far as they are known
+
+    def change(self, change: Written | Truncated) -> None:
+        _change(self.content, change)
+        self.changes += 1
+        self._unsynced.append(change)
+        self._shapes = None
+
+    def sync(self, covered: int) -> None:
+        """The first so many changes are on the disk."""
+        synced = max(covered - self.changes + len(self._unsynced), 0)
+        durable = bytearray(self._durable)
+        for change in self._unsynced[:synced]:
+            _change(durable, change)
+        self._durable, self._unsynced, self._shapes = bytes(durable), self._unsynced[synced:], None
+
+    def shapes(self) -> list["Shape"]:
+        """All that may be on the disk, in the order in which its sizes came."""
+        if self._shapes is None:
+            self._shapes = self._find_shapes()
+        return self._shapes
+
+    def _find_shapes(self) -> list["Shape"]:
+        contents = [self._durable]  # after each change
+        for change in self._unsynced:
+            content = bytearray(contents[-1])
+            _change(content, change)
+            contents.append(bytes(content))
+        touched = [range(0), *(_sectors(change, before) for change, before in zip(self._unsynced, contents))]  # noqa: B905
+        cuts = [0]  # the last truncation up to each change
+        for number, change in enumerate(self._unsynced, 1):
+            cuts.append(number if isinstance(change, Truncated) else cuts[-1])
+        # Sizes between two truncations differ in nothing else.
+        kinds = dict.fromkeys((len(content), cut) for content, cut in zip(contents, cuts, strict=True))
+        return [self._shape(size, cut, contents, touched) for size, cut in kinds]
+
+    def _shape(self, size: int, cut: int, contents: list[bytes], touched: list[range]) -> "Shape":
+        """Of this size, which it had after the truncation `cut` (0: none) and before any later one."""
+        sure = contents[0][:size].ljust(size, b"\0")
+        unsure: list[Unsure] = []
+        for sector in sorted({sector for sectors in touched for sector in sectors if sector * SECTOR < size}):
+            start, end = sector * SECTOR, min((sector + 1) * SECTOR, size)
+            after = [number for number in range(1, len(contents)) if sector in touched[number]]
+            cuts = [number for number in after if isinstance(self._unsynced[number - 1], Truncated)]
+            first = max((number for number in cuts if number <= cut), default=0)
+            numbers = [first, *(number for number in after if number > first and number not in cuts)]
+            versions = [contents[number][start:end].ljust(end - start, b"\0") for number in numbers]
+            unsure.append(Unsure(start, list(dict.fromkeys(versions))))
+        return Shape(sure, unsure)
+
+
+class Unsure(NamedTuple):
+    """A sector that may be on the disk in any of these versions; the oldest first."""
+
+    offset: int
+    versions: list[bytes]
+
+
+class Shape(NamedTuple):
+    """Contents of one size, the same but for some sectors."""
+
+    sure: bytes
+    unsure: list[Unsure]
+
+    def count(self) -> int:
+        return prod(len(sector.versions) for sector in self.unsure)
+
+    def all(self) -> Iterator[bytes]:
+        for versions in product(*(sector.versions for sector in self.unsure)):
+            yield self._with(versions)
+
+    def oldest(self) -> bytes:
+        return self._with([sector.versions[0] for sector in self.unsure])
+
+    def newest(self) -> bytes:
+        return self._with([sector.versions[-1] for sector in self.unsure])
+
+    def random(self, rng: Random) -> bytes:
+        """Most or few sectors are new, or those up to some place, or any."""
+        chance = rng.choice((0.1, 0.5, 0.9))
+        first_old = rng.randrange(len(self.unsure) + 1) if rng.random() < 0.3 else None
+        return self._with([
+            sector.versions[-1 if number < first_old else 0]
+            if first_old is not None
+            else sector.versions[-1] if rng.random() < chance
+            else rng.choice(sector.versions)
+            for number, sector in enumerate(self.unsure)
+        ])  # fmt: skip
+
+    def _with(self, versions: Sequence[bytes]) -> bytes:
+        content = bytearray(self.sure)
+        for sector, version in zip(self.unsure, versions, strict=True):
+            content[sector.offset : sector.offset + len(version)] = version
+        return bytes(content)
+
+
+def _change(content: bytearray, change: Written | Truncated) -> None:
+    match change:
+        case Written(_, offset, data):
+            content.extend(bytes(max(offset - len(content), 0)))
+            content[offset : offset + len(data)] = data
+        case Truncated(_, size):
+            del content[size:]
+            content.extend(bytes(size - len(content)))
+
+
+def _sectors(change: Written | Truncated, before: bytes) -> range:
+    """Those that a change of this content touched."""
+    match change:
+        case Written(_, offset, data):
+            return range(offset // SECTOR, -(-(offset + len(data)) // SECTOR))
+        case Truncated(_, size):
+            return range(size // SECTOR, -(-len(before) // SECTOR))

@@ -1,0 +1,126 @@
+"""What happens in a life: each of these is one for `workload.record`."""
+
+from contextlib import suppress
+from random import Random
+
+from statestore.errors import Unavailable
+from statestored.engines.base import Sender
+from statestored.errors import DamagedFile
+from tests.crash.workload import OTHER, SENDERS, Client, Clock, Script
+
+COMMITS_IN_A_SNAPSHOT = 15
+
+
+async def few_writes(client: Client) -> None:
+    """So short that every crash state can be tried."""
+    client.set(b"ann", client.value())
+    await client.answered()
+    await client.synced()
+    client.set_many({b"ann": client.value(400), b"ben": client.value(400), b"cid": client.value(400)})
+    await client.turn()
+    client.get(b"ann")
+    client.remove(b"ben")
+    await client.answered()
+    client.set(b"ann", client.value())
+
+
+async def one_write(client: Client) -> None:
+    """After a recovery: it adds to what was found."""
+    client.set(b"ann", client.value())
+    client.get(b"ann")
+    await client.answered()
+
+
+def busy(clock: Clock, seed: int, rounds: int = 3) -> Script:
+    """Everything that changes files: writes of all kinds, segments that are full, snapshots, and nothing for a while."""
+
+    async def script(client: Client) -> None:
+        rng = Random(seed)
+        for _ in range(rounds):
+            await _some_writes(client, clock, rng, 12)
+            await client.rotated()
+            await _some_writes(client, clock, rng, 6)
+            await client.synced()
+            await _snapshot(client, clock, rng)
+        await _some_writes(client, clock, rng, 6)
+
+    return script
+
+
+def full_disk(clock: Clock, seed: int) -> Script:
+    """Writes are refused for a while, and what was written in part is taken back."""
+
+    async def script(client: Client) -> None:
+        rng = Random(seed)
+        for _ in range(3):
+            await _some_writes(client, clock, rng, 6)
+            client.recorder.is_full = True
+            for _ in range(3):
+                with suppress(Unavailable):
+                    client.set_many({sender: client.value(500) for sender in rng.sample(SENDERS, 4)})
+                await client.turn()
+            await client.answered()
+            for sender in SENDERS:
+                client.get(sender)
+            client.recorder.is_full = False
+            await client.writable()
+
+    return script
+
+
+async def bad_snapshot(client: Client) -> None:
+    """What is written to it is not what it should be."""
+    for sender in SENDERS:
+        client.set(sender, client.value())
+    await client.answered()
+    client.recorder.is_snapshot_damaged = True
+    with suppress(DamagedFile):
+        await client.snapshot()
+    client.set(b"ann", client.value())
+    await client.answered()
+
+
+async def _some_writes(client: Client, clock: Clock, rng: Random, number: int) -> None:
+    for _ in range(number):
+        _write(client, rng)
+        client.get(rng.choice(SENDERS))
+        if rng.random() < 0.3:
+            await client.answered()
+        elif rng.random() < 0.7:
+            await client.turn()
+        if rng.random() < 0.1:
+            clock.day += 1
+    await client.answered()
+
+
+def _write(client: Client, rng: Random) -> None:
+    sender: Sender = rng.choice(SENDERS)
+    namespace = rng.choice((b"default", OTHER))
+    match rng.choice(("set", "set", "large", "many", "many", "wide", "module", "all", "remove", "clear")):
+        case "set":
+            client.set(sender, client.value(), namespace=namespace)
+        case "large":
+            client.set(sender, client.value(700), namespace=namespace)
+        case "many":
+            senders = rng.sample(SENDERS, 5)
+            client.set_many({sender: client.value(rng.choice((0, 0, 400))) for sender in senders}, namespace)
+        case "wide":
+            client.set_many({sender: client.value(550) for sender in rng.sample(SENDERS, 6)}, namespace)
+        case "module":
+            client.set(sender, client.value(), module=b"admin", namespace=namespace)
+        case "all":
+            client.set_all(sender, client.value(), namespace)
+        case "remove":
+            client.remove(sender, namespace)
+        case "clear":
+            client.clear()
+
+
+async def _snapshot(client: Client, clock: Clock, rng: Random) -> None:
+    """With commits before the walk, behind it, and while the file is synced."""
+    snapshot = client.snapshot()
+    for _ in range(COMMITS_IN_A_SNAPSHOT):
+        await _some_writes(client, clock, rng, 1)
+        if snapshot.done():
+            break
+    await snapshot

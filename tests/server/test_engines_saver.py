@@ -1,0 +1,438 @@
+"""When a snapshot is due, and that nothing goes before the new one was read back (D7)."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from statestore.errors import Unavailable
+from statestored.datadir import DataDirectory
+from statestored.engines import commits as commits_module
+from statestored.engines import saver as saver_module
+from statestored.engines.commits import Fsync
+from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
+from statestored.engines.saver import SnapshotSchedule
+from statestored.errors import DamagedFile, DiskFailed, NoRoom
+from statestored.journal import Journal
+from statestored.snapshot import SnapshotWriter, verify_snapshot
+from tests.server.fakes import NEVER, Disk, Gate, settled, some_turns
+from tests.server.models import small_buckets
+from tests.server.waiting import eventually
+
+ANN = (b"lists", b"ann")
+FULL = NoRoom(28, "No space left on device")
+
+
+@pytest.fixture(autouse=True)
+def _small_buckets() -> Iterator[None]:
+    with small_buckets():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver_module, "LOOK_EVERY", 0.002)
+    monkeypatch.setattr(saver_module, "RETRY_AFTER", 0.002)
+    monkeypatch.setattr(commits_module, "RETRY_EVERY", 0.002)
+
+
+@pytest.fixture
+def verifies(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch, saver_module, "verify_snapshot")
+
+
+@asynccontextmanager
+async def opened(
+    path: Path, schedule: SnapshotSchedule = NEVER, fsync: Fsync = Fsync.ALWAYS
+) -> AsyncIterator[EmbeddedEngine]:
+    directory = DataDirectory(path)
+    directory.open()
+    engine = EmbeddedEngine(directory, fsync, schedule, 1000)
+    try:
+        await engine.open()
+        yield engine
+    finally:
+        await engine.close()
+        directory.close()
+
+
+def space(engine: EmbeddedEngine) -> EmbeddedSpace:
+    return engine.space(b"default")
+
+
+async def put(engine: EmbeddedEngine, state: bytes, sender: bytes = b"ann") -> None:
+    await settled(space(engine).set(b"lists", sender, state))
+
+
+def names(path: Path) -> list[str]:
+    """Of the snapshots and the segments, unfinished ones included."""
+    return sorted(file.name for file in path.iterdir() if file.name[:1].isdigit())
+
+
+def unsaved(engine: EmbeddedEngine) -> int:
+    changes: int = engine.info()["changes_since_snapshot"]
+    return changes
+
+
+# When
+
+
+@pytest.mark.parametrize(
+    ("interval", "journal_size", "seconds", "journal", "snapshot", "is_due"),
+    [
+        (10, 0, 9.9, 10**12, 0, False),
+        (10, 0, 10, 0, 0, True),
+        (10, 0, 10, 0, 10**12, True),
+        (0, 0, 10**9, 10**12, 0, False),
+        (0, 100, 10**9, 99, 0, False),
+        (0, 100, 0, 100, 0, True),
+        (0, 100, 0, 100, 100, True),
+        (0, 100, 0, 100, 101, False),
+        (0, 100, 0, 500, 501, False),
+        (0, 100, 0, 501, 501, True),
+        (10, 100, 10, 0, 10**12, True),
+        (10, 100, 0, 100, 100, True),
+        (10, 100, 9, 99, 0, False),
+    ],
+)
+def test_a_snapshot_is_due_by_time_or_where_the_journal_has_outgrown_the_last(
+    interval: float, journal_size: int, seconds: float, journal: int, snapshot: int, is_due: bool
+) -> None:
+    assert SnapshotSchedule(interval, journal_size).is_due(seconds, journal, snapshot) is is_due
+
+
+async def test_a_snapshot_is_due_after_an_interval(tmp_path: Path) -> None:
+    async with opened(tmp_path, SnapshotSchedule(0.01, 0)) as engine:
+        for number in (2, 3):
+            await put(engine, b"S%d" % number)
+            await eventually(lambda: unsaved(engine) == 0)
+            assert names(tmp_path) == [f"0000000{number}.journal", f"0000000{number}.snapshot"]
+
+
+async def test_a_snapshot_is_due_when_the_journal_is_large(tmp_path: Path) -> None:
+    async with opened(tmp_path, SnapshotSchedule(0, 1000)) as engine:
+        await put(engine, b"S")
+        await some_turns()
+        assert names(tmp_path) == ["00000001.journal"]
+        await put(engine, b"S" * 1000)
+        await eventually(lambda: unsaved(engine) == 0)
+        assert names(tmp_path) == ["00000002.journal", "00000002.snapshot"]
+        assert engine.info()["journal_bytes"] < 1000
+
+
+async def test_a_snapshot_is_made_on_demand(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        engine.snapshot_soon()
+        await eventually(lambda: unsaved(engine) == 0)
+        assert names(tmp_path) == ["00000002.journal", "00000002.snapshot"]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_where_nothing_has_changed_none_is_made(tmp_path: Path, asked: bool) -> None:
+    creates: list[Path] = []
+    async with opened(tmp_path, SnapshotSchedule(0 if asked else 0.001, 0)) as engine:
+        await put(engine, b"A")
+        await engine.saver.snapshot()
+        before = names(tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saver_module, "SnapshotWriter", lambda path, *_: creates.append(path))
+            if asked:
+                engine.snapshot_soon()
+            await engine.saver.snapshot()
+            await asyncio.sleep(0.01)  # to go wrong, if it does
+    assert creates == []
+    assert names(tmp_path) == before
+
+
+async def test_what_was_replayed_is_in_no_snapshot_yet(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+    async with opened(tmp_path) as engine:
+        assert unsaved(engine) == 1
+        assert engine.info()["journal_bytes"] > 0
+        await engine.saver.snapshot()
+    async with opened(tmp_path) as engine:
+        assert unsaved(engine) == 0
+        assert space(engine).get(*ANN) == b"A"
+
+
+async def test_what_is_committed_during_a_snapshot_is_left_for_the_next(tmp_path: Path, verifies: Gate) -> None:
+    async with opened(tmp_path, SnapshotSchedule(0, 1000)) as engine:
+        with verifies:
+            await put(engine, b"S" * 1000)
+            await eventually(lambda: verifies.waiting)
+            await put(engine, b"T")
+        await eventually(lambda: unsaved(engine) == 1)
+        await some_turns()
+        assert names(tmp_path) == ["00000002.journal", "00000002.snapshot"]
+
+
+async def test_two_who_ask_at_once_get_one_after_the_other(tmp_path: Path, verifies: Gate) -> None:
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        with verifies:
+            one = asyncio.create_task(engine.saver.snapshot())
+            await eventually(lambda: verifies.waiting)
+            await put(engine, b"B")
+            other = asyncio.create_task(engine.saver.snapshot())
+            await some_turns()
+            assert verifies.waiting == 1
+        await asyncio.gather(one, other)
+        assert names(tmp_path) == ["00000003.journal", "00000003.snapshot"]
+
+
+# How one takes the place of another
+
+
+async def test_the_old_generation_goes_only_after_the_new_one_was_read_back(tmp_path: Path, verifies: Gate) -> None:
+    """D7."""
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        await engine.saver.snapshot()
+        await put(engine, b"B")
+        with verifies:
+            saving = asyncio.create_task(engine.saver.snapshot())
+            await eventually(lambda: verifies.waiting)
+            await some_turns()
+            assert names(tmp_path) == ["00000002.journal", "00000002.snapshot", "00000003.journal", "00000003.snapshot"]
+        await saving
+        assert names(tmp_path) == ["00000003.journal", "00000003.snapshot"]
+        verify_snapshot(tmp_path / "00000003.snapshot", engine._directory.store_id)
+
+
+async def test_one_that_cannot_be_read_back_goes_and_the_older_one_stays(tmp_path: Path, verifies: Gate) -> None:
+    """D7: the next start would find it, and not the good one."""
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        await engine.saver.snapshot()
+        await put(engine, b"B")
+        verifies.error = DamagedFile(tmp_path / "00000003.snapshot", "as told to be")
+        with pytest.raises(DamagedFile):
+            await engine.saver.snapshot()
+        assert names(tmp_path) == ["00000002.journal", "00000002.snapshot", "00000003.journal"]
+        assert unsaved(engine) == 1
+    async with opened(tmp_path) as engine:
+        assert space(engine).get(*ANN) == b"B"
+
+
+@pytest.mark.parametrize("fsync", Fsync)
+async def test_it_gets_its_name_when_the_journal_is_on_the_disk_as_far_as_it_may_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync
+) -> None:
+    """D1, D7: it has what was committed while it was written, and the journal must not lack that after a power loss."""
+    buckets = saver_module.write_buckets
+    async with opened(tmp_path, fsync=fsync) as engine:
+        await put(engine, b"A")
+        syncs, finishes = Gate(monkeypatch, Journal, "sync"), Gate(monkeypatch, SnapshotWriter, "finish")
+        with syncs:
+
+            async def write_buckets(*arguments: Any) -> int:
+                space(engine).set(*ANN, b"MEANWHILE")
+                return await buckets(*arguments)
+
+            monkeypatch.setattr(saver_module, "write_buckets", write_buckets)
+            saving = asyncio.create_task(engine.saver.snapshot())
+            await eventually(lambda: syncs.waiting)
+            await some_turns()
+            assert finishes.passed == []
+        await saving
+        assert len(finishes.passed) == 1
+
+
+async def test_the_newest_is_loaded(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        await put(engine, b"old")
+        await engine.saver.snapshot()
+        old = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+        await put(engine, b"new")
+        await engine.saver.snapshot()
+    for name, content in old.items():  # as a kill between two steps leaves it
+        (tmp_path / name).write_bytes(content)
+    async with opened(tmp_path) as engine:
+        assert space(engine).get(*ANN) == b"new"
+
+
+# Where it fails
+
+
+async def test_one_that_fails_is_logged_counted_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finishes = Gate(monkeypatch, SnapshotWriter, "finish")
+    finishes.error = FULL
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        with capture_logs() as logs:
+            engine.snapshot_soon()
+            await eventually(lambda: engine.info()["snapshot_failures"] >= 2)
+            finishes.error = None
+            await eventually(lambda: unsaved(engine) == 0)
+        failures = engine.info()["snapshot_failures"]
+        said = [entry for entry in logs if "snapshot" in entry["event"]]
+        assert [entry["event"] for entry in said] == ["snapshot failed"] * failures + ["snapshot written"]
+        assert all("No space left" in entry["error"] for entry in said[:-1])
+        assert len(names(tmp_path)) == 2
+        assert await settled(space(engine).set(*ANN, b"B")) is None  # writes go on
+    async with opened(tmp_path) as engine:
+        assert space(engine).get(*ANN) == b"B"
+
+
+async def test_without_room_nothing_unfinished_is_left_and_the_journal_goes_on(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        async with opened(tmp_path) as engine:
+            await put(engine, b"A")
+            disk = Disk(patch)
+            disk.fill()
+            with pytest.raises(NoRoom):
+                await engine.saver.snapshot()
+            disk.make_room()
+            assert names(tmp_path) == ["00000001.journal"]
+            await put(engine, b"B")
+        async with opened(tmp_path) as engine:
+            assert space(engine).get(*ANN) == b"B"
+
+
+async def test_one_is_given_up_where_writes_that_it_may_have_were_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D6: it would bring them back."""
+    buckets = saver_module.write_buckets
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        appends = Gate(monkeypatch, Journal, "append")
+        with appends:
+
+            async def write_buckets(*arguments: Any) -> int:
+                space(engine).set(*ANN, b"TAKEN BACK")
+                return await buckets(*arguments)
+
+            monkeypatch.setattr(saver_module, "write_buckets", write_buckets)
+            saving = asyncio.create_task(engine.saver.snapshot())
+            await eventually(lambda: appends.waiting)
+            appends.error = FULL
+        with pytest.raises(Unavailable):
+            await saving
+        appends.error = None
+        assert space(engine).get(*ANN) == b"A"
+        assert not [name for name in names(tmp_path) if "snapshot" in name]
+    async with opened(tmp_path) as engine:
+        assert space(engine).get(*ANN) == b"A"
+
+
+async def test_one_is_given_up_also_where_the_writes_that_were_taken_back_have_been_followed_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D6: by its end all is durable again, and yet it has what never was."""
+    buckets = saver_module.write_buckets
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        appends = Gate(monkeypatch, Journal, "append")
+
+        async def write_buckets(*arguments: Any) -> int:
+            appends.error = FULL
+            answer = space(engine).set(*ANN, b"TAKEN BACK")
+            written = await buckets(*arguments)
+            with pytest.raises(Unavailable):
+                await settled(answer)
+            appends.error = None
+            await eventually(lambda: is_taken(engine))
+            return written
+
+        monkeypatch.setattr(saver_module, "write_buckets", write_buckets)
+        with pytest.raises(Unavailable, match="taken back"):
+            await engine.saver.snapshot()
+        assert not [name for name in names(tmp_path) if "snapshot" in name]
+    async with opened(tmp_path) as engine:
+        assert space(engine).get(*ANN) == b"A"
+        assert space(engine).get(b"lists", b"ben") == b"B"
+
+
+def is_taken(engine: EmbeddedEngine) -> bool:
+    try:
+        space(engine).set(b"lists", b"ben", b"B")
+    except Unavailable:
+        return False
+    return True
+
+
+async def test_a_disk_that_fails_ends_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D6."""
+    finishes = Gate(monkeypatch, SnapshotWriter, "finish")
+    finishes.error = DiskFailed(OSError(5, "Input/output error"))
+
+    async def serve() -> None:
+        async with opened(tmp_path) as engine:
+            await put(engine, b"A")
+            engine.snapshot_soon()
+            with pytest.raises(DiskFailed):
+                await engine.failure()
+
+    with pytest.raises(DiskFailed):
+        await serve()
+    assert len(finishes.passed) == 1
+
+
+async def test_a_snapshot_that_is_asked_for_before_there_is_room_for_a_journal_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D6: a daemon that was started on a full disk serves reads."""
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+    disk = Disk(monkeypatch)
+    disk.fill()
+    async with opened(tmp_path) as engine:
+        engine.snapshot_soon()
+        await eventually(lambda: engine.info()["snapshot_failures"])
+        assert space(engine).get(*ANN) == b"A"
+        disk.make_room()
+        await eventually(lambda: unsaved(engine) == 0)
+        await eventually(lambda: is_taken(engine))
+
+
+async def test_closing_waits_for_what_is_under_way_and_loses_nothing(tmp_path: Path, verifies: Gate) -> None:
+    """O1: SIGTERM comes on a busy disk."""
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        verifies.shut()
+        engine.snapshot_soon()
+        await eventually(lambda: verifies.waiting)
+        space(engine).set(*ANN, b"B")
+        asyncio.get_running_loop().call_later(0.01, verifies.open)
+    assert verifies.passed
+    async with opened(tmp_path) as engine:
+        assert space(engine).get(*ANN) == b"B"
+
+
+async def test_closing_while_one_is_written_leaves_nothing_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statestored.engines.snapshots.FLUSH_EVERY", 1)
+    flushes = Gate(monkeypatch, SnapshotWriter, "flush")
+    async with opened(tmp_path) as engine:
+        await asyncio.gather(*[put(engine, b"A", b"s%d" % number) for number in range(20)])
+        flushes.shut()
+        engine.snapshot_soon()
+        await eventually(lambda: flushes.waiting)
+        asyncio.get_running_loop().call_later(0.01, flushes.open)
+    assert names(tmp_path) == ["00000001.journal", "00000002.journal"]
+    async with opened(tmp_path) as engine:
+        assert engine.info()["entries"] == 20
+
+
+async def test_info_says_when_the_last_one_was_and_how_long_it_took(tmp_path: Path) -> None:
+    before = time.time()
+    async with opened(tmp_path) as engine:
+        assert engine.info()["last_snapshot_time"] == 0
+        await put(engine, b"A")
+        await engine.saver.snapshot()
+        info = engine.info()
+        assert before <= info["last_snapshot_time"] <= time.time()
+        assert 0 < info["last_snapshot_seconds"] < 10
+        assert info["journal_bytes"] == 0
+        assert all(isinstance(value, int | float) for value in info.values())

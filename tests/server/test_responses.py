@@ -1,0 +1,159 @@
+"""Responses leave once, whole, and no sooner than they may."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+
+from statestore.errors import Forbidden, Unavailable
+from statestored.commands import NIL, Service
+from statestored.engines.base import Held
+from statestored.responses import LARGE_REPLY, Responses
+from tests.server.fakes import HeldCommit, make_service
+from tests.server.rpc import code_of, messages
+
+
+class Client(asyncio.WriteTransport):
+    """What was written for it, each write apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.has_gone = False
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.has_gone
+
+    def read(self) -> list[Any]:
+        return messages(b"".join(self.writes))
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def service() -> Service:
+    return make_service()
+
+
+@pytest.fixture
+def left() -> list[int]:
+    """Called back, so often."""
+    return []
+
+
+@pytest.fixture
+def responses(service: Service, client: Client, left: list[int]) -> Responses:
+    then: Callable[[], None] = lambda: left.append(1)  # noqa: E731
+    return Responses(service, client, then)
+
+
+def head(msgid: int) -> bytes:
+    packed: bytes = msgpack.packb([1, msgid, None, None])
+    return packed[:-1]
+
+
+def held(commit: HeldCommit, result: Any = None) -> Held[Any]:
+    answer = Held(result, commit)
+    answer.packed = msgpack.packb(result)
+    return answer
+
+
+def test_all_that_can_leave_does_in_one_write(responses: Responses, client: Client) -> None:
+    for number in range(3):
+        responses.add(head(number), NIL)
+    responses.refuse(head(3), Forbidden("not you"))
+    assert client.writes == []
+    responses.flush()
+    responses.flush()
+    assert len(client.writes) == 1
+    assert [answer[1] for answer in client.read()] == [0, 1, 2, 3]
+    assert client.read()[3][2] == "forbidden: not you"
+
+
+def test_a_large_one_leaves_at_once(responses: Responses, client: Client) -> None:
+    responses.add(head(1), msgpack.packb("x" * LARGE_REPLY))
+    assert len(client.writes) == 1
+
+
+def test_what_is_held_leaves_with_its_commit(responses: Responses, client: Client, left: list[int]) -> None:
+    """D1."""
+    one, other = HeldCommit(), HeldCommit()
+    responses.add(head(1), held(one, "A"))
+    responses.add(head(2), held(other, "B"))
+    responses.add_same([head(3), head(4)], held(other))
+    responses.add(head(5), held(one, "C"))
+    responses.flush()
+    assert client.writes == []
+    assert responses.held == 5
+    other.settle()
+    assert client.read() == [[1, 2, None, "B"], [1, 3, None, None], [1, 4, None, None]]
+    assert responses.held == 2
+    assert left
+    one.settle()
+    assert client.read()[3:] == [[1, 1, None, "A"], [1, 5, None, "C"]]
+    assert (responses.held, responses.waiting) == (0, 0)
+
+
+def test_where_the_commit_is_taken_back_each_gets_the_error(
+    responses: Responses, client: Client, service: Service, left: list[int]
+) -> None:
+    """D6."""
+    commit = HeldCommit()
+    responses.add_same([head(1), head(2**32 - 1)], held(commit))
+    responses.add(head(3), held(commit, "A"))
+    responses.flush()
+    commit.settle(Unavailable("full"))
+    assert [(answer[1], code_of(answer[2]), answer[3]) for answer in client.read()] == [
+        (number, "unavailable", None) for number in (1, 2**32 - 1, 3)
+    ]
+    assert service.errors == {"unavailable": 3}
+    assert left
+
+
+def test_the_same_for_several_that_need_not_wait(responses: Responses, client: Client) -> None:
+    responses.add_same([head(1), head(2)], NIL)
+    responses.flush()
+    assert client.read() == [[1, 1, None, None], [1, 2, None, None]]
+
+
+async def test_what_comes_later_leaves_when_it_comes(responses: Responses, client: Client) -> None:
+    later: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    responses.add(head(1), later)
+    responses.flush()
+    assert responses.waiting == 1
+    later.set_result(msgpack.packb("A"))
+    await asyncio.sleep(0)
+    assert client.read() == [[1, 1, None, "A"]]
+    assert responses.waiting == 0
+
+
+def test_it_is_untouched_until_something_is_answered_or_will_be(service: Service, client: Client) -> None:
+    for touch in (
+        lambda responses: responses.add(head(1), NIL),
+        lambda responses: responses.add(head(1), held(HeldCommit())),
+        lambda responses: responses.refuse(head(1), Forbidden("not you")),
+    ):
+        responses = Responses(service, client, lambda: None)
+        assert responses.untouched()
+        touch(responses)
+        assert not responses.untouched()
+        responses.flush()
+        assert not responses.untouched()
+
+
+def test_nothing_is_written_for_a_client_that_has_gone(responses: Responses, client: Client) -> None:
+    commit = HeldCommit()
+    responses.add(head(1), held(commit))
+    responses.flush()
+    client.has_gone = True
+    commit.settle()
+    assert client.writes == []
+    assert responses.waiting == 0

@@ -1,0 +1,68 @@
+"""The daemon that is killed and started again; where it ends by itself, or does not start, that is a fault."""
+
+import shutil
+import signal
+import time
+
+from tests.daemon import Daemon, NotListening
+from tests.torture.model import Fault, Kind
+from tests.torture.report import Tally
+
+ANY_PORT = "127.0.0.1:0"
+TAIL = 2000  # characters of its log
+
+
+class Victim:
+    """Methods return the faults that they find."""
+
+    def __init__(self, daemon: Daemon, tally: Tally) -> None:
+        self.daemon = daemon
+        self.killed = daemon.directory / "killed"  # the files as the last kill under load has left them
+        self._tally = tally
+        self._loading_seconds = 0.0  # of the last start
+
+    @property
+    def addresses(self) -> list[str]:
+        return [self.daemon.address, self.daemon.unix_address]
+
+    def start(self) -> list[Fault]:
+        self.daemon.address = ANY_PORT  # the last one may have found another user meanwhile
+        started = time.monotonic()
+        try:
+            self.daemon.launch().wait_until_live()
+            live = time.monotonic()
+            self.daemon.wait_until_listening()
+        except NotListening as error:
+            return _fault("at its start", error)
+        listening = time.monotonic()
+        self._loading_seconds = listening - live
+        self._tally.started(listening - started)
+        return []
+
+    def start_and_kill(self, part: float) -> list[Fault]:
+        """After this part of the time that loading took the last time."""
+        try:
+            self.daemon.launch().wait_until_live()
+        except NotListening as error:
+            return _fault("at its start", error)
+        time.sleep(part * self._loading_seconds)
+        return self.kill("while loading")
+
+    def snapshot(self) -> None:
+        """On demand; it goes on in the background."""
+        self.daemon.send_signal(signal.SIGUSR1)
+        self._tally.snapshots_asked += 1
+
+    def kill(self, when: str) -> list[Fault]:
+        code = self.daemon.stop(signal.SIGKILL)
+        self._tally.kills[when] += 1
+        return [] if code == -signal.SIGKILL else _fault(when, f"exit code {code}:\n{self.daemon.log()}")
+
+    def keep_files(self) -> None:
+        """In `killed`, for whoever looks into a fault: the next start changes them."""
+        shutil.rmtree(self.killed, ignore_errors=True)
+        shutil.copytree(self.daemon.data_dir, self.killed)
+
+
+def _fault(when: str, what: object) -> list[Fault]:
+    return [Fault(Kind.DAEMON, when, ("to run until it is killed",), str(what)[-TAIL:])]
