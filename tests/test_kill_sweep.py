@@ -30,12 +30,14 @@ def check(outcomes: list[Outcome], wanted: set[Place], at_least: int) -> None:
     assert len(hit) >= at_least
 
 
+# Two are out of reach, since another thread comes to its first call before: the loop's sync of the directory, and the
+# opening before the journal's. But to open it changes nothing, and of each pair the other is here.
 FIRST_START = places("""
 start  loop     lock       openat ftruncate pwrite64
-start  loop     directory  openat fsync
+start  loop     directory  openat
 start  loop     identity   openat pwrite64 fdatasync rename
 start  journal  journal    openat pwrite64 fdatasync rename
-start  journal  directory  openat fsync
+start  journal  directory  fsync
 """)
 
 
@@ -103,7 +105,7 @@ start  loop     identity   openat unlink
 start  loop     snapshot   openat unlink
 start  loop     journal    openat unlink
 start  journal  journal    openat pwrite64 fdatasync rename truncate
-start  journal  directory  openat fsync
+start  journal  directory  fsync
 """)
 
 

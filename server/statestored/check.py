@@ -130,7 +130,7 @@ def _verdict_sound(found: Salvage) -> Iterator[str]:
 
 def _verdict_damaged(path: Path, damage: list[DamagedFile], found: Salvage) -> Iterator[str]:
     yield "DAMAGED: no daemon starts on this."
-    yield from _table([(f"  {one.path.name}", f"at byte {one.offset:,}", one.what) for one in damage])
+    yield from _table([(f"  {one.path.name}", _place(one), one.what) for one in damage])
     yield ""
     if found.is_empty:
         yield "Nothing in it can be read, so nothing can be repaired: take a backup."
@@ -138,6 +138,10 @@ def _verdict_damaged(path: Path, damage: list[DamagedFile], found: Salvage) -> I
     yield f"Repair would save {amount(found.states)}."
     yield f"It would lose {'; '.join(found.lost()) or 'nothing'}."
     yield f"It keeps the damaged files beside the others: statestored repair {path}"
+
+
+def _place(damage: DamagedFile) -> str:
+    return f"at byte {damage.offset:,}" if damage.path.exists() else ""
 
 
 def _table(rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> Iterator[str]:

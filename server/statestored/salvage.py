@@ -55,7 +55,7 @@ class Content:
 
     def note(self, gap: Gap, what: str) -> None:
         rest = self.path.stat().st_size - gap.start
-        said = f"{min(gap.end - gap.start, rest):,} bytes are no whole {what}" if rest else f"{what}es are cut off"
+        said = f"{min(gap.end - gap.start, rest):,} bytes are no whole {what}" if rest else "batches are cut off"
         self.damage.append(DamagedFile(self.path, said, gap.start))
 
     def lost(self) -> list[str]:
@@ -67,12 +67,12 @@ class Content:
         return lost
 
     def _lost_blocks(self) -> list[str]:
-        if self.footer is None:
-            return [f"some blocks of {self.path.name}"]
-        blocks, entries = self.footer.blocks - self.frames + 1, self.footer.entries - self.entries
-        return [f"{blocks} of the {self.footer.blocks} blocks of {self.path.name}, with {entries:,} entries"] * bool(
-            blocks
-        )
+        if self.footer is None:  # what was behind the last one is the open end
+            lost = 0 if self.last is None else self.last.counter - self.frames
+            return [f"{lost} blocks of {self.path.name}"] if lost else []
+        all_, entries = self.footer.blocks, self.footer.entries - self.entries
+        lost = all_ - (self.frames - 1)  # without the footer
+        return [f"{lost} of the {all_} blocks of {self.path.name}, with {entries:,} entries"] if lost else []
 
 
 @dataclass
@@ -163,6 +163,7 @@ def _load(directory: DataDirectory, path: Path, found: Salvage) -> Content:
     for piece in read_pieces(path, file_id, path.stat().st_size):
         if isinstance(piece, Gap):
             content.note(piece, "block")
+            content.open_end = piece.end - piece.start if content.footer is None else 0
             continue
         try:
             if piece.kind == Kind.FOOTER:
@@ -177,6 +178,7 @@ def _load(directory: DataDirectory, path: Path, found: Salvage) -> Content:
             content.damage.append(damage)
         else:
             content.count(piece)
+            content.open_end = 0
     return content
 
 
@@ -230,7 +232,8 @@ class _Chain:
             for reader in self.readers.values()
             if reader.origin.previous >= max(first, 1) and not (path := self._before(reader.origin)).exists()
         ]
-        if first and not (path := self._directory.segment(first)).exists():
+        path = self._directory.segment(first)
+        if first and not path.exists() and path not in [damage.path for damage in found]:
             found.append(DamagedFile(path, "it is missing, and the snapshot of this number needs it"))
         elif not (first or self._paths or self._cut):
             found.append(DamagedFile(self._directory.segment(1), "it is missing, and there is no snapshot either"))

@@ -18,7 +18,7 @@ from tests.server.models import content
 def fast_directory(otherwise: Path) -> Path:
     """Where files are in memory, if there is such a place."""
     memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(dir=memory)) if memory.is_dir() else otherwise
+    return Path(tempfile.mkdtemp(prefix="crash-states-", dir=memory)) if memory.is_dir() else otherwise
 
 
 class Starts:

@@ -64,8 +64,10 @@ class Strace:
 
     def command(self) -> list[str]:
         assert shutil.which("strace"), "strace is needed: run tests/install-tools.sh"
-        # -y: which file a descriptor is of
+        # -y: which file a descriptor is of.
         command = ["strace", "-f", "-q", "-y", "-ttt", f"--output={self.output}", f"--trace={self.calls}"]
+        if not (self.tamper and "signal=" in self.tamper):
+            command.append("--seccomp-bpf")  # fast, but then many a signal does not arrive
         command += [f"--trace-path={path}" for path in self.paths]
         return command + ([f"--inject={self.tamper}"] if self.tamper else [])
 

@@ -199,7 +199,9 @@ def sweep(directory: Path, scenario: Scenario, wanted: set[Place]) -> list[Outco
     directory.mkdir()
     outcomes: list[Outcome] = []
     for attempt in range(ATTEMPTS):
-        missing = wanted - {outcome.place for outcome in outcomes if outcome.place}
+        missing = wanted - {outcome.place for outcome in outcomes}
+        if attempt and not missing:
+            break
         points = calibrate(directory / f"first{attempt}", scenario)
         if attempt:
             points = {point: places for point, places in points.items() if places & missing}

@@ -3,26 +3,37 @@
 from dataclasses import dataclass
 from random import Random
 
-KILL_AFTER = (0.005, 0.150)  # seconds
-SNAPSHOTS = 0.4  # of the rounds have one on demand: some are done when the kill comes, and some under way
-SNAPSHOT_WITHIN = 0.3  # of the time until the kill
+KILL_AFTER = (0.005, 0.150)  # seconds of load
+SNAPSHOTS = 0.4  # of the rounds have one on demand,
+SNAPSHOT_WITHIN = 0.3  # in this part of the load at the latest: it is under way when the kill comes, or done
+AWAITED = 0.25  # of these snapshots come as far as their name, and then the kill soon
+KILL_AFTER_SNAPSHOT = (0.0, 0.030)  # seconds: it is read back, and what it makes needless removed
 KILLED_STARTS = 0.1  # of the rounds: the start after the kill is killed too, before the one that may succeed
 WHOLE_EVERY = 10  # rounds; in between only what the round has written is read
 
 
 @dataclass(frozen=True)
 class Plan:
-    kill_after: float  # seconds of load
-    snapshot_after: float | None  # seconds, of these; None: no snapshot on demand
+    """So many seconds of load; a snapshot on demand; after so many more seconds the kill."""
+
+    before: float
+    snapshot: bool
+    awaited: bool  # the seconds begin when the snapshot has its name
+    after: float
     kill_start_at: float | None  # as a part of the time that loading takes; None: the start is left alone
     whole: bool  # the whole store is read afterwards
 
 
 def draw_plan(random: Random, number: int, rounds: int) -> Plan:
     kill_after = random.uniform(*KILL_AFTER)
+    before = kill_after * random.uniform(0, SNAPSHOT_WITHIN)
+    snapshot = random.random() < SNAPSHOTS
+    awaited = snapshot and random.random() < AWAITED
     return Plan(
-        kill_after,
-        random.uniform(0, SNAPSHOT_WITHIN * kill_after) if random.random() < SNAPSHOTS else None,
+        before,
+        snapshot,
+        awaited,
+        random.uniform(*KILL_AFTER_SNAPSHOT) if awaited else kill_after - before,
         random.uniform(0, 1) if random.random() < KILLED_STARTS else None,
         number % WHOLE_EVERY == 0 or number == rounds,
     )

@@ -36,7 +36,8 @@ class Torture:
     def run(self) -> list[Fault]:
         """The faults of the first round that has any."""
         faults = self._victim.start()
-        with self._victim.daemon, ThreadPoolExecutor(len(self._writers) + self._readers) as threads:
+        # The threads run until the daemon is gone.
+        with ThreadPoolExecutor(len(self._writers) + self._readers) as threads, self._victim.daemon:
             for number in range(1, self._rounds + 1):
                 faults = faults or self._round(number, threads)
         return faults or check(self._victim.killed) + check(self._victim.daemon.data_dir)
@@ -56,10 +57,10 @@ class Torture:
         addresses = self._victim.addresses
         clients = [connect(addresses[place % 2], namespace) for place, (namespace, _) in enumerate(users)]
         running = [threads.submit(user.run, client) for (_, user), client in zip(users, clients, strict=True)]
-        if plan.snapshot_after is not None:
-            time.sleep(plan.snapshot_after)
-            self._victim.snapshot()
-        time.sleep(plan.kill_after - (plan.snapshot_after or 0))
+        time.sleep(plan.before)
+        if plan.snapshot:
+            self._victim.snapshot(awaited=plan.awaited)
+        time.sleep(plan.after)
         faults = self._victim.kill("under load")
         for future in running:
             future.result()

@@ -3,8 +3,10 @@
 import shutil
 import signal
 import time
+from pathlib import Path
 
 from tests.daemon import Daemon, NotListening
+from tests.server.waiting import wait_until
 from tests.torture.model import Fault, Kind
 from tests.torture.report import Tally
 
@@ -48,10 +50,13 @@ class Victim:
         time.sleep(part * self._loading_seconds)
         return self.kill("while loading")
 
-    def snapshot(self) -> None:
-        """On demand; it goes on in the background."""
+    def snapshot(self, *, awaited: bool) -> None:
+        """On demand; it goes on in the background, or has its name when this returns."""
+        before = self._snapshots()
         self.daemon.send_signal(signal.SIGUSR1)
         self._tally.snapshots_asked += 1
+        if awaited:
+            wait_until(lambda: self._snapshots() - before or self.daemon.process.poll() is not None)
 
     def kill(self, when: str) -> list[Fault]:
         code = self.daemon.stop(signal.SIGKILL)
@@ -62,6 +67,9 @@ class Victim:
         """In `killed`, for whoever looks into a fault: the next start changes them."""
         shutil.rmtree(self.killed, ignore_errors=True)
         shutil.copytree(self.daemon.data_dir, self.killed)
+
+    def _snapshots(self) -> set[Path]:
+        return set(self.daemon.data_dir.glob("*.snapshot"))
 
 
 def _fault(when: str, what: object) -> list[Fault]:
