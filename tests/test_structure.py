@@ -52,6 +52,10 @@ SERVER_ORDER = [
     "engines.saver",
     "engines.queries",
     "engines.embedded",
+    "inspection",
+    "salvage",
+    "check",
+    "repair",
     "commands",
     "metrics",
     "responses",
@@ -84,10 +88,10 @@ FRONT = (
 )
 # What lies under the engines, and knows nothing of them.
 BOTTOM = ("errors", "files", "framing", "snapshot", "segment", "datadir", "journal")
-# Nothing but these changes the files of a data directory; `datadir` makes it, and the lock in it.
+# Nothing but these changes the files of a data directory; `datadir` makes it and its lock, and sets damaged files aside.
 WRITING = {
     "files": {"open", "fdopen", "pwrite", "truncate", "fdatasync", "fsync", "rename", "replace", "unlink"},
-    "datadir": {"mkdir", "open", "fdopen", "ftruncate", "pwrite"},
+    "datadir": {"mkdir", "open", "fdopen", "ftruncate", "pwrite", "link"},
     # Sockets are files too, where no state is.
     "sockets": {"unlink"},
     "listener": {"unlink"},

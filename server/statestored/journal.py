@@ -125,6 +125,8 @@ class Journal:
     def begin(self) -> None:
         """Make this start's first segment; once it is there, do nothing."""
         if self._segment is None:
+            # What was found may have its name in the system's cache only.
+            files.sync_directory(self._directory.path)
             self._segment = self._new_segment(self._found.end, self._found.copies)
             self._found.copies = []
             if self._found.end.segment:

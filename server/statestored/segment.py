@@ -65,8 +65,6 @@ class SegmentWriter:
         try:
             for frame in copies:
                 self.append(frame.sequence, frame.time, frame.payload)
-            if copies:
-                files.sync_file(self._file)  # the header says that they are on the disk
             details = {**asdict(origin), "durable": self.end}
             files.write_at(self._file, pack_header(MAGIC, store_id, self._file_id, details), 0)
             self.sync()

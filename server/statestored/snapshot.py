@@ -46,6 +46,7 @@ class SnapshotWriter:
 
     def __init__(self, path: Path, store_id: uuid.UUID, time: int) -> None:
         self._path = path
+        self._store_id = store_id
         self._time = time
         self._temporary = files.temporary_name(path)
         self._pack = wire.packer()
@@ -55,7 +56,7 @@ class SnapshotWriter:
         self._unwritten: list[bytes] = []
         self.unwritten = 0  # bytes
         self._file = files.create(self._temporary)
-        self._append(pack_header(MAGIC, store_id, self._file_id, {"number": int(path.stem)}))
+        self._append(pack_header(MAGIC, store_id, self._file_id, {"number": _number(path)}))
 
     def add(self, kind: Kind, content: Any) -> None:
         """One block."""
@@ -70,10 +71,14 @@ class SnapshotWriter:
         files.sync_file(self._file)
 
     def finish(self, entries: int, last: Sequence) -> None:
-        """Footer, sync, rename, sync of the directory: in this order, so that the name never stands for less."""
+        """Footer, sync, read back, rename, sync of the directory: in this order, so that the name stands for all of it.
+
+        Raises DamagedFile, too, where it cannot be read back.
+        """
         self.add(Kind.FOOTER, Footer(self._blocks, entries, last)._asdict())
         self.flush()
         self._file.close()
+        verify_snapshot(self._temporary, self._store_id)
         files.put_in_place(self._temporary, self._path)
 
     def __enter__(self) -> Self:
@@ -120,7 +125,7 @@ def read_file_id(path: Path, file: BinaryIO, store_id: uuid.UUID) -> bytes:
     header = unpack_header(path, file.read(HEADER_SIZE), MAGIC)
     if header.store_id != store_id:
         raise DamagedFile(path, f"it belongs to the store {header.store_id}, not to {store_id}")
-    if header.details.get(b"number") != int(path.stem):
+    if header.details.get(b"number") != _number(path):
         raise DamagedFile(path, f"it was made as number {header.details.get(b'number')}")
     return header.file_id
 
@@ -129,6 +134,11 @@ def verify_snapshot(path: Path, store_id: uuid.UUID) -> None:
     """Read a snapshot back from the disk. Raises as `read_snapshot` does."""
     for _ in read_snapshot(path, store_id):
         pass
+
+
+def _number(path: Path) -> int:
+    """In its name, whether it is in place yet or not."""
+    return int(path.name.partition(".")[0])
 
 
 def content_of(path: Path, frame: Frame) -> Any:

@@ -236,7 +236,8 @@ async def test_with_always_the_loop_listens_once_more_before_the_next_batch_is_w
 
 async def test_what_changes_nothing_is_not_written(tmp_path: Path, appends: Gate) -> None:
     async with running(tmp_path) as run:
-        assert run.commits.commit([effect(b"ann", START), (CLEAR, b"default")]) is None
+        for effects in ([effect(b"ann", START), effect(b"ben", START)], [(CLEAR, b"default")]):
+            assert run.commits.commit(effects) is None
         await run.put_durably(b"ann")
         assert run.commits.commit([effect(b"ann")]) is None
         await some_turns()
@@ -263,7 +264,9 @@ async def test_the_next_start_finds_what_was_written(tmp_path: Path, fsync: Fsyn
     async with running(tmp_path, fsync) as run:
         for number in range(20):
             await run.put_durably(b"s%d" % number, b"S%d" % number)
-        run.commits.commit([(CLEAR, b"default"), effect(b"s3"), effect(b"ann")])
+        run.commits.commit([(CLEAR, b"default")])
+        run.commits.commit([effect(b"s3"), effect(b"ann"), effect(b"s3", START)])
+        run.commits.commit([(PUT, b"other", b"lists", b"ann", b"A")])
         before = content(run.states)
     async with running(tmp_path, fsync) as run:
         assert content(run.states) == before
@@ -420,7 +423,8 @@ async def test_where_there_is_no_room_those_who_wait_are_refused_and_all_is_as_b
         before, written = content(run.states), on_disk(tmp_path).rstrip(b"\0")
         disk.fill()
         told = listen(run.put(b"ann", b"REFUSED"))
-        run.commits.commit([effect(b"ben", START), (CLEAR, b"default"), effect(b"cleo")])
+        for effects in ([effect(b"ben", START), effect(b"dora")], [(CLEAR, b"default")], [effect(b"cleo")]):
+            run.commits.commit(effects)
         with capture_logs() as logs:
             await eventually(lambda: told)
         assert [type(error) for error in told] == [Unavailable]

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from statestore.errors import Unavailable
+from statestored import snapshot as snapshot_module
 from statestored.datadir import DataDirectory
 from statestored.engines import commits as commits_module
 from statestored.engines import saver as saver_module
@@ -43,7 +44,7 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def verifies(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    return Gate(monkeypatch, saver_module, "verify_snapshot")
+    return Gate(monkeypatch, snapshot_module, "verify_snapshot")
 
 
 @asynccontextmanager
@@ -200,7 +201,12 @@ async def test_the_old_generation_goes_only_after_the_new_one_was_read_back(tmp_
             saving = asyncio.create_task(engine.saver.snapshot())
             await eventually(lambda: verifies.waiting)
             await some_turns()
-            assert names(tmp_path) == ["00000002.journal", "00000002.snapshot", "00000003.journal", "00000003.snapshot"]
+            assert names(tmp_path) == [
+                "00000002.journal",
+                "00000002.snapshot",
+                "00000003.journal",
+                "00000003.snapshot.tmp",
+            ]
         await saving
         assert names(tmp_path) == ["00000003.journal", "00000003.snapshot"]
         verify_snapshot(tmp_path / "00000003.snapshot", engine._directory.store_id)

@@ -29,7 +29,7 @@ from statestored.engines.base import Held
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.engines.threads import in_thread
 from statestored.engines.turns import Turns
-from statestored.errors import DiskFailed, NoRoom
+from statestored.errors import NoRoom
 from statestored.journal import Journal
 
 log = structlog.get_logger()
@@ -176,7 +176,7 @@ class GroupCommit:
             return
         try:
             self._journal.append(batch.time, payload)
-        except (NoRoom, DiskFailed) as error:
+        except Exception as error:
             self._written(error)
         else:
             self._written(None)
@@ -261,7 +261,7 @@ class GroupCommit:
             async with self._turns:
                 if self._journal.is_full:
                     await self._rotate_if_there_is_room()
-                elif last == self._journal.last and not self._refused_because:
+                if last == self._journal.last and not self._refused_because:
                     await self._mark()
 
     async def _rotate_if_there_is_room(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -62,7 +63,8 @@ class EmbeddedEngine:
         if self._failure.done():
             durable.cancel()
             self._failure.result()
-        await durable
+        with suppress(Unavailable):  # what was not acknowledged was refused at last
+            await durable
         await self.commits.close()
 
     async def failure(self) -> None:

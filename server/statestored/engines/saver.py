@@ -4,12 +4,10 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
 from statestore.errors import Unavailable
-from statestored import files
 from statestored.datadir import DataDirectory
 from statestored.engines.commits import GroupCommit, now
 from statestored.engines.snapshots import write_buckets
@@ -17,7 +15,7 @@ from statestored.engines.states import States
 from statestored.engines.threads import in_thread
 from statestored.errors import DamagedFile, NoRoom
 from statestored.journal import Journal
-from statestored.snapshot import SnapshotWriter, verify_snapshot
+from statestored.snapshot import SnapshotWriter
 
 log = structlog.get_logger()
 
@@ -98,7 +96,7 @@ class Saver:
                 await self._make()
 
     async def _make(self) -> None:
-        """Write it, read it back, and only then remove what it makes needless."""
+        """Write it, and remove what it makes needless once it is in its place."""
         started = time.monotonic()
         changes, reverts = self._states.changes, self._commits.reverts
         number, journal_size = await self._commits.rotate()
@@ -109,20 +107,11 @@ class Saver:
             if reverts != self._commits.reverts:
                 raise Unavailable("it may hold writes that were taken back for want of room")
             await in_thread(writer.finish, entries, last)
-        await self._verify(path)
         await in_thread(self._directory.remove_before, number)
         self._journal.size -= journal_size
         self._saved_changes, self._snapshot_size = changes, path.stat().st_size
         self._finished, self._seconds = time.time(), time.monotonic() - started
         log.info("snapshot written", snapshot=path.name, entries=entries, seconds=round(self._seconds, 3))
-
-    async def _verify(self, path: Path) -> None:
-        """One that cannot be read goes: the next start would find it, and not the good one."""
-        try:
-            await in_thread(verify_snapshot, path, self._directory.store_id)
-        except DamagedFile:
-            await in_thread(files.remove, path)
-            raise
 
     def info(self) -> dict[str, float]:
         return {
