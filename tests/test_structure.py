@@ -88,7 +88,7 @@ FRONT = (
 )
 # What lies under the engines, and knows nothing of them.
 BOTTOM = ("errors", "files", "framing", "snapshot", "segment", "datadir", "journal")
-# Nothing but these changes the files of a data directory; `datadir` makes it and its lock, and sets damaged files aside.
+# Nothing but these changes the files of a data directory; `datadir` makes it and its lock, and sets files aside.
 WRITING = {
     "files": {"open", "fdopen", "pwrite", "truncate", "fdatasync", "fsync", "rename", "replace", "unlink"},
     "datadir": {"mkdir", "open", "fdopen", "ftruncate", "pwrite", "link"},

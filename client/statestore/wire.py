@@ -15,6 +15,8 @@ START = "START"  # the state of everybody who has no entry
 # Any Python str survives the way there and back, lone surrogates included.
 UNICODE_ERRORS = "surrogatepass"
 
+# What `Decoder.unpack` raises where there is no whole message yet.
+Incomplete = msgpack.OutOfData
 # What reading a broken stream raises. After any of them the decoder is unusable, and so is the connection.
 DECODE_ERRORS = (msgpack.UnpackException, ValueError, TypeError)
 

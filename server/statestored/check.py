@@ -1,5 +1,6 @@
 """`statestored check DIR`: what is in a data directory, whether a daemon starts on it, and what repair could save."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -137,7 +138,8 @@ def _verdict_damaged(path: Path, damage: list[DamagedFile], found: Salvage) -> I
         return
     yield f"Repair would save {amount(found.states)}."
     yield f"It would lose {'; '.join(found.lost()) or 'nothing'}."
-    yield f"It keeps the damaged files beside the others: statestored repair {path}"
+    yield "It keeps the damaged files as they are, in a directory beside the new ones:"
+    yield f"  statestored repair {shlex.quote(str(path))}"
 
 
 def _place(damage: DamagedFile) -> str:

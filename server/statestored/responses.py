@@ -24,27 +24,31 @@ LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads wh
 _pack = text_packer()
 
 
-class Responses:
-    """`then` is called back when something that had to wait has left.
+# Heads, and what the responses are made of that begin with them.
+_Bundle = tuple[list[bytes], list[bytes]]
 
+
+class Responses:
+    """Those of one connection.
+
+    then: called, where there is one, when something that had to wait has left.
     out: heads and results that `flush` is to write.
     held: how many responses wait for a commit; waiting: how many writes, of these and of others, are to come.
     """
 
-    def __init__(self, service: Service, transport: asyncio.WriteTransport, then: Callable[[], None]) -> None:
+    def __init__(self, service: Service, transport: asyncio.WriteTransport) -> None:
         self._service = service
         self._transport = transport
-        self._then = then
+        self.then: Callable[[], None] | None = None
         self.out: list[bytes] = []
         self.held = self.waiting = 0
         self._begun = False
-        self._until: Commit | None = None  # what these wait for:
-        self._heads: list[bytes] = []
-        self._whole: list[bytes] = []  # the responses that begin with these heads
+        self._until: Commit | None = None  # what these wait for, which lets them go:
+        self._bundle: _Bundle = ([], [])
 
     def untouched(self) -> bool:
         """Whether nothing was answered yet, or will be."""
-        return not (self._begun or self.out or self._heads)
+        return not (self._begun or self.out)
 
     def add(self, head: bytes, reply: Reply) -> None:
         if isinstance(reply, bytes):
@@ -68,36 +72,29 @@ class Responses:
 
     def hold(self, heads: list[bytes], reply: Held[object]) -> None:
         if self._until is not reply.until:
-            self._hand_over()
-            self._until = reply.until
+            self._until, self._bundle = reply.until, ([], [])
+            self._until.then(self._let_go, self._bundle)
+            self._begun = True
+            self.waiting += 1
         packed = reply.packed or NIL
-        self._heads += heads
-        self._whole += (packed.join(heads), packed)
+        self._bundle[0].extend(heads)
+        self._bundle[1].extend((packed.join(heads), packed))
+        self.held += len(heads)
 
     def refuse(self, head: bytes, error: BaseException) -> None:
         self.out.append(self._refusal(head, error))
 
     def flush(self) -> None:
         """All that can leave now does, in one write."""
-        if self._until is not None:
-            self._hand_over()
         if self.out:
             self._begun = True
             self._transport.write(b"".join(self.out))
             self.out.clear()
 
-    def _hand_over(self) -> None:
-        """To the commit, which lets them go."""
-        if self._until is None:
-            return
-        self._begun = True
-        self.waiting += 1
-        self.held += len(self._heads)
-        self._until.then(self._let_go, (self._heads, self._whole))
-        self._heads, self._whole, self._until = [], [], None
-
-    def _let_go(self, held: tuple[list[bytes], list[bytes]], error: StateStoreError | None) -> None:
-        heads, whole = held
+    def _let_go(self, bundle: _Bundle, error: StateStoreError | None) -> None:
+        if bundle is self._bundle:
+            self._until = None
+        heads, whole = bundle
         self.waiting -= 1
         self.held -= len(heads)
         if self._transport.is_closing():
@@ -105,7 +102,8 @@ class Responses:
         if error is not None:
             whole = [self._refusal(head, error) for head in heads]
         self._transport.write(b"".join(whole))
-        self._then()
+        if self.then is not None:
+            self.then()
 
     def _came(self, head: bytes, reply: Future[bytes]) -> None:
         self.waiting -= 1
@@ -113,7 +111,8 @@ class Responses:
         if self._transport.is_closing():
             return
         self._transport.write(head + reply.result() if error is None else self._refusal(head, error))
-        self._then()
+        if self.then is not None:
+            self.then()
 
     def _refusal(self, head: bytes, error: BaseException) -> bytes:
         if not isinstance(error, StateStoreError):

@@ -83,7 +83,7 @@ class Explorer:
 
     def life_after_power_loss(self, life: Life, moment: Moment, script: Script) -> Life:
         """From one of the states of that moment."""
-        image = States(moment.disk).random(self._rng)
+        image = States(moment.disk, self._rng).random()
         found = self._check(life, moment, image, life.next_boot, moment.needed.after_power_loss)
         after = Life(life.fsync, Trace(image), life.history.up_to(found), first=found, boot=life.next_boot)
         return self._live(after, image, script)
@@ -112,8 +112,8 @@ class Explorer:
         self._found = {}
         for moment in moments(life):
             self._try(life, moment, moment.disk.shown(), life.boot, moment.needed.after_kill)
-            states = States(moment.disk)
-            images = states.all() if states.are_few else chain(states.corners(), states.some(self._rng, picks))
+            states = States(moment.disk, self._rng)
+            images = states.all() if states.are_few else chain(states.corners(), states.some(picks))
             for image in images:
                 self.states.add(digest(image))
                 self._try(life, moment, image, life.next_boot, moment.needed.after_power_loss)

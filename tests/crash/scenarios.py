@@ -22,6 +22,7 @@ def full_disk(explorer: Explorer, clock: Clock, fsync: Fsync, seed: int, picks: 
 
 
 def bad_snapshot(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed: int, picks: int) -> None:
+    """One that comes out wrong takes nothing with it."""
     explorer.explore(explorer.first_life(fsync, scripts.bad_snapshot), picks)
 
 

@@ -9,7 +9,8 @@ from random import Random
 from tests.crash.disk import Disk, Entries, Shape
 from tests.crash.trace import Image, is_temporary
 
-FEW = 300  # states, of one moment
+FEW = 150  # states, of one moment
+CORNERS = 8  # directories
 
 
 def digest(image: Image) -> bytes:
@@ -24,9 +25,10 @@ def digest(image: Image) -> bytes:
 class States:
     """What a disk may hold now. What is in temporary files, which a start removes, is no matter here."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, rng: Random) -> None:
         self._disk = disk
-        self._directories = disk.directories()
+        self._rng = rng
+        self._directories = disk.directories(rng)
         self._count = sum(prod(self._ways(file) for file in _files(entries)) for entries in self._directories)
 
     @property
@@ -42,17 +44,22 @@ class States:
                 yield self._image(entries, dict(zip(files, contents, strict=True)))
 
     def corners(self) -> Iterator[Image]:
-        """Whatever the directory, nothing or everything of the data."""
-        for entries in self._directories:
-            for number, pick in ((0, Shape.oldest), (-1, Shape.oldest), (-1, Shape.newest)):
-                yield self._picked(entries, lambda shapes, number=number, pick=pick: pick(shapes[number]))
+        """Of each directory, or of some, with nothing or everything of the data."""
+        some = self._directories
+        if len(some) > CORNERS:
+            some = [some[0], *self._rng.sample(some[1:-1], CORNERS - 2), some[-1]]
+        for entries in some:
+            yield self._picked(entries, lambda shapes: shapes[0].oldest())
+            yield self._picked(entries, lambda shapes: shapes[-1].oldest())
+            yield self._picked(entries, lambda shapes: shapes[-1].newest())
 
-    def some(self, rng: Random, number: int) -> Iterator[Image]:
-        return (self.random(rng) for _ in range(number))
+    def some(self, number: int) -> Iterator[Image]:
+        """Random ones."""
+        return (self.random() for _ in range(number))
 
-    def random(self, rng: Random) -> Image:
-        entries = rng.choice(self._directories)
-        return self._picked(entries, lambda shapes: rng.choice(shapes).random(rng))
+    def random(self) -> Image:
+        entries = self._rng.choice(self._directories)
+        return self._picked(entries, lambda shapes: self._rng.choice(shapes).random(self._rng))
 
     def _picked(self, entries: Entries, pick: Callable[[list[Shape]], bytes]) -> Image:
         return self._image(entries, {file: pick(self._disk.files[file].shapes()) for file in _files(entries)})

@@ -1,1 +1,1 @@
-"""What can go wrong beneath a real daemon: killed at a certain call of the system, a disk that fails, or one that is full."""
+"""What can go wrong beneath a real daemon: killed at a certain call of the system, a disk that fails, one that is full."""

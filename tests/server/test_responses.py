@@ -52,7 +52,9 @@ def left() -> list[int]:
 @pytest.fixture
 def responses(service: Service, client: Client, left: list[int]) -> Responses:
     then: Callable[[], None] = lambda: left.append(1)  # noqa: E731
-    return Responses(service, client, then)
+    responses = Responses(service, client)
+    responses.then = then
+    return responses
 
 
 def head(msgid: int) -> bytes:
@@ -141,7 +143,7 @@ def test_it_is_untouched_until_something_is_answered_or_will_be(service: Service
         lambda responses: responses.add(head(1), held(HeldCommit())),
         lambda responses: responses.refuse(head(1), Forbidden("not you")),
     ):
-        responses = Responses(service, client, lambda: None)
+        responses = Responses(service, client)
         assert responses.untouched()
         touch(responses)
         assert not responses.untouched()

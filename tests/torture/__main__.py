@@ -12,7 +12,7 @@ from tests.daemon import Daemon
 from tests.torture.report import listing, summary
 from tests.torture.rounds import Torture
 
-# So little that the journal is cut off, and a snapshot taken, every few rounds.
+# So little that snapshots are often due by size too.
 SNAPSHOT_JOURNAL_MIB = 1
 
 

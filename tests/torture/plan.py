@@ -7,9 +7,9 @@ KILL_AFTER = (0.005, 0.150)  # seconds of load
 SNAPSHOTS = 0.4  # of the rounds have one on demand,
 SNAPSHOT_WITHIN = 0.3  # in this part of the load at the latest: it is under way when the kill comes, or done
 AWAITED = 0.25  # of these snapshots come as far as their name, and then the kill soon
-KILL_AFTER_SNAPSHOT = (0.0, 0.030)  # seconds: it is read back, and what it makes needless removed
+KILL_AFTER_SNAPSHOT = (0.0, 0.030)  # seconds: what it makes needless is removed
 KILLED_STARTS = 0.1  # of the rounds: the start after the kill is killed too, before the one that may succeed
-WHOLE_EVERY = 10  # rounds; in between only what the round has written is read
+WHOLE_EVERY = 10  # rounds; in between only what the round has written is read, and the files are not checked
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Plan:
     awaited: bool  # the seconds begin when the snapshot has its name
     after: float
     kill_start_at: float | None  # as a part of the time that loading takes; None: the start is left alone
-    whole: bool  # the whole store is read afterwards
+    whole: bool  # the files are checked after the kill, and the whole store is read after the restart
 
 
 def draw_plan(random: Random, number: int, rounds: int) -> Plan:

@@ -40,7 +40,7 @@ class Torture:
         with ThreadPoolExecutor(len(self._writers) + self._readers) as threads, self._victim.daemon:
             for number in range(1, self._rounds + 1):
                 faults = faults or self._round(number, threads)
-        return faults or check(self._victim.killed) + check(self._victim.daemon.data_dir)
+        return faults or check(self._victim.daemon.data_dir)
 
     def _round(self, number: int, threads: ThreadPoolExecutor) -> list[Fault]:
         self.tally.rounds = number
@@ -68,7 +68,9 @@ class Torture:
 
     def _restart(self, plan: Plan) -> list[Fault]:
         self._victim.keep_files()
-        faults = self._victim.start_and_kill(plan.kill_start_at) if plan.kill_start_at is not None else []
+        faults = check(self._victim.killed) if plan.whole else []
+        if plan.kill_start_at is not None:
+            faults = faults or self._victim.start_and_kill(plan.kill_start_at)
         return faults or self._victim.start()
 
     def _verdict(self, plan: Plan, watched: Watched) -> list[Fault]:

@@ -56,7 +56,7 @@ class Victim:
         self.daemon.send_signal(signal.SIGUSR1)
         self._tally.snapshots_asked += 1
         if awaited:
-            wait_until(lambda: self._snapshots() - before or self.daemon.process.poll() is not None)
+            wait_until(lambda: self._snapshots() - before or self._has_ended())
 
     def kill(self, when: str) -> list[Fault]:
         code = self.daemon.stop(signal.SIGKILL)
@@ -67,6 +67,10 @@ class Victim:
         """In `killed`, for whoever looks into a fault: the next start changes them."""
         shutil.rmtree(self.killed, ignore_errors=True)
         shutil.copytree(self.daemon.data_dir, self.killed)
+
+    def _has_ended(self) -> bool:
+        assert self.daemon.process is not None
+        return self.daemon.process.poll() is not None
 
     def _snapshots(self) -> set[Path]:
         return set(self.daemon.data_dir.glob("*.snapshot"))

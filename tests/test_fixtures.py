@@ -1,0 +1,135 @@
+"""Directories of every released format load for ever, and the example in docs/formats.md is what the code writes."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+from statestore import wire
+from statestored import segment
+from statestored.check import check
+from statestored.datadir import IDENTITY, read_identity
+from statestored.engines.recovery import recover
+from statestored.engines.states import States
+from statestored.errors import Exit
+from statestored.framing import HEADER_SIZE, Sequence
+from statestored.segment import Origin, SegmentReader, SegmentWriter
+from tests.server.damaged import bytes_of
+from tests.server.journals import opened
+from tests.server.models import content
+
+FIXTURES = sorted(path.parent for path in (Path(__file__).parent / "fixtures").glob("format-*/*/expected.json"))
+FORMATS = Path(__file__).parents[1] / "docs" / "formats.md"
+
+Entry = tuple[str, str, str | None, str, int]
+
+
+def text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode(errors=wire.UNICODE_ERRORS)
+
+
+def entries(states: States) -> set[Entry]:
+    return {
+        (text(namespace), text(module), text(sender), text(state), day)  # type: ignore[misc]
+        for namespace, model in content(states).items()
+        for (module, sender), (state, day) in model.items()
+    }
+
+
+def expected(fixture: Path) -> set[Entry]:
+    return {tuple(entry) for entry in json.loads((fixture / "expected.json").read_text())["entries"]}
+
+
+def test_there_are_fixtures() -> None:
+    assert {str(path.relative_to(Path(__file__).parent / "fixtures")) for path in FIXTURES} >= {
+        "format-1/journal",
+        "format-1/snapshot",
+        "format-1/torn",
+    }
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_fixture_loads_as_what_was_written_and_is_left_as_it_is(fixture: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(fixture / "data", tmp_path / "data")
+    before = bytes_of(path)
+    with opened(path) as directory:
+        states = States()
+        asyncio.run(recover(directory, states))
+    assert entries(states) == expected(fixture)
+    assert {**bytes_of(path), "lock": b""} == {**before, "lock": b""}
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_fixture_is_sound(fixture: Path) -> None:
+    """Looked at in its place: a check changes nothing."""
+    before = bytes_of(fixture)
+    assert check(fixture / "data").code == Exit.STOPPED
+    assert bytes_of(fixture) == before
+
+
+def test_what_is_in_the_fixtures_of_format_1() -> None:
+    """What they are for: a chain of segments with copies, a snapshot with a journal, a batch that is there in part."""
+    format_1 = Path(__file__).parent / "fixtures" / "format-1"
+    segments = sorted((format_1 / "journal" / "data").glob("*.journal"))
+    store_id = read_identity(format_1 / "journal" / "data" / IDENTITY)
+    origins = [SegmentReader(path, store_id).origin for path in segments]
+    assert [origin.previous for origin in origins] == [0, 1, 2]
+    assert [origin.durable > HEADER_SIZE for origin in origins] == [False, True, True]
+    assert {path.name for path in (format_1 / "snapshot" / "data").iterdir()} == {
+        "store.json",
+        "00000002.snapshot",
+        "00000002.journal",
+    }
+    assert "the last 90 bytes are no whole batch" in check(format_1 / "torn" / "data").report
+    everything = set().union(*map(expected, FIXTURES))
+    assert {sender for _, _, sender, _, _ in everything} >= {None, "", "\ud83d@example.org", "a\0b"} - {""}
+    assert len({namespace for namespace, *_ in everything}) == 3
+
+
+# docs/formats.md
+
+
+def documented() -> bytes:
+    """The example, from its dump."""
+    data = bytearray(656)
+    for offset, line in re.findall(r"^    ([0-9a-f]{8}) ((?: {1,2}[0-9a-f]{2}){16})  \|", FORMATS.read_text(), re.M):
+        at = int(offset, 16)
+        data[at : at + 16] = bytes.fromhex(line)
+    return bytes(data)
+
+
+def test_the_example_is_what_the_code_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment.os, "urandom", lambda size: bytes(range(0xA0, 0xA0 + size)))
+    path, store_id = tmp_path / "00000002.journal", uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+    origin = Origin(2, 2, bytes(range(0xB0, 0xC0)), previous=1, previous_end=600, after=Sequence(1, 3))
+    writer = SegmentWriter(path, store_id, origin, [])
+    effects = [(1, b"default", b"lists", b"ann@example.org", b"CONFIRMING")]
+    writer.append(Sequence(2, 1), 1735689600000, wire.packer()(effects))
+    writer.sync()
+    writer.append(Sequence(2, 2), 1735689600050, b"")
+    writer.close()
+    assert path.read_bytes() == documented()
+
+
+def test_its_checksums_are_calculated_as_is_said() -> None:
+    """By nothing but the words of the document."""
+    data = documented()
+    file_id = data[28:44]
+    wanted = re.findall(r"^\| [^|]+ \| [^|]+ \| `([0-9a-f]{8})` \|$", FORMATS.read_text(), re.M)
+    calculated = [crc32(data[:508])]
+    for offset in (512, 608):
+        length = int.from_bytes(data[offset + 8 : offset + 12], "little")
+        place = crc32(file_id + offset.to_bytes(8, "little"))
+        payload = crc32(data[offset + 48 : offset + 48 + length], place)
+        head = crc32(data[offset : offset + 44], place)
+        assert [payload, head] == [int.from_bytes(data[offset + at : offset + at + 4], "little") for at in (40, 44)]
+        calculated += [place, payload, head]
+    assert calculated[0] == int.from_bytes(data[508:512], "little")
+    assert wanted == [f"{checksum:08x}" for checksum in calculated]
+    assert os.path.getsize(FORMATS) > 1000
