@@ -117,7 +117,7 @@ def _run(arguments: list[str]) -> Any:
 def _usage_exit(error: click.UsageError) -> Exit:
     """A bad value is a matter of usage where it was typed, and of a setting where it came from elsewhere."""
     param, ctx = getattr(error, "param", None), error.ctx
-    if param is None or ctx is None or param.name is None:
+    if param is None or ctx is None or param.name is None or isinstance(error, click.MissingParameter):
         return Exit.USAGE
     typed = ctx.get_parameter_source(param.name) in (ParameterSource.COMMANDLINE, None)
     return Exit.USAGE if typed else Exit.CANNOT_START

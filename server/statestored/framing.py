@@ -43,6 +43,9 @@ class Sequence(NamedTuple):
     epoch: int
     counter: int
 
+    def __str__(self) -> str:
+        return f"{self.epoch}:{self.counter}"
+
     def is_followed_by(self, other: "Sequence") -> bool:
         return other == (self.epoch, self.counter + 1) or (other.epoch > self.epoch and other.counter == 1)
 

@@ -4,11 +4,10 @@ Nothing is overwritten, and at any moment the directory holds either the old dam
 
 1. The states that can be read are written to a new snapshot, under a temporary name.
 2. All files there are get a second name, in a directory beside them.
-3. The snapshot gets its name. A start still refuses, for a snapshot needs the segment of its number.
+3. The snapshot gets its name, and is read back. A start still refuses, for it needs the segment of its number.
 4. That segment is made, and holds nothing. From here on a start finds the new generation, and only it.
 5. The identity is written, where it was damaged.
-6. All is read back.
-7. The old names go.
+6. The old names go.
 """
 
 import asyncio
@@ -17,12 +16,11 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from statestored import framing
+from statestored import files, framing
 from statestored.check import Checked, amount, refuse_nothing
 from statestored.datadir import IDENTITY, SET_ASIDE, DataDirectory, number_of, write_identity
 from statestored.engines.commits import now
-from statestored.engines.recovery import recover
-from statestored.engines.snapshots import write_buckets
+from statestored.engines.snapshots import load_snapshot, write_buckets
 from statestored.engines.states import States
 from statestored.errors import DamagedFile, Exit, StartError
 from statestored.inspection import identify
@@ -62,11 +60,11 @@ async def _repair(directory: DataDirectory, found: Salvage, identity: DamagedFil
         writer.flush()
         aside = _set_aside(directory, [*originals, *_damaged_identity(identity)])
         writer.finish(entries, last)
+    await _read_back(directory, found.states, snapshot)
     origin = Origin(number, number, boot_id(), after=last)
     SegmentWriter(directory.segment(number), directory.store_id, origin, []).close()
     if identity is not None:
         write_identity(directory.path, directory.store_id)
-    await _read_back(directory, found.states, snapshot)
     directory.remove_before(number)
     return "\n".join(
         (
@@ -87,10 +85,15 @@ def _repair_identity(directory: DataDirectory, identity: DamagedFile) -> str:
 
 
 async def _read_back(directory: DataDirectory, states: States, snapshot: Path) -> None:
-    found = States()
-    await recover(directory, found)
-    if len(found) != len(states):
-        raise DamagedFile(snapshot, f"{len(states)} entries were written, and {len(found)} read back")
+    """Nothing needs it yet, and it goes where it is not as it should be. Raises DamagedFile."""
+    again = States()
+    try:
+        await load_snapshot(snapshot, directory.store_id, again)
+        if len(again) != len(states):
+            raise DamagedFile(snapshot, f"{len(states)} entries were written, and {len(again)} read back")
+    except DamagedFile:
+        files.remove(snapshot)
+        raise
 
 
 def _set_aside(directory: DataDirectory, paths: list[Path]) -> Path:

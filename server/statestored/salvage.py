@@ -196,7 +196,7 @@ def _load_over(path: Path, block: Frame, states: States) -> int:
             for module, state, day in held[index]:
                 entries += bool(states.apply([(PUT, namespace, module, sender, state)], day))
     except (ValueError, TypeError, IndexError) as error:
-        states.revert()
+        _take_back(states)
         raise DamagedFile(path, f"a bucket that makes no sense: {error}", block.offset) from error
     states.cut()
     states.settle()
@@ -290,7 +290,7 @@ def _replay(directory: DataDirectory, path: Path, chain: _Chain, found: Salvage)
             try:
                 replay_batch(path, piece, found.states)
             except DamagedFile as damage:
-                found.states.revert()
+                _take_back(found.states)
                 content.damage.append(damage)
                 found.lost_batches += 1
                 continue
@@ -306,3 +306,10 @@ def _go_on(found: Salvage, after: framing.Sequence) -> None:
         same_epoch = after.epoch == found.last.epoch
         found.lost_batches += after.counter - (found.last.counter if same_epoch else 0)
         found.last = after
+
+
+def _take_back(states: States) -> None:
+    """What was applied of something that then made no sense."""
+    states.revert()
+    for table in states.tables.values():
+        table.revert()

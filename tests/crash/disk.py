@@ -8,10 +8,10 @@ since the system may have sent it at any moment. That includes writes that were 
 file has grown without its data, there are zeros. What a truncation cut off comes back only if the size from before
 comes back.
 
-**Names.** They are kept in the directory, and apart from the files: the sync of a file says nothing of its name. Of what
-was done since the directory's last sync, each step has been done on the disk or not, in any combination. A rename gives
-the new name to the new file or leaves it to the old one, nothing between, but the source's name may still be there, as a
-second name of the same file.
+**Names.** They are kept in the directory, and apart from the files: the sync of a file says nothing of its name. Each
+step that was taken since the directory's last sync has been taken on the disk or not, in any combination. A rename
+gives the new name to the new file or leaves it to the old one, nothing between, but the source's name may still be
+there, as a second name of the same file.
 
 **Syncs.** One covers what was done before it began, and of one file or of the directory only. It counts from its end
 on; before, everything is still open.
@@ -211,7 +211,7 @@ class Shape(NamedTuple):
     sure: bytes
     unsure: list[Unsure]
 
-    def count(self) -> int:
+    def ways(self) -> int:
         return prod(len(sector.versions) for sector in self.unsure)
 
     def all(self) -> Iterator[bytes]:

@@ -108,7 +108,7 @@ class Explorer:
     # Crashes
 
     def explore(self, life: Life, picks: int) -> None:
-        """A kill and losses of power at every moment of it: all, or so many random ones, where there are too many."""
+        """A kill and losses of power at every moment of it: all states, or so many random ones, where there are too many."""
         self._found = {}
         for moment in moments(life):
             self._try(life, moment, moment.disk.shown(), life.boot, moment.needed.after_kill)

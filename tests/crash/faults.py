@@ -1,6 +1,6 @@
-"""The daemon with a fault in it. Each of these puts one in, for as long as the patch lasts; the tests must notice (K3)."""
+"""Faults of the daemon. Each of these puts one in, for as long as the patch lasts; the tests must notice (K3)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from statestored.segment import SegmentWriter
 from statestored.snapshot import SnapshotWriter
 
 Patch = pytest.MonkeyPatch
+Fault = Callable[[Patch], None]
 
 
 # Writing the journal
@@ -137,7 +138,7 @@ def segments_removed_before_snapshot(patch: Patch) -> None:
 
 
 def snapshot_not_verified(patch: Patch) -> None:
-    patch.setattr(snapshot, "verify_snapshot", lambda path, store_id: None)
+    patch.setattr(snapshot, "verify_snapshot", lambda *_: None)
 
 
 def snapshot_before_journal(patch: Patch) -> None:
@@ -213,7 +214,7 @@ def payload_not_checked(patch: Patch) -> None:
 
 def nothing_taken_back(patch: Patch) -> None:
     """Where there is no room, what was refused stays."""
-    patch.setattr(States, "revert", lambda states: None)
+    patch.setattr(States, "revert", lambda _: None)
 
 
 def get_not_held(patch: Patch) -> None:

@@ -52,7 +52,8 @@ class History:
         """Which batch it belongs to, the one that is durable when `until` is; 0 where it changes nothing."""
         after = deepcopy(self.content)
         number, day = self._batches.get(until, (self.last + 1, day))
-        if any([apply(after, effect, day) for effect in effects]):
+        changes = [apply(after, effect, day) for effect in effects]
+        if any(changes):
             self._batches[until] = number, day
             self._contents[number:] = [without_empty(after)]
             return number

@@ -48,6 +48,9 @@ class Recorder:
         self._snapshots: set[int] = set()  # those that are written
         self._next_sync = sum(isinstance(event, SyncBegun) for event in trace.events)
         self._stack = ExitStack()
+        self.syncs_end = threading.Event()  # while it is not set, none does
+        self.syncs_end.set()
+        self.syncing = 0  # syncs that are under way
         self.is_full = False  # then half of what is to be written is, and no more
         self.is_snapshot_damaged = False  # then another bit is written than should be
         self._create, self._write_at, self._truncate = files.create, files.write_at, files.truncate
@@ -128,9 +131,12 @@ class Recorder:
             number = self._next_sync
             self._next_sync += 1
             self._add(SyncBegun(number, file))
+            self.syncing += 1
         time.sleep(SYNC_TAKES)
+        self.syncs_end.wait()
         with self._lock:
             self._add(SyncEnded(number))
+            self.syncing -= 1
 
     def _add(self, event: Event) -> None:
         self._trace.events.append(event)

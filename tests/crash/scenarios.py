@@ -38,12 +38,16 @@ def generations(explorer: Explorer, clock: Clock, fsync: Fsync, seed: int, picks
         explorer.explore(life, picks)
 
 
-def stops_after_kill(explorer: Explorer, clock: Clock, fsync: Fsync, seed: int, picks: int) -> None:
-    """A kill at any moment, and a loss of power at any moment of the next start."""
-    rng = Random(seed)
-    first = explorer.first_life(fsync, scripts.busy(clock, seed, rounds=1))
-    for _ in range(8):
-        explorer.explore(explorer.life_after_kill(first, pick(first, rng), scripts.one_write), picks)
+def two_crashes(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed: int, picks: int) -> None:
+    """The first, a kill or a loss of power, at every moment of a short life; the second in the start after it, or later."""
+    for after in explorer.life_after_kill, explorer.life_after_power_loss:
+        first = explorer.first_life(fsync, scripts.a_bit_of_everything)
+        for moment in moments(first):
+            explorer.explore(after(first, moment, scripts.one_write), picks)
+
+
+def writes_during_a_sync(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed: int, picks: int) -> None:
+    explorer.explore(explorer.first_life(fsync, scripts.writes_during_a_sync), picks)
 
 
 def pick(life: Life, rng: Random) -> Moment:

@@ -7,6 +7,7 @@ from statestore.errors import Unavailable
 from statestored.engines.base import Sender
 from statestored.errors import DamagedFile
 from tests.crash.workload import OTHER, SENDERS, Client, Clock, Script
+from tests.server.waiting import eventually
 
 COMMITS_IN_A_SNAPSHOT = 15
 
@@ -31,8 +32,31 @@ async def one_write(client: Client) -> None:
     await client.answered()
 
 
+async def writes_during_a_sync(client: Client) -> None:
+    """For `everysec`, where they are acknowledged meanwhile."""
+    client.set(b"ann", client.value(700))
+    client.recorder.syncs_end.clear()
+    await eventually(lambda: client.recorder.syncing)
+    client.set(b"ben", client.value(700))
+    await client.answered()
+    client.recorder.syncs_end.set()
+    await eventually(lambda: not client.recorder.syncing)
+    client.set(b"cid", client.value(700))
+    await client.answered()
+
+
+async def a_bit_of_everything(client: Client) -> None:
+    """So short that every moment of it can be a life's last."""
+    await few_writes(client)
+    await client.rotated()
+    client.set(b"ben", client.value())
+    await client.snapshot()
+    client.set(b"cid", client.value())
+    await client.answered()
+
+
 def busy(clock: Clock, seed: int, rounds: int = 3) -> Script:
-    """Everything that changes files: writes of all kinds, segments that are full, snapshots, and nothing for a while."""
+    """Everything that changes files: writes of all kinds, segments that are full, snapshots, and idle moments."""
 
     async def script(client: Client) -> None:
         rng = Random(seed)

@@ -39,7 +39,9 @@ class States:
     def all(self) -> Iterator[Image]:
         for entries in self._directories:
             files = _files(entries)
-            every = [[content for shape in self._disk.files[file].shapes() for content in shape.all()] for file in files]
+            every = [
+                [content for shape in self._disk.files[file].shapes() for content in shape.all()] for file in files
+            ]
             for contents in product(*every):
                 yield self._image(entries, dict(zip(files, contents, strict=True)))
 
@@ -65,7 +67,7 @@ class States:
         return self._image(entries, {file: pick(self._disk.files[file].shapes()) for file in _files(entries)})
 
     def _ways(self, file: int) -> int:
-        return sum(shape.count() for shape in self._disk.files[file].shapes())
+        return sum(shape.ways() for shape in self._disk.files[file].shapes())
 
     def _image(self, entries: Entries, contents: dict[int, bytes]) -> Image:
         return {name: contents.get(file, b"") for name, file in entries.items()}

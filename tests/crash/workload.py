@@ -18,7 +18,7 @@ from statestored.datadir import DataDirectory
 from statestored.engines import commits, saver, snapshots
 from statestored.engines.base import DEFAULT_NAMESPACE, START, Held, Sender
 from statestored.engines.commits import Fsync
-from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
+from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect
 from tests.crash.history import History, Violation
 from tests.crash.recorder import Recorder

@@ -1,1 +1,1 @@
-"""What can go wrong beneath a real daemon: killed at a certain call of the system, a disk that fails, one that is full."""
+"""What can go wrong beneath a real daemon: a kill at a certain call, a disk that fails, and one that is full."""

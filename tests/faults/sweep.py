@@ -96,6 +96,11 @@ class Life:
         self.workload.close()
         self.daemon.kill()
 
+    def close(self) -> None:
+        """Nothing can follow."""
+        self.workload.close()
+        self.daemon.close()
+
     def restart(self) -> list[str]:
         """What is wrong afterwards."""
         self.daemon.wrapper, self.daemon.address = (), ANY_PORT
@@ -159,7 +164,7 @@ class Life:
 
 
 class Point(NamedTuple):
-    """The Nth call of this name, of any thread, that touches a file (its temporary name included)."""
+    """The Nth call of this name that a thread, whichever, makes on a file of this name."""
 
     file: str
     name: str
@@ -226,8 +231,7 @@ def sweep(directory: Path, scenario: Scenario, wanted: set[Place]) -> list[Outco
 
 def calibrate(directory: Path, scenario: Scenario) -> dict[Point, set[Place]]:
     """All points of the phases that are swept, and where they are: it may be in several threads."""
-    life = Life(directory, scenario.fsync, scenario.prepared)
-    with closing(life.daemon):
+    with closing(Life(directory, scenario.fsync, scenario.prepared)) as life:
         trace = _run(life, scenario, all_files(life.daemon.data_dir), CALLS)
     counts: Counter[tuple[int, str, str]] = Counter()
     points: dict[Point, set[Place]] = {}
@@ -243,19 +247,15 @@ def calibrate(directory: Path, scenario: Scenario) -> dict[Point, set[Place]]:
 
 
 def all_files(data_dir: Path) -> list[Path]:
-    names = [f"{number:08}.{kind}" for number in range(1, HIGHEST + 1) for kind in ("journal", "snapshot")]
-    return [path for name in (DIRECTORY, "lock", "store.json", *names) for path in paths(data_dir, name)]
-
-
-def paths(data_dir: Path, file: str) -> list[Path]:
-    return [data_dir] if file == DIRECTORY else [data_dir / file, data_dir / f"{file}.tmp"]
+    numbered = [f"{number:08}.{kind}" for number in range(1, HIGHEST + 1) for kind in ("journal", "snapshot")]
+    written = [name + temporary for name in ("store.json", *numbered) for temporary in ("", ".tmp")]
+    return [data_dir / name for name in (DIRECTORY, "lock", *written)]
 
 
 def _kill_at(directory: Path, scenario: Scenario, point: Point) -> Outcome:
-    life = Life(directory, scenario.fsync, scenario.prepared)
-    with closing(life.daemon):
-        files = paths(life.daemon.data_dir, point.file)
-        trace = _run(life, scenario, files, point.name, f"{point.name}:signal=KILL:when={point.number}")
+    with closing(Life(directory, scenario.fsync, scenario.prepared)) as life:
+        file = life.daemon.data_dir / point.file
+        trace = _run(life, scenario, [file], point.name, f"{point.name}:signal=KILL:when={point.number}")
         hit = _hit(trace, point)
         outcome = Outcome(point, hit and _place(life, trace, hit), life.restart())
     if not outcome.faults:
@@ -284,7 +284,7 @@ def _hit(trace: Trace, point: Point) -> Call | None:
 
 def _place(life: Life, trace: Trace, call: Call) -> Place:
     file = _file(life, call)
-    kind = _KINDS.get(file) or Path(file).suffix.removeprefix(".")
+    kind = _KINDS.get(file.removesuffix(".tmp")) or file.split(".")[1]
     return Place(life.phase_at(call.time), _thread(trace, call, kind), call.kind, kind)
 
 
@@ -299,4 +299,4 @@ def _thread(trace: Trace, call: Call, kind: str) -> str:
 
 def _file(life: Life, call: Call) -> str:
     """As in Point."""
-    return DIRECTORY if call.path == life.daemon.data_dir else call.path.name.removesuffix(".tmp")
+    return str(call.path.relative_to(life.daemon.data_dir))

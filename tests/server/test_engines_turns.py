@@ -68,6 +68,25 @@ async def test_whoever_it_is_that_becomes_free_may_take_it_at_once() -> None:
     assert not turns.take()
 
 
+@pytest.mark.parametrize("somebody_waits", [False, True])
+async def test_who_is_cancelled_when_it_was_already_given_to_him_gives_it_back(somebody_waits: bool) -> None:
+    watched = Watched()
+
+    async def use() -> bool:
+        async with watched.turns:
+            return True
+
+    assert watched.turns.take()
+    tasks = [asyncio.create_task(use()) for _ in range(2 if somebody_waits else 1)]
+    await some_turns()
+    watched.turns.give_back()
+    tasks[0].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [True] * somebody_waits
+    assert watched.turns.take()
+
+
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["come", "cancel", "turn", "give back"]), st.integers(0, 9)), max_size=30)
 )

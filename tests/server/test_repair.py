@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from statestored import datadir, files
+from statestored import files
 from statestored.check import check
 from statestored.datadir import IDENTITY, DataDirectory, read_identity
 from statestored.errors import DamagedFile, Exit, NoRoom, StartError, TooNew
-from statestored.framing import HEADER_SIZE
 from statestored.repair import repair
 from tests.server.damaged import (
     AFTER,
@@ -27,7 +27,7 @@ from tests.server.damaged import (
     make,
     without,
 )
-from tests.server.journals import BATCHES, Batch, Daemon, opened, put, states_after, without_syncs
+from tests.server.journals import BATCHES, Batch, Daemon, put, states_after, without_syncs
 from tests.server.models import TODAY, Model
 
 Damage = Callable[[Path], None]
@@ -275,14 +275,25 @@ def killed_at(number: int) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize(("damage", "saved"), DAMAGES)
 def test_killed_at_any_step_it_leaves_the_old_damage_or_the_repaired_store(
-    path: Path, tmp_path: Path, damage: Damage, saved: dict[bytes, Model]
+    path: Path, damage: Damage, saved: dict[bytes, Model]
 ) -> None:
-    """Never a store that is silently empty or wrong; and it can always be repaired then, with all originals kept."""
     damage(path)
+    kill_at_each_step(path, saved)
+
+
+def test_killed_where_there_was_no_snapshot_it_leaves_no_empty_store(tmp_path: Path) -> None:
+    """A new segment alone would be taken for all there is."""
+    path = journal_alone(tmp_path / "data")
+    flip_frame(segment(path, 1), 3)
+    kill_at_each_step(path, states_after([*BATCHES[:3], *BATCHES[4:]]))
+
+
+def kill_at_each_step(path: Path, saved: dict[bytes, Model]) -> None:
+    """Each leaves a store that is refused or repaired, and can be repaired then, with all originals kept."""
     originals = {name: data for name, data in bytes_of(path).items() if name.startswith("0")}
     seen = set()
     for number in range(1000):
-        copy = shutil.copytree(path, tmp_path / f"copy{number}")
+        copy = shutil.copytree(path, path.with_name("copy"))
         with killed_at(number) as calls:
             try:
                 repair(copy)
@@ -328,37 +339,49 @@ def test_where_there_is_no_room_nothing_is_done(path: Path, monkeypatch: pytest.
     assert {**bytes_of(path), "lock": b""} == {**before, "lock": b""}
 
 
-def test_what_is_not_read_back_as_it_was_written_replaces_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", ["a bit", "an entry"])
+def test_what_is_not_read_back_as_it_was_read_replaces_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     damage_a_batch(path)
     write_at = files.write_at
 
-    def write_badly(file: object, data: bytes, offset: int) -> None:
-        changed = data[:-1] + bytes([data[-1] ^ 1]) if len(data) > HEADER_SIZE + 48 else data
-        write_at(file, changed, offset)  # type: ignore[arg-type]
+    def write_badly(file: BinaryIO, data: bytes, offset: int) -> None:
+        write_at(file, data[:-1] + bytes([data[-1] ^ 1]) if len(data) > 1000 else data, offset)
+
+    async def write_nothing(*_: object) -> int:
+        return 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_at", write_badly)
+        if fault == "a bit":
+            patch.setattr(files, "write_at", write_badly)
+        else:
+            patch.setattr("statestored.repair.write_buckets", write_nothing)
         with pytest.raises(DamagedFile):
             repair(path)
-    assert segment(path, 2).exists()
+    assert [file.name for file in sorted(path.glob("0*"))] == [
+        "00000002.journal",
+        "00000002.snapshot",
+        "00000003.journal",
+    ]
     assert check(path).code == Exit.DAMAGED
     repair(path)
     assert content_of(path) == without(AFTER[1])
 
 
-def test_repair_of_a_journal_without_a_snapshot(tmp_path: Path) -> None:
-    """The new segment names none before it, and must not be taken for all there is."""
+def test_a_journal_without_a_snapshot_is_repaired(tmp_path: Path) -> None:
+    path = journal_alone(tmp_path)
+    assert flip_frame(segment(path, 1), 3).sequence == (1, 4)
+    repair(path)
+    assert content_of(path) == states_after([*BATCHES[:3], *BATCHES[4:]])
+    assert [file.name for file in sorted(path.glob("0*"))] == ["00000002.journal", "00000002.snapshot"]
 
+
+def journal_alone(path: Path) -> Path:
     async def live() -> None:
-        daemon = await Daemon(tmp_path).start()
+        daemon = await Daemon(path).start()
         daemon.write(*BATCHES)
         daemon.stop()
 
     asyncio.run(live())
-    damaged = flip_frame(segment(tmp_path, 1), 3)
-    assert damaged.sequence == (1, 4)
-    repair(tmp_path)
-    assert content_of(tmp_path) == states_after([*BATCHES[:3], *BATCHES[4:]])
-    with opened(tmp_path):
-        pass
-    assert datadir.number_of(sorted(tmp_path.glob("*.journal"))[-1]) == 2
+    return path

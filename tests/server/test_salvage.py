@@ -219,6 +219,16 @@ def test_where_nothing_can_be_read_there_is_nothing(path: Path) -> None:
     assert not len(salvaged(path).states)
 
 
+def test_of_a_batch_that_makes_no_sense_nothing_is_applied(path: Path) -> None:
+    """Its first effect would; the second has no module."""
+    append(segment(path, 3), Sequence(3, 3), b"\x92\x95\x01\xc4\x01n\xc4\x01m\xc4\x01s\xc4\x01t\x92\x01\xc4\x01n")
+    append(segment(path, 3), Sequence(3, 4), b"\x91\x95\x01\xc4\x01n\xc4\x01m\xc4\x01u\xc4\x01t")
+    found = salvaged(path)
+    assert content(found.states)[b"n"].keys() == {(b"m", b"u")}
+    assert len(found.damage) == found.lost_batches == 1
+    assert first_damage_of(path) is not None
+
+
 def test_an_unknown_kind_is_of_a_later_release_and_not_damage(path: Path) -> None:
     append(segment(path, 3), Sequence(3, 3), b"\x91\x92\x05\x01")
     with pytest.raises(TooNew, match="effect of kind 5"):

@@ -7,7 +7,7 @@ KILL_AFTER = (0.005, 0.150)  # seconds of load
 SNAPSHOTS = 0.4  # of the rounds have one on demand,
 SNAPSHOT_WITHIN = 0.3  # in this part of the load at the latest: it is under way when the kill comes, or done
 AWAITED = 0.25  # of these snapshots come as far as their name, and then the kill soon
-KILL_AFTER_SNAPSHOT = (0.0, 0.030)  # seconds: what it makes needless is removed
+KILL_AFTER_SNAPSHOT = (0.0, 0.050)  # seconds: what it makes needless is removed
 KILLED_STARTS = 0.1  # of the rounds: the start after the kill is killed too, before the one that may succeed
 WHOLE_EVERY = 10  # rounds; in between only what the round has written is read, and the files are not checked
 

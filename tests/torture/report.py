@@ -18,6 +18,7 @@ class Tally:
     starts: int = 0
     slowest_start: float = 0.0
     snapshots_asked: int = 0
+    snapshots: set[str] = field(default_factory=set)  # names of those that were found after kills
     acknowledged: Counter[str] = field(default_factory=Counter)  # calls, by method
     applied: int = 0  # of the calls without an answer
     not_applied: int = 0
@@ -44,8 +45,7 @@ def summary(tally: Tally, faults: Iterable[Fault], daemon: Daemon) -> Iterator[s
     for when, count in tally.kills.items():
         yield _row(f"kill -9 {when}", count)
     yield f"{'starts':{WIDTH}}{tally.starts:>12,}   the slowest took {tally.slowest_start:.2f} s"
-    snapshots = daemon.log().count('event="snapshot written"')
-    yield f"{'snapshots':{WIDTH}}{snapshots:>12,}   {tally.snapshots_asked:,} were asked for"
+    yield f"{'snapshots':{WIDTH}}{len(tally.snapshots):>12,}   {tally.snapshots_asked:,} were asked for"
     segments = [int(path.stem) for path in daemon.data_dir.glob("*.journal")]
     yield _row("segments of the journal", max(segments, default=0))
     yield _row("calls acknowledged", tally.acknowledged.total())

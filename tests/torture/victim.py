@@ -67,6 +67,7 @@ class Victim:
         """In `killed`, for whoever looks into a fault: the next start changes them."""
         shutil.rmtree(self.killed, ignore_errors=True)
         shutil.copytree(self.daemon.data_dir, self.killed)
+        self._tally.snapshots |= {path.name for path in self._snapshots()}
 
     def _has_ended(self) -> bool:
         assert self.daemon.process is not None
