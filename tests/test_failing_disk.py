@@ -55,7 +55,7 @@ FAILURES = [
     ("always", ("rotate",), "00000002.journal.tmp", "pwrite64", 1),
     ("always", ("rotate",), "00000002.journal.tmp", "fdatasync", 1),
     ("always", ("rotate",), "00000002.journal.tmp", "rename", 1),
-    ("always", ("rotate",), DIRECTORY, "fsync", 2),
+    ("always", ("rotate", "snapshot"), DIRECTORY, "fsync", 3),
     ("always", ("rotate",), SEGMENT, "ftruncate", 1),
     ("always", ("snapshot",), "00000002.snapshot.tmp", "pwrite64", 1),
     ("always", ("snapshot",), "00000002.snapshot.tmp", "fdatasync", 1),

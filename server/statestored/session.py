@@ -234,7 +234,7 @@ class Session(asyncio.BufferedProtocol):
                 self._run(head, command, message)
                 if self._stop:
                     break
-            self._whole = tell()
+            self._whole = self._decoder.tell()  # a hello may have changed it
         except Incomplete:
             if message is not None:
                 self._whole = start

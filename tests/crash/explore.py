@@ -31,11 +31,11 @@ class Life:
     history: History
     begin: int = 0
     first: int = 0
-    boot: bytes = b"boot 1".ljust(16)
+    boot: bytes = b"boot 1"
 
     @property
     def next_boot(self) -> bytes:
-        return b"boot %d".ljust(16) % (int(self.boot[5:]) + 1)
+        return b"boot %d" % (int(self.boot.split()[1]) + 1)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Explorer:
     # Crashes
 
     def explore(self, life: Life, picks: int) -> None:
-        """A kill and losses of power at every moment of it: all states, or so many random ones, where there are too many."""
+        """A kill and losses of power at every moment of it: all states, or `picks` random ones where they are many."""
         self._found = {}
         for moment in moments(life):
             self._try(life, moment, moment.disk.shown(), life.boot, moment.needed.after_kill)

@@ -39,7 +39,7 @@ def generations(explorer: Explorer, clock: Clock, fsync: Fsync, seed: int, picks
 
 
 def two_crashes(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed: int, picks: int) -> None:
-    """The first, a kill or a loss of power, at every moment of a short life; the second in the start after it, or later."""
+    """The first, a kill or a loss of power, at every moment of a short life; the second from the next start on."""
     for after in explorer.life_after_kill, explorer.life_after_power_loss:
         first = explorer.first_life(fsync, scripts.a_bit_of_everything)
         for moment in moments(first):

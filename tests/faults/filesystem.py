@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def small_filesystem(place: Path, size: int) -> Iterator[Path]:
 def fill(place: Path, *, leave: int = 0) -> Path:
     """Fills the file system with a file, but for so many bytes, about; returns the file, to be removed."""
     filler = place / "filler"
-    with filler.open("wb", buffering=0) as file:
+    with filler.open("wb", buffering=0) as file, suppress(OSError):  # the daemon may take some of it meanwhile
         status = os.statvfs(place)
         free = status.f_bavail * status.f_frsize - leave
         while free > 0:
