@@ -40,14 +40,14 @@ SEEDS = 50 * TIMES  # no scenario needs so many
 
 # How many different states of each are tried at least.
 WANTED: list[tuple[Scenario, Fsync, int]] = [
-    (scenarios.busy, Fsync.ALWAYS, 2400),
-    (scenarios.busy, Fsync.EVERYSEC, 2400),
+    (scenarios.busy, Fsync.ALWAYS, 1800),
+    (scenarios.busy, Fsync.EVERYSEC, 1800),
     (scenarios.two_crashes, Fsync.ALWAYS, 1200),
     (scenarios.two_crashes, Fsync.EVERYSEC, 1200),
     (scenarios.generations, Fsync.ALWAYS, 1200),
     (scenarios.generations, Fsync.EVERYSEC, 1200),
-    (scenarios.full_disk, Fsync.ALWAYS, 400),
-    (scenarios.full_disk, Fsync.EVERYSEC, 400),
+    (scenarios.full_disk, Fsync.ALWAYS, 1000),
+    (scenarios.full_disk, Fsync.EVERYSEC, 1000),
 ]
 
 

@@ -25,7 +25,7 @@ from tests.daemon import STATESTORED, Daemon
 from tests.faults.filesystem import fill, small_filesystem
 from tests.faults.strace import Call, Strace, Trace
 from tests.faults.sweep import Life
-from tests.faults.workload import batches
+from tests.faults.workload import batches, behind_batches, newest_segment
 from tests.server.rpc import RawClient, code_of, request
 from tests.server.waiting import wait_until
 from tests.torture import pipeline
@@ -223,6 +223,7 @@ def check_full_disk(daemon: Daemon, make_full: Callable[[], None], free: Callabl
         make_full()
         store.write_until_refused(client)
         store.check(client)
+        assert behind_batches(newest_segment(daemon.data_dir)).strip(b"\0") == b"", "half a batch"
         assert store.write(client) == "unavailable", "it stays so"
         store.check(client)
         free()

@@ -68,9 +68,9 @@ class Recorder:
         self._stack.close()
 
     @property
-    def events(self) -> int:
-        """How many there are so far."""
-        return len(self._trace.events)
+    def written_last(self) -> int:
+        """How many bytes the last write had. That of an empty batch is a frame without a payload."""
+        return next(len(event.data) for event in reversed(self._trace.events) if isinstance(event, Written))
 
     def mark(self, mark: Acknowledged | Served) -> None:
         with self._lock:

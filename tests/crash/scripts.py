@@ -16,7 +16,7 @@ async def few_writes(client: Client) -> None:
     """So short that every crash state can be tried."""
     client.set(b"ann", client.value())
     await client.answered()
-    await client.synced()
+    await client.marked()
     client.set_many({b"ann": client.value(400), b"ben": client.value(400), b"cid": client.value(400)})
     await client.turn()
     client.get(b"ann")
@@ -64,7 +64,7 @@ def busy(clock: Clock, seed: int, rounds: int = 3) -> Script:
             await _some_writes(client, clock, rng, 12)
             await client.rotated()
             await _some_writes(client, clock, rng, 6)
-            await client.synced()
+            await client.marked()
             await _snapshot(client, clock, rng)
         await _some_writes(client, clock, rng, 6)
 

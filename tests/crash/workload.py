@@ -20,6 +20,7 @@ from statestored.engines.base import DEFAULT_NAMESPACE, START, Held, Sender
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect
+from statestored.framing import FRAME_SIZE
 from tests.crash.history import History, Violation
 from tests.crash.recorder import Recorder
 from tests.crash.trace import Acknowledged, Served, Trace
@@ -89,13 +90,9 @@ class Client:
         """Of the loop."""
         await asyncio.sleep(0)
 
-    async def synced(self) -> None:
-        """So far, and again: what the daemon does when it is idle is done."""
-        for _ in range(3):
-            events = self.recorder.events
-            await asyncio.sleep(4 * commits.IDLE)
-            if self.recorder.events == events:
-                return
+    async def marked(self) -> None:
+        """Nothing was written for a while, and the journal says that all before that is on the disk."""
+        await eventually(lambda: self.recorder.written_last == FRAME_SIZE and not self.recorder.syncing)
 
     async def rotated(self) -> None:
         """The journal goes on in another segment, since the last one is full."""

@@ -115,6 +115,10 @@ def batches(segment: Path) -> list[Frame]:
         return found
 
 
+def behind_batches(segment: Path) -> bytes:
+    return segment.read_bytes()[max([frame.end for frame in batches(segment)], default=HEADER_SIZE) :]
+
+
 def is_marked(data_dir: Path) -> bool:
     """Whether the journal says that its last batch is on the disk."""
     last = batches(newest_segment(data_dir))[-1:]

@@ -6,7 +6,7 @@ from random import Random
 
 from statestore.base import Pair
 from tests.daemon import Daemon
-from tests.torture.model import Fault, judge
+from tests.torture.model import Fault, Kind, judge
 from tests.torture.offline import check
 from tests.torture.pipeline import connect
 from tests.torture.plan import Plan, draw_plan
@@ -58,12 +58,14 @@ class Torture:
         clients = [connect(addresses[place % 2], namespace) for place, (namespace, _) in enumerate(users)]
         running = [threads.submit(user.run, client) for (_, user), client in zip(users, clients, strict=True)]
         time.sleep(plan.before)
-        if plan.snapshot:
-            self._victim.snapshot(awaited=plan.awaited)
+        faults = self._victim.snapshot(awaited=plan.awaited) if plan.snapshot else []
         time.sleep(plan.after)
-        faults = self._victim.kill("under load")
+        closed = sum(future.done() for future in running)
+        faults += self._victim.kill("under load")
         for future in running:
             future.result()
+        if closed and not faults:
+            faults = [Fault(Kind.DAEMON, "under load", ("to keep all connections",), f"that it closed {closed}")]
         return faults
 
     def _restart(self, plan: Plan) -> list[Fault]:
