@@ -43,7 +43,7 @@ class DataDirectory:
     def open(self) -> None:
         """Make it where there is none, lock it, read its identity. Raises StartError, DamagedFile or TooNew."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make()
             self._lock = self._take_lock("stop that one, or give another --data-dir")
             self._remove_unfinished()
             self._read_identity()
@@ -114,6 +114,13 @@ class DataDirectory:
         write_identity(self.path, self.store_id)
         self.is_new = False
         log.warning("a new, empty store was made", data_dir=str(self.path), store_id=str(self.store_id))
+
+    def _make(self) -> None:
+        """Where there is none, and so that it stays."""
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in made:
+            files.sync_directory(path.parent)
 
     def _numbered(self, suffix: str) -> list[Path]:
         found = [path for path in self.path.iterdir() if path.suffix == suffix and _NUMBERED.fullmatch(path.name)]

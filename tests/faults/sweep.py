@@ -238,8 +238,8 @@ def calibrate(directory: Path, scenario: Scenario) -> dict[Point, set[Place]]:
     for call in trace.calls:
         file = _file(life, call)
         counts[call.thread, file, call.name] += 1
-        if call.name == "openat" and file == DIRECTORY and call.thread != trace.pid:
-            continue  # the loop looks into the directory so often that it would be hit instead, and it changes nothing
+        if call.name == "openat" and file == DIRECTORY:
+            continue  # to be read, or synced: it changes nothing, and there are many
         if scenario.sweeps(life.phase_at(call.time), file):
             point = Point(file, call.name, counts[call.thread, file, call.name])
             points.setdefault(point, set()).add(_place(life, trace, call))
