@@ -70,6 +70,7 @@ class Batch:
 
     def settle(self, error: StateStoreError | None) -> None:
         self.is_settled = True
+        del self.nothing  # a cycle, which would keep all this until the collector came
         for callback, argument in self._waiting:
             callback(argument, error)
 
@@ -144,6 +145,7 @@ class GroupCommit:
 
         Raises NoRoom or DiskFailed.
         """
+        await self._in_thread(self._journal.sync)  # so that there is little left to sync while batches wait
         async with self._turns:
             await self._in_thread(self._journal.rotate)
             return self._journal.number, self._journal.size
@@ -170,6 +172,7 @@ class GroupCommit:
         self.batch = Batch()
         self._states.cut()
         payload = self._pack(batch.effects)
+        batch.effects.clear()
         if self._fsync is Fsync.ALWAYS:
             job = self._thread.submit(self._append_and_sync, batch.time, payload)
             job.add_done_callback(lambda job: self._loop.call_soon_threadsafe(self._written, job.exception()))
@@ -256,7 +259,7 @@ class GroupCommit:
             await self._unmarked.wait()
             last = self._journal.last
             await asyncio.sleep(IDLE if self._fsync is Fsync.ALWAYS else SYNC_EVERY)
-            if self._fsync is Fsync.EVERYSEC:
+            if self._fsync is Fsync.EVERYSEC or self._journal.is_full:
                 await self._in_thread(self._journal.sync)
             async with self._turns:
                 if self._journal.is_full:
