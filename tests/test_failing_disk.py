@@ -155,8 +155,7 @@ def trace_failure(daemon: Daemon, file: str, tamper: str) -> Strace:
 
 
 def failed_call(trace: Trace) -> Call:
-    (failed,) = (call for call in trace.calls if "(INJECTED)" in call.result)
-    return failed
+    return next(call for call in trace.calls if "(INJECTED)" in call.result)
 
 
 # D6: the disk is full

@@ -86,6 +86,7 @@ async def serve(settings: Settings, token: str | None) -> None:
         admin = Admin(service)
         stack.push_async_callback(admin.close)
         _say(f"admin on {await admin.listen(settings.admin_listen)}")
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to make a snapshot of
         await engine.open()
         stack.push_async_callback(engine.close)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.snapshot_soon)

@@ -1,7 +1,8 @@
 """What the daemon can be asked: one table, and a short function for each method.
 
-A function gets the caller and the request's parameters, and answers with the packed result, or with a future of it.
-It raises a `StateStoreError` for whatever is wrong with the request, and has changed nothing then.
+A function gets the caller and the request's parameters, and answers with the packed result, or with one that is held,
+or with a future of one. It raises a `StateStoreError` for whatever is wrong with the request, and has changed nothing
+then.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Journal:
         self._epoch = self.number + 1  # of this start's first segment
         self._counter = 0
         self.last = found.last  # the sequence of the last batch
-        self.size = found.size  # bytes of batches since the last snapshot
+        self.size = found.size  # bytes of batches, those found included
         self._segment: SegmentWriter | None = None
 
     def begin(self) -> None:

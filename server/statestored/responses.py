@@ -76,7 +76,9 @@ class Responses:
             self._until.then(self._let_go, self._bundle)
             self._begun = True
             self.waiting += 1
-        packed = reply.packed or NIL
+        packed = reply.packed
+        if packed is None:
+            raise TypeError("an answer that nobody has packed")
         self._bundle[0].extend(heads)
         self._bundle[1].extend((packed.join(heads), packed))
         self.held += len(heads)

@@ -131,7 +131,7 @@ def read_file_id(path: Path, file: BinaryIO, store_id: uuid.UUID) -> bytes:
 
 
 def verify_snapshot(path: Path, store_id: uuid.UUID) -> None:
-    """Read a snapshot back from the disk. Raises as `read_snapshot` does."""
+    """Read a snapshot back, by way of the system's cache. Raises as `read_snapshot` does."""
     for _ in read_snapshot(path, store_id):
         pass
 

@@ -1,6 +1,7 @@
 """Faults of the daemon. Each of these puts one in, for as long as the patch lasts; the tests must notice (K3)."""
 
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Sequential
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,7 +13,7 @@ from statestored.engines import recovery
 from statestored.engines.base import Sender
 from statestored.engines.commits import GroupCommit
 from statestored.engines.embedded import EmbeddedSpace
-from statestored.engines.states import States
+from statestored.engines.states import Effect, States
 from statestored.framing import Frame, Sequence
 from statestored.journal import End, Journal, JournalReader
 from statestored.segment import SegmentWriter
@@ -29,9 +30,9 @@ def acknowledged_before_synced(patch: Patch) -> None:
     """The sync comes once the answers are out."""
     written = GroupCommit._written
 
-    def append(commits: GroupCommit, time: int, payload: bytes) -> None:
+    def append(commits: GroupCommit, time: int, effects: Sequential[Effect]) -> None:
         commits._journal.reserve()
-        commits._journal.append(time, payload)
+        commits._journal.append(time, commits._packed(effects))
 
     def answer_and_sync(commits: GroupCommit, error: BaseException | None) -> None:
         written(commits, error)

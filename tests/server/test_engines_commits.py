@@ -377,10 +377,9 @@ async def test_from_a_rotation_on_batches_go_into_a_new_segment(tmp_path: Path, 
             await eventually(lambda: syncs.waiting)
             rotating = asyncio.create_task(run.commits.rotate())
             await some_turns()
-            run.put(b"ben", b"BEHIND")
         number, size = await rotating
         assert told == [None]
-        assert await told_soon(run.put(b"cleo"))
+        assert await told_soon(run.put(b"ben", b"BEHIND"))
         assert number == run.journal.number == 2
         assert 0 < size < run.journal.size
     first, second = sorted(tmp_path.glob("*.journal"))
@@ -601,6 +600,25 @@ async def test_with_always_a_sync_that_fails_ends_it_and_nobody_is_told_anything
         assert [type(error) for error in run.failed] == [DiskFailed]
         assert told == told_of_next == []
         assert len(syncs.passed) == 1
+
+
+@pytest.mark.parametrize("fsync", Fsync)
+async def test_after_a_rotation_that_failed_nobody_is_told_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync
+) -> None:
+    """D6: the new segment may have its name, and whatever went into the old one after that would be void."""
+    async with running(tmp_path, fsync) as run:
+        names = Gate(monkeypatch, files, "sync_directory")
+        with names:
+            rotating = asyncio.create_task(run.commits.rotate())
+            await eventually(lambda: names.waiting)
+            told = listen(run.put(b"ann"))
+            names.error_once = DiskFailed(OSError(5, "Input/output error"))
+        with pytest.raises(DiskFailed):
+            await rotating
+        await some_turns()
+        assert told == []
+        assert len(run.failed) == 1
 
 
 async def test_with_everysec_a_sync_that_fails_ends_it(tmp_path: Path, syncs: Gate) -> None:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TypeVar
 
+import msgpack
 import structlog
 
 from statestore import wire
@@ -37,6 +38,7 @@ log = structlog.get_logger()
 SYNC_EVERY = 1.0  # seconds, with `everysec`
 IDLE = 0.05  # seconds without a batch, after which, with `always`, the last one is marked as durable
 RETRY_EVERY = 1.0  # seconds, where there is no room
+PACK_AT_ONCE = 1000  # effects; a fraction of a millisecond's work
 
 T = TypeVar("T")
 
@@ -98,6 +100,8 @@ class GroupCommit:
         self._turns = Turns(when_free=self._flush_soon)  # at the journal, but for its `sync`
         self._flush_is_near = False
         self._unmarked = asyncio.Event()  # nothing in the journal says yet that the last batch is durable
+        self._settled = journal.last  # the last batch that is
+        self._failed = False  # nothing may be written or answered any more
         self._refused_because = ""  # nothing can be written now
         self._refusing = asyncio.Event()  # set where there is a reason
 
@@ -135,7 +139,7 @@ class GroupCommit:
             settled: asyncio.Future[None] = self._loop.create_future()
             batch.then(_set, settled)
             await settled
-        last = self._journal.last
+        last = self._settled
         if self._fsync is not Fsync.ALWAYS:
             await self._in_thread(self._journal.sync)
         return last
@@ -156,6 +160,12 @@ class GroupCommit:
             await self._in_thread(self._journal.close, now())
         self._thread.shutdown()
 
+    def give_up(self, error: BaseException) -> None:
+        """At once: nothing is written or answered after this."""
+        if not self._failed:
+            self._failed = True
+            self._fail(error)
+
     # Batches, one after the other
 
     def _flush_soon(self) -> None:
@@ -166,41 +176,57 @@ class GroupCommit:
 
     def _flush(self) -> None:
         self._flush_is_near = False
-        if not self.batch.effects or not self._turns.take():
+        if self._failed or not self.batch.effects or not self._turns.take():
             return
         batch = self.writing = self.batch
+        effects, batch.effects = batch.effects, []
         self.batch = Batch()
         self._states.cut()
-        payload = self._pack(batch.effects)
-        batch.effects.clear()
         if self._fsync is Fsync.ALWAYS:
-            job = self._thread.submit(self._append_and_sync, batch.time, payload)
+            job = self._thread.submit(self._append_and_sync, batch.time, effects)
             job.add_done_callback(lambda job: self._loop.call_soon_threadsafe(self._written, job.exception()))
             return
         try:
-            self._journal.append(batch.time, payload)
+            self._journal.append(batch.time, self._packed(effects))
         except Exception as error:
             self._written(error)
         else:
             self._written(None)
 
-    def _append_and_sync(self, time: int, payload: bytes) -> None:
+    def _append_and_sync(self, time: int, effects: Sequence[Effect]) -> None:
+        payload = self._packed(effects)
         self._journal.reserve()
         self._journal.append(time, payload)
         self._journal.sync()
 
+    def _packed(self, effects: Sequence[Effect]) -> bytes:
+        if len(effects) <= PACK_AT_ONCE:
+            return self._pack(effects)
+        packer = msgpack.Packer(autoreset=False)
+        packer.pack_array_header(len(effects))
+        for effect in effects:  # one by one: between two of them another thread can have its turn
+            packer.pack(effect)
+        packed: bytes = packer.bytes()
+        return packed
+
     def _written(self, error: BaseException | None) -> None:
         """No answer leaves before this."""
-        if error is None:
-            self._settle()
-        elif isinstance(error, NoRoom):
-            self._refuse(error)
+        if self._failed:
+            return
+        try:
+            if error is None:
+                self._settle()
+            elif isinstance(error, NoRoom):
+                self._refuse(error)
+            else:
+                raise error
+        except BaseException as failure:
+            self.give_up(failure)
         else:
-            self._fail(error)
-            return  # and nothing is ever written or answered again
-        self._turns.give_back()
+            self._turns.give_back()
 
     def _settle(self) -> None:
+        self._settled = self._journal.last
         freeing = bool(self._states.garbage)
         self._states.settle()
         if not freeing:
@@ -279,15 +305,19 @@ class GroupCommit:
         if self._fsync is Fsync.NEVER:
             return
         with suppress(NoRoom):
+            await self._in_thread(self._journal.mark, now())
             if self._fsync is Fsync.ALWAYS:
-                await self._in_thread(self._journal.mark, now())
                 await self._in_thread(self._journal.sync)
-            else:
-                self._journal.mark(now())
 
     async def _in_thread(self, function: Callable[..., None], *arguments: object) -> None:
-        """Raises NoRoom or DiskFailed."""
-        await in_thread(function, *arguments, executor=self._thread)
+        """Raises NoRoom, or DiskFailed when everything has been given up: before anybody else has a turn."""
+        try:
+            await in_thread(function, *arguments, executor=self._thread)
+        except (NoRoom, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            self.give_up(error)
+            raise
 
 
 def _set(settled: "asyncio.Future[None]", error: StateStoreError | None) -> None:

@@ -54,7 +54,7 @@ class EmbeddedEngine:
 
     async def close(self) -> None:
         if not self._tasks:
-            return  # nothing was loaded, and what is in memory must not take its place
+            return  # it was not opened
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)

@@ -13,7 +13,7 @@ from statestored.engines.commits import GroupCommit, now
 from statestored.engines.snapshots import write_buckets
 from statestored.engines.states import States
 from statestored.engines.threads import in_thread
-from statestored.errors import DamagedFile, NoRoom
+from statestored.errors import DamagedFile, DiskFailed, NoRoom
 from statestored.journal import Journal
 from statestored.snapshot import SnapshotWriter
 
@@ -55,7 +55,8 @@ class Saver:
         self._schedule = schedule
         self._one_at_a_time = asyncio.Lock()
         self._asked = asyncio.Event()
-        self._saved_changes = 0  # so many of the states' changes are in the last snapshot
+        self._saved_changes = 0  # so many of the states' changes are in the last snapshot, ...
+        self._saved_size = 0  # ... and so many bytes of the journal
         self._snapshot_size = sum(path.stat().st_size for path in directory.snapshots())
         self._finished = 0.0  # when the last snapshot was, in seconds since 1970
         self._seconds = 0.0  # that it took
@@ -72,7 +73,8 @@ class Saver:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):
                     await self._asked.wait()
-            due = self._schedule.is_due(time.monotonic() - since, self._journal.size, self._snapshot_size)
+            size = self._journal.size - self._saved_size
+            due = self._schedule.is_due(time.monotonic() - since, size, self._snapshot_size)
             if not (due or self._asked.is_set()):
                 continue
             self._asked.clear()
@@ -92,8 +94,13 @@ class Saver:
         or DiskFailed.
         """
         async with self._one_at_a_time:
-            if self._states.changes != self._saved_changes:
+            if self._states.changes == self._saved_changes:
+                return
+            try:
                 await self._make()
+            except DiskFailed as error:
+                self._commits.give_up(error)
+                raise
 
     async def _make(self) -> None:
         """Write it, and remove what it makes needless once it is in its place."""
@@ -108,7 +115,7 @@ class Saver:
                 raise Unavailable("it may hold writes that were taken back for want of room")
             await in_thread(writer.finish, entries, last)
         await in_thread(self._directory.remove_before, number)
-        self._journal.size -= journal_size
+        self._saved_size = journal_size
         self._saved_changes, self._snapshot_size = changes, path.stat().st_size
         self._finished, self._seconds = time.time(), time.monotonic() - started
         log.info("snapshot written", snapshot=path.name, entries=entries, seconds=round(self._seconds, 3))
@@ -116,7 +123,7 @@ class Saver:
     def info(self) -> dict[str, float]:
         return {
             "changes_since_snapshot": self._states.changes - self._saved_changes,
-            "journal_bytes": self._journal.size,
+            "journal_bytes": self._journal.size - self._saved_size,
             "last_snapshot_time": self._finished,
             "last_snapshot_seconds": self._seconds,
             "snapshot_failures": self._failures,

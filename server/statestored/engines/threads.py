@@ -1,6 +1,7 @@
 """What may have to wait for the disk runs beside the loop."""
 
 import asyncio
+import errno
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
@@ -14,21 +15,26 @@ T = TypeVar("T")
 async def in_thread(function: Callable[..., T], *arguments: object, executor: Executor | None = None) -> T:
     """Who is cancelled meanwhile learns of it when the function has returned: its files are still open until then.
 
-    Raises what the function does, even then; but an OSError that is not NoRoom as DiskFailed.
+    Raises what the function does, even then; but an OSError that is not NoRoom as DiskFailed. Where the process has too
+    many files open, it has no room either.
     """
     running = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
-        if (error := running.exception()) is not None and not isinstance(error, NoRoom):
-            raise _as_failure(error) from error
+        if (error := running.exception()) is not None and not isinstance(failure := _as_failure(error), NoRoom):
+            raise failure from error
         raise
     except NoRoom:
         raise
     except OSError as error:
-        raise DiskFailed(error) from error
+        raise _as_failure(error) from error
 
 
 def _as_failure(error: BaseException) -> BaseException:
-    return DiskFailed(error) if isinstance(error, OSError) else error
+    if not isinstance(error, OSError) or isinstance(error, NoRoom):
+        return error
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return NoRoom(error.errno, error.strerror)
+    return DiskFailed(error)
