@@ -33,7 +33,8 @@ class Responses:
 
     then: called, where there is one, when something that had to wait has left.
     out: heads and results that `flush` is to write.
-    held: how many responses wait for a commit; waiting: how many writes, of these and of others, are to come.
+    held: how many responses wait for a commit; held_bytes: of those since nothing waited.
+    waiting: how many writes, of these and of other responses, are to come.
     """
 
     def __init__(self, service: Service, transport: asyncio.WriteTransport) -> None:
@@ -41,7 +42,7 @@ class Responses:
         self._transport = transport
         self.then: Callable[[], None] | None = None
         self.out: list[bytes] = []
-        self.held = self.waiting = 0
+        self.held = self.held_bytes = self.waiting = 0
         self._begun = False
         self._until: Commit | None = None  # what these wait for, which lets them go:
         self._bundle: _Bundle = ([], [])
@@ -82,6 +83,7 @@ class Responses:
         self._bundle[0].extend(heads)
         self._bundle[1].extend((packed.join(heads), packed))
         self.held += len(heads)
+        self.held_bytes += len(packed) * len(heads)
 
     def refuse(self, head: bytes, error: BaseException) -> None:
         self.out.append(self._refusal(head, error))
@@ -97,8 +99,8 @@ class Responses:
         if bundle is self._bundle:
             self._until = None
         heads, whole = bundle
-        self.waiting -= 1
         self.held -= len(heads)
+        self._wait_less()
         if self._transport.is_closing():
             return
         if error is not None:
@@ -107,8 +109,13 @@ class Responses:
         if self.then is not None:
             self.then()
 
-    def _came(self, head: bytes, reply: Future[bytes]) -> None:
+    def _wait_less(self) -> None:
         self.waiting -= 1
+        if not self.waiting:
+            self.held_bytes = 0
+
+    def _came(self, head: bytes, reply: Future[bytes]) -> None:
+        self._wait_less()
         error = asyncio.CancelledError("given up") if reply.cancelled() else reply.exception()
         if self._transport.is_closing():
             return

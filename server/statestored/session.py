@@ -52,7 +52,9 @@ READ_SIZE = 16_384
 # Before a client is known it gets little. Memory for an array is taken as soon as its header is read.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
-MAX_HELD = 1024  # answers that wait for the disk; a client that has more of them is not read from until they are out
+# Answers that wait for the disk, and bytes of them and of what they answer: a client that has more is not read from
+# until they are out.
+MAX_HELD, MAX_HELD_BYTES = 1024, 2**20
 
 _pack = text_packer()
 GET_NAME, SET_NAME = b"get", b"set"
@@ -96,6 +98,7 @@ class Session(asyncio.BufferedProtocol):
         self._bytes_at_first = 0  # received from a stranger
         self._fed = 0  # bytes given to the decoder, and of them, those up to the last whole message
         self._whole = 0
+        self._settled = 0  # and those that came before anything that still waits for the disk
         self._decoder = _decoder(MAX_ITEMS_AT_FIRST if self._stranger else MAX_ITEMS)
         self._refused = False  # its hello was: nothing more is executed
         self._stop = False  # answering what came has to wait, or to end
@@ -248,11 +251,13 @@ class Session(asyncio.BufferedProtocol):
         if gets:
             self._service.calls[GET_NAME] += gets
         responses.flush()
+        if not responses.waiting:
+            self._settled = self._fed
         if broken is not None:
             self._drop(broken)
         elif self._refused:
             self.close()
-        elif responses.held > MAX_HELD:
+        elif responses.held > MAX_HELD or responses.held_bytes + self._fed - self._settled > MAX_HELD_BYTES:
             self._held_back = self._stop = True
             responses.then = self._after_waiting
             self._transport.pause_reading()
@@ -323,7 +328,7 @@ class Session(asyncio.BufferedProtocol):
             rest = self._decoder.read_bytes(READ_SIZE)
             self._decoder = _decoder(MAX_ITEMS)
             self._decoder.feed(rest)
-            self._fed, self._whole = len(rest), 0
+            self._fed, self._whole, self._settled = len(rest), 0, 0
         return reply
 
     def _drop(self, error: Exception) -> None:

@@ -648,6 +648,27 @@ def test_a_client_with_many_held_answers_is_read_on_when_they_are_out(
     assert sorted(answer[1] for answer in wire.read())[:5000] == list(range(5000))
 
 
+@pytest.mark.parametrize("value", [[], [b"x" * 1000]], ids=["large requests", "large answers"])
+def test_a_client_with_much_that_is_held_is_read_on_when_it_is_out(
+    holding: HoldingEngine, monkeypatch: pytest.MonkeyPatch, value: list[bytes]
+) -> None:
+    """A thousand answers may be a gigabyte, or answer a gigabyte."""
+    monkeypatch.setattr(session_module, "MAX_HELD_BYTES", 20_000)
+    holding.value = value
+    wire = Wire(make_service(holding))
+    pairs = [ANN] * (1 if value else 50)
+    wire.send(*[request(number, "get_many", pairs) for number in range(200)])
+    assert 0 < len(holding.asked) < 100
+    answers: list[Any] = []
+    while len(answers) < 200:
+        seen = len(answers)
+        commit, holding.commit = holding.commit, HeldCommit()
+        commit.settle()
+        answers = wire.read()
+        assert len(answers) > seen
+    assert [answer[1] for answer in answers] == list(range(200))
+
+
 def test_a_client_that_only_waits_for_held_answers_gets_them_and_the_end(holding: HoldingEngine) -> None:
     wire = Wire(make_service(holding))
     wire.send(set_(1), set_(2))
