@@ -217,9 +217,11 @@ def sweep(directory: Path, scenario: Scenario, wanted: set[Place]) -> list[Outco
         missing = wanted - {outcome.place for outcome in outcomes}
         if attempt and not missing:
             break
-        points = calibrate(directory / f"first{attempt}", scenario)
+        calibrated = calibrate(directory / f"first{attempt}", scenario)
+        points = set(calibrated)
         if attempt:
-            points = {point: places for point, places in points.items() if places & missing}
+            near = [point for point, places in calibrated.items() if places & missing]
+            points = {point._replace(number=max(1, point.number + by)) for point in near for by in (-1, 0, 1)}
         with ThreadPoolExecutor(WORKERS) as workers:
             running = [
                 workers.submit(_kill_at, directory / f"{attempt}-{number}", scenario, point)
