@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,12 @@ def entries(count: int) -> Iterator[Entry]:
 
 @contextmanager
 def copy_of_filled(kind: Kind, count: int, directory: Path) -> Iterator[Path]:
-    """A data directory below `directory`, to do with as one likes. Just written, it is in the page cache."""
+    """A data directory below `directory`, to do with as one likes. It is in the page cache, and on the disk."""
     filled = _filled(kind, count, directory)
     with TemporaryDirectory(dir=directory) as temporary:
-        yield Path(shutil.copytree(filled, Path(temporary, filled.name)))
+        copy = Path(shutil.copytree(filled, Path(temporary, filled.name)))
+        os.sync()  # as the server would have left it: its own first syncs are not to write the copy
+        yield copy
 
 
 def _filled(kind: Kind, count: int, directory: Path) -> Path:

@@ -95,9 +95,12 @@ class DataDirectory:
 
     def remove_before(self, number: int) -> None:
         """What the snapshot of this number has made needless. Raises OSError."""
-        for path in (*self.snapshots(), *self.segments()):
-            if number_of(path) < number:
-                files.remove(path)
+        needless = [path for path in (*self.snapshots(), *self.segments()) if number_of(path) < number]
+        for path in needless:  # under this name a start removes them
+            files.rename(path, files.temporary_name(path))
+        files.sync_directory(self.path)
+        for path in needless:
+            files.remove_in_steps(files.temporary_name(path))
         files.sync_directory(self.path)
 
     def set_aside(self, paths: Sequence[Path], name: str) -> None:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from statestored.errors import DiskFailed, NoRoom
 
 TEMPORARY = ".tmp"
+REMOVED_AT_ONCE = 2**24  # bytes
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,6 +78,17 @@ def rename(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     path.unlink()
+
+
+def remove_in_steps(path: Path) -> None:
+    """A large file, so that no sync of another one has to wait until the system has freed all of it."""
+    with path.open("r+b", buffering=0) as file:
+        size = path.stat().st_size
+        while size > REMOVED_AT_ONCE:
+            size -= REMOVED_AT_ONCE
+            truncate(file, size)
+            sync_file(file)
+    remove(path)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -277,6 +277,23 @@ def test_removing_is_on_the_disk_when_it_is_done(tmp_path: Path, monkeypatch: py
     left: list[list[Path]] = []
     with opened(tmp_path) as directory:
         directory.segment(1).touch()
-        monkeypatch.setattr(files, "sync_directory", lambda path: left.append([path, *directory.segments()]))
+        monkeypatch.setattr(files, "sync_directory", lambda _: left.append(sorted(tmp_path.glob("0*"))))
         directory.remove_before(2)
-    assert left == [[tmp_path]]
+        assert left == [[files.temporary_name(directory.segment(1))], []]
+
+
+def test_a_file_that_is_removed_in_steps_has_lost_its_name_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as directory:
+        directory.segment(1).write_bytes(b"x")
+        monkeypatch.setattr(files, "remove_in_steps", failing_removal)
+        with pytest.raises(KeyboardInterrupt):
+            directory.remove_before(2)
+        assert directory.segments() == []
+    with opened(tmp_path):
+        assert list(tmp_path.glob("0*")) == []
+
+
+def failing_removal(_: Path) -> None:
+    raise KeyboardInterrupt

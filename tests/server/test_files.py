@@ -170,3 +170,14 @@ def test_a_temporary_file_stands_beside_the_file(tmp_path: Path) -> None:
 def test_a_directory_that_is_not_there_cannot_be_synced(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files.sync_directory(tmp_path / "none")
+
+
+def test_a_large_file_is_given_back_in_steps_each_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(25))
+    monkeypatch.setattr(files, "REMOVED_AT_ONCE", 10)
+    synced: list[int] = []
+    monkeypatch.setattr(files, "sync_file", lambda _: synced.append(path.stat().st_size))
+    files.remove_in_steps(path)
+    assert synced == [15, 5]
+    assert not path.exists()
