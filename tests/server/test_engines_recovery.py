@@ -423,7 +423,21 @@ async def test_an_effect_of_a_later_release_is_too_new(tmp_path: Path, kind: obj
 
 @pytest.mark.parametrize(
     "effects",
-    [5, b"effects", [5], [[]], [[PUT]], [[PUT, b"default", b"m"]], [[CLEAR]], {"a": 1}, [put("ann", "A"), [PUT, b"d"]]],
+    [
+        *(
+            5,
+            b"effects",
+            [5],
+            [[]],
+            [[PUT]],
+            [[PUT, b"default", b"m"]],
+            [[CLEAR]],
+            {"a": 1},
+            [put("ann", "A"), [PUT, b"d"]],
+        ),
+        *([[PUT, 5, b"m", b"s", b"A"]], [[PUT, b"d", None, b"s", b"A"]], [[PUT, b"d", b"m", 0, b"A"]], [[CLEAR, 5]]),
+        *([[PUT, b"d", b"m", b"s", []]], [[PUT, b"d", b"m", b"s", b"A", b"more"]]),
+    ],
 )
 async def test_a_batch_that_makes_no_sense_is_damage(tmp_path: Path, effects: Any) -> None:
     """In spite of its checksum."""

@@ -10,11 +10,13 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import structlog
 
 from statestored import framing
+from statestored.engines.base import START
 from statestored.engines.states import States
 from statestored.engines.table import Cell, Held, Range, Table, cells_of
 from statestored.engines.threads import in_thread
@@ -93,6 +95,8 @@ class BucketLoader:
         senders: Sequence[bytes | None],
         column: Sequence[int],
     ) -> None:
+        if not {type(namespace), *map(type, senders)} <= {bytes, NoneType} or namespace is None:
+            raise TypeError("a name that is no text")
         table = self._states.table(namespace)
         all_held = [self._held(namespace, table, cells) for cells in held]
         bucket = dict(zip(senders, map(all_held.__getitem__, column), strict=True))
@@ -102,6 +106,8 @@ class BucketLoader:
 
     def _held(self, namespace: bytes, table: Table, cells: Iterable[tuple[bytes, bytes, int]]) -> Held:
         held = tuple(self._cell(namespace, table, cell) for cell in cells)
+        if len({cell.module for cell in held}) < len(held):
+            raise ValueError("a module stands twice with a sender")
         return held if len(held) > 1 else held[0]
 
     def _cell(self, namespace: bytes, table: Table, of: tuple[bytes, bytes, int]) -> Cell:
@@ -109,6 +115,9 @@ class BucketLoader:
         key = (namespace, *of)
         cell = self._cells.get(key)
         if cell is None:
+            module, state, day = of
+            if not (type(module) is type(state) is bytes and type(day) is int and state != START):
+                raise TypeError("an entry that cannot be")
             cell = self._cells[key] = table.cell(*of)
         return cell
 
