@@ -12,6 +12,7 @@ import structlog
 
 from statestored import framing
 from statestored.datadir import DataDirectory, number_of
+from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.snapshots import load_snapshot
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect, States
 from statestored.errors import DamagedFile, TooNew
@@ -63,7 +64,7 @@ def effects_of(path: Path, frame: framing.Frame) -> Sequence[Effect]:
     for kind, *what in effects:
         if (kind == PUT and not _is_put(*what)) or (kind == CLEAR and list(map(type, what)) != [bytes]):
             raise DamagedFile(path, "a batch that makes no sense", frame.offset)
-        if kind not in (PUT, CLEAR):
+        if kind not in (PUT, CLEAR, DONE, OPENED, EXPIRED):
             raise TooNew(path, f"an effect of kind {kind!r}", framing.FORMAT)
     return effects
 
