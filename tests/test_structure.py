@@ -56,6 +56,11 @@ SERVER_ORDER = [
     "salvage",
     "check",
     "repair",
+    "tokens",
+    "throttle",
+    "audit",
+    "access",
+    "tls",
     "commands",
     "metrics",
     "responses",
@@ -74,6 +79,11 @@ SERVER_ORDER = [
 SHARED = {"statestore", "statestore.wire", "statestore.errors", "statestore.address", "statestore.base"}
 # What knows of an engine only what `engines.base` says of all of them.
 FRONT = (
+    "tokens",
+    "throttle",
+    "audit",
+    "access",
+    "tls",
     "commands",
     "metrics",
     "responses",
