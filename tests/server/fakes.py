@@ -54,9 +54,11 @@ def engine_without_files(max_namespaces: int = 1000) -> EmbeddedEngine:
     return engine
 
 
-def make_service(engine: Any = None, *, token: str | None = None, **settings: Any) -> Service:
-    """Where there is a `token`, it may do everything."""
-    return Service(engine or engine_without_files(), store_id=STORE_ID, access=Access(own=token), **settings)
+def make_service(
+    engine: Any = None, *, token: str | None = None, tokens: Path | None = None, **settings: Any
+) -> Service:
+    """Where there is a `token`, it may do everything; `tokens` is a file of them."""
+    return Service(engine or engine_without_files(), store_id=STORE_ID, access=Access(tokens, token), **settings)
 
 
 class LaterEngine:
