@@ -58,6 +58,11 @@ SERVER_ORDER = [
     "salvage",
     "check",
     "repair",
+    "tokens",
+    "throttle",
+    "audit",
+    "access",
+    "tls",
     "clock",
     "commands",
     "metrics",
@@ -78,6 +83,11 @@ SERVER_ORDER = [
 SHARED = {"statestore", "statestore.wire", "statestore.errors", "statestore.address", "statestore.base"}
 # What knows of an engine only what `engines.base` says of all of them.
 FRONT = (
+    "tokens",
+    "throttle",
+    "audit",
+    "access",
+    "tls",
     "commands",
     "metrics",
     "writes",

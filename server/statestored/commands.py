@@ -7,19 +7,18 @@ then.
 
 from __future__ import annotations
 
-import hmac
 import time
 from asyncio import Future
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import IntEnum
 from typing import Any, TypeVar
 
 from statestore.base import Limits
 from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
 from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
-from statestored import __version__
+from statestored import __version__, audit
+from statestored.access import Access
 from statestored.clock import SteadyClock
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
@@ -33,6 +32,8 @@ from statestored.engines.base import (
     Sender,
     Space,
 )
+from statestored.tls import ServerTls
+from statestored.tokens import Role, Token
 
 MAX_NAMESPACE = 255  # bytes
 MAX_SESSION = 2**63 - 1
@@ -43,15 +44,6 @@ T = TypeVar("T")
 _pack = text_packer()
 
 
-class Role(IntEnum):
-    """What a caller may do; each may also do what those before it may."""
-
-    NOBODY = 0
-    READ = 1
-    WRITE = 2
-    ADMIN = 3
-
-
 @dataclass(slots=True)
 class Service:
     """What all connections share."""
@@ -59,7 +51,8 @@ class Service:
     engine: Engine
     store_id: str
     limits: Limits = field(default_factory=Limits)
-    token: str | None = None
+    access: Access = field(default_factory=Access)
+    tls: ServerTls | None = None  # of the TCP addresses
     allow_clear: bool = False
     started: float = field(default_factory=time.time)
     clock: SteadyClock = field(default_factory=SteadyClock)
@@ -71,21 +64,41 @@ class Service:
 
 
 class Caller:
-    """Who asks, on one connection. `session`: whose writes it repeats, where it named one."""
+    """Who asks, on one connection.
 
-    __slots__ = ("allowed", "limits", "role", "service", "session", "shortest", "space")
+    It comes from the address `peer`, works in `namespace`, with `token` where one was needed, and repeats the writes of
+    `session`, where it named one.
+    """
+
+    __slots__ = ("allowed", "limits", "namespace", "peer", "role", "service", "session", "shortest", "space", "token")
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.peer = ""
+        self.token: Token | None = None
         self.limits = service.limits
         self.shortest = min(self.limits.module, self.limits.sender, self.limits.state)
-        self.space: Space = service.engine.space(DEFAULT_NAMESPACE)
         self.session: int | None = None
-        self.become(Role.ADMIN if service.token is None else Role.NOBODY)
+        self.work_in(DEFAULT_NAMESPACE)
+        self.become(Role.NOBODY if service.access.needed else Role.ADMIN)
+
+    def work_in(self, namespace: bytes) -> None:
+        self.space: Space = self.service.engine.space(namespace)
+        self.namespace = namespace
 
     def become(self, role: Role) -> None:
         self.role = role
         self.allowed = ALLOWED[role]
+
+    def renew(self) -> bool:
+        """The tokens have changed: go on with what ours may do now. False where it may not do this any more."""
+        if self.token is None:
+            return True
+        self.token = self.service.access.find(self.token.digest)
+        if self.token is None or not self.token.opens(self.namespace):
+            return False
+        self.become(self.token.role)
+        return True
 
     def leave(self) -> None:
         """The connection is closed."""
@@ -97,14 +110,17 @@ def hello(caller: Caller, about: object) -> Reply:
     if not isinstance(about, dict):
         raise BadRequest("hello takes one map")
     service = caller.service
-    if service.token is not None:
-        _check_token(service.token, about.get(b"token"))
-    namespace = about.get(b"namespace", DEFAULT_NAMESPACE)
     asked = about.get(b"session")
     if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_SESSION):
         raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
-    caller.space = service.engine.space(_stored_text("namespace", namespace, MAX_NAMESPACE))
-    caller.become(Role.ADMIN)
+    token = service.access.admit(about.get(b"token"), caller.peer) if service.access.needed else None
+    namespace = _stored_text("namespace", about.get(b"namespace", DEFAULT_NAMESPACE), MAX_NAMESPACE)
+    if token is not None and not token.opens(namespace):
+        audit.namespace_refused(token.name, namespace)
+        raise Forbidden("the token does not open this namespace")
+    caller.work_in(namespace)
+    caller.token = token
+    caller.become(Role.ADMIN if token is None else token.role)
     welcome = {
         "version": PROTOCOL_VERSION,
         "server": f"statestored {__version__}",
@@ -219,6 +235,7 @@ def count(caller: Caller, module: object, state: object) -> Reply:
 def clear(caller: Caller) -> Reply:
     if not caller.service.allow_clear:
         raise Forbidden("clear is off: start statestored with --allow-clear to have it")
+    audit.cleared(None if caller.token is None else caller.token.name, caller.namespace)
     return _answer(caller.space.clear(), _pack_nil)
 
 
@@ -233,6 +250,9 @@ def info(caller: Caller) -> Reply:
             "connections": service.connections,
             "connections_total": service.connections_total,
             "connections_dropped": service.dropped,
+            "tokens_refused": service.access.refused,
+            "tokens_not_looked_at": service.access.shut_out,
+            "tls_failures": 0 if service.tls is None else service.tls.failures,
             "calls": {name.decode(): calls for name, calls in service.calls.items()},
             "errors": dict(service.errors),
             "engine": service.engine.name,
@@ -353,11 +373,6 @@ def _item(value: object, size: int) -> tuple[Any, ...]:
 def shown(name: object) -> str:
     """A name of the client's, for an error message."""
     return repr(name[:40].decode("utf-8", "replace") if isinstance(name, bytes) else name)
-
-
-def _check_token(expected: str, given: object) -> None:
-    if not isinstance(given, bytes) or not hmac.compare_digest(given, expected.encode()):
-        raise Unauthorized("the token is wrong" if given else "a token is needed: put it into hello's map")
 
 
 def _answer(answer: Answer[T], pack: Callable[[T], bytes]) -> Reply:

@@ -60,6 +60,17 @@ class _ServiceCollector(Collector):
         for name, help_, value in (
             ("statestored_connections_accepted", "Connections accepted.", service.connections_total),
             ("statestored_connections_dropped", "Connections closed for what they sent.", service.dropped),
+            ("statestored_tokens_refused", "Wrong tokens.", service.access.refused),
+            (
+                "statestored_tokens_not_looked_at",
+                "Tokens from addresses that had to wait, after too many wrong ones.",
+                service.access.shut_out,
+            ),
+            (
+                "statestored_tls_failures",
+                "TLS handshakes that failed.",
+                0 if service.tls is None else service.tls.failures,
+            ),
         ):
             yield CounterMetricFamily(name, help_, value)
         about_engine = service.engine.info()

@@ -33,7 +33,6 @@ from statestored.commands import (
     NIL,
     Caller,
     Command,
-    Role,
     Service,
     check_params,
     find_command,
@@ -44,6 +43,7 @@ from statestored.commands import (
 )
 from statestored.engines.base import Reply
 from statestored.responses import Responses
+from statestored.tokens import Role
 from statestored.writes import run_with
 
 log = structlog.get_logger()
@@ -52,6 +52,7 @@ log = structlog.get_logger()
 READ_SIZE = 16_384
 # Before a client is known it gets little. Memory for an array is taken as soon as its header is read.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
+HIGH_WATER = 65_536  # bytes that a client has not taken yet: then it is not read from
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
 # Answers that wait for the disk, and bytes of them and of what they answer: a client that has more is not read from
 # until they are out.
@@ -115,6 +116,9 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        # That of TLS would begin to wait at 512 KiB, for each client.
+        self._transport.set_write_buffer_limits(HIGH_WATER)
+        self._caller.peer = _address(transport.get_extra_info("peername"))
         self._responses = Responses(self._service, self._transport)
         self._sessions.add(self)
         self._service.connections += 1
@@ -138,9 +142,10 @@ class Session(asyncio.BufferedProtocol):
             self._take(_buffer[:size])
 
     def eof_received(self) -> bool:
+        """The answers under way still go out, but with TLS, where one side cannot end alone."""
         self._eof = True
         self._responses.then = self._after_waiting
-        return self._responses.waiting > 0  # then the answers under way still go out
+        return self._responses.waiting > 0 and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
         self._paused = self._stop = True
@@ -156,6 +161,11 @@ class Session(asyncio.BufferedProtocol):
         """From now on every request is answered `shutting_down`."""
         self._draining = True
         self._caller.allowed = {}
+
+    def renew(self) -> None:
+        """The tokens have changed: whoever's is gone, or does not open its namespace any more, has to go."""
+        if not self._draining and not self._caller.renew():
+            self.close()
 
     def close(self) -> None:
         """What was answered, or is held, still goes out, if the client reads."""
@@ -364,6 +374,11 @@ class Session(asyncio.BufferedProtocol):
 
 def _decoder(max_items: int) -> Decoder:
     return Decoder(raw=True, max_buffer=MAX_MESSAGE + READ_SIZE, max_items=max_items)
+
+
+def _address(peername: object) -> str:
+    """Of a TCP connection; empty for a unix socket's."""
+    return str(peername[0]) if isinstance(peername, tuple) else ""
 
 
 def _head(msgid: Any) -> bytes:

@@ -14,6 +14,7 @@ import pytest
 
 from statestore.errors import StateStoreError
 from statestored import files
+from statestored.access import Access
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
 from statestored.engines import commits
@@ -53,8 +54,11 @@ def engine_without_files(max_namespaces: int = 1000) -> EmbeddedEngine:
     return engine
 
 
-def make_service(engine: Any = None, **settings: Any) -> Service:
-    return Service(engine or engine_without_files(), store_id=STORE_ID, **settings)
+def make_service(
+    engine: Any = None, *, token: str | None = None, tokens: Path | None = None, **settings: Any
+) -> Service:
+    """Where there is a `token`, it may do everything; `tokens` is a file of them."""
+    return Service(engine or engine_without_files(), store_id=STORE_ID, access=Access(tokens, token), **settings)
 
 
 class LaterEngine:
@@ -310,6 +314,11 @@ class Wire(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._is_reading_paused = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def can_write_eof(self) -> bool:
+        return True
 
     def close(self) -> None:
         self._closing = True
