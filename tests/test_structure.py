@@ -56,9 +56,12 @@ SERVER_ORDER = [
     "salvage",
     "check",
     "repair",
+    "budget",
+    "timeouts",
     "commands",
     "metrics",
     "responses",
+    "extent",
     "session",
     "sockets",
     "listener",
@@ -74,9 +77,12 @@ SERVER_ORDER = [
 SHARED = {"statestore", "statestore.wire", "statestore.errors", "statestore.address", "statestore.base"}
 # What knows of an engine only what `engines.base` says of all of them.
 FRONT = (
+    "budget",
+    "timeouts",
     "commands",
     "metrics",
     "responses",
+    "extent",
     "session",
     "sockets",
     "listener",

@@ -20,7 +20,9 @@ from statestore.base import Limits
 from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
 from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
 from statestored import __version__
+from statestored.budget import Budget
 from statestored.engines.base import DEFAULT_NAMESPACE, START, Answer, Counts, Engine, Filter, Held, Sender, Space
+from statestored.timeouts import Dropped
 
 MAX_NAMESPACE = 255  # bytes
 NIL = b"\xc0"
@@ -49,12 +51,14 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     allow_clear: bool = False
+    max_connections: int = 10_000
+    budget: Budget = field(default_factory=Budget)
     started: float = field(default_factory=time.time)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
     connections: int = 0
     connections_total: int = 0
-    dropped: int = 0  # connections closed for what they sent
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
 
 
 class Caller:
@@ -207,7 +211,9 @@ def info(caller: Caller) -> Reply:
             "uptime": time.time() - service.started,
             "connections": service.connections,
             "connections_total": service.connections_total,
-            "connections_dropped": service.dropped,
+            "connections_dropped": sum(service.dropped.values()),
+            "dropped": {str(why): number for why, number in service.dropped.items()},
+            "buffered_bytes": service.budget.used,
             "calls": {name.decode(): calls for name, calls in service.calls.items()},
             "errors": dict(service.errors),
             "engine": service.engine.name,
