@@ -71,7 +71,9 @@ class Extent:
                     size, items = (1, first & 0x0F) if 0x90 < first < 0xA0 else self._opened(data, position, first)
                     self._values += items
                     if len(outer) == MAX_DEPTH or self._values > MAX_VALUES:
-                        raise Garbage(f"a message of more than {MAX_VALUES} values, or nested more than {MAX_DEPTH} deep")
+                        raise Garbage(
+                            f"a message of more than {MAX_VALUES} values, or nested more than {MAX_DEPTH} deep"
+                        )
                     position += size
                     outer.append(left - 1)
                     left = items

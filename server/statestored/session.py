@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -77,10 +78,48 @@ _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # o
 _buffer = memoryview(bytearray(READ_SIZE))
 
 
+class NotYet(Exception):
+    """A heavy command has to wait for its turn."""
+
+
+class HeavyTurns:
+    """One heavy command in a turn of the loop, whoever sends it: so light ones never wait for more than one.
+
+    Who has to wait is called back in the order of waiting.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: dict[Session, None] = {}
+
+    def take(self, call_soon: Callable[[Callable[[], None]], object]) -> bool:
+        """Whether it is free in this turn of the loop."""
+        if self._taken:
+            return False
+        self._taken = True
+        call_soon(partial(self._next, call_soon))
+        return True
+
+    def wait(self, session: Session) -> None:
+        self._waiting[session] = None
+
+    def forget(self, session: Session) -> None:
+        self._waiting.pop(session, None)
+
+    def _next(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self._taken = False
+        if self._waiting:
+            session = next(iter(self._waiting))
+            del self._waiting[session]
+            self.take(call_soon)
+            session.have_turn()
+
+
 class Sessions(set["Session"]):
     """Those that are open.
 
-    watch: those in a state that may not last; decoder: of all of them, since none leaves anything in it.
+    watch: those in a state that may not last; turns: those that wait to execute something heavy; decoder: of all of
+    them, since none leaves anything in it.
     """
 
     def __init__(self) -> None:
@@ -88,9 +127,11 @@ class Sessions(set["Session"]):
         self.decoder = new_decoder()
         self.emptied = asyncio.Event()
         self.watch = Watch()
+        self.turns = HeavyTurns()
 
     def remove(self, session: Session) -> None:
         super().remove(session)
+        self.turns.forget(session)
         self.watch.discard(session)
         if not self:
             self.emptied.set()
@@ -123,6 +164,7 @@ class Session(asyncio.BufferedProtocol):
         self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
         self._held_back = False  # too many answers wait for the disk: do nothing more for now
+        self._has_turn = False  # to execute one heavy command
         self._short = False  # the budget is used up, also by this one: do nothing more for now
         self._closing = False  # once nothing waits any more
         self._eof = False  # the client sends no more
@@ -293,10 +335,11 @@ class Session(asyncio.BufferedProtocol):
                         else:
                             responses.add(head, reply)
                     continue
-                self._run(head, command, message)
+                if not self._run(head, command, message):
+                    break  # it has to come again
                 if self._stop:
+                    start = tell()
                     break
-            start = tell()
         except Incomplete:
             is_cut = True
         except (*DECODE_ERRORS, Garbage) as error:
@@ -348,7 +391,8 @@ class Session(asyncio.BufferedProtocol):
             responses.add_same(heads, reply)
         self._service.calls[SET_NAME] += len(sets)
 
-    def _run(self, head: bytes, command: Command | None, message: Any) -> None:
+    def _run(self, head: bytes, command: Command | None, message: Any) -> bool:
+        """Returns whether it was, or has to wait for its turn."""
         try:
             if command is not None and type(message[3]) is tuple and len(message[3]) == command.arity:
                 self._service.calls[message[2]] += 1
@@ -357,10 +401,13 @@ class Session(asyncio.BufferedProtocol):
                 reply = self._run_unusual(message)
         except Garbage:
             raise
+        except NotYet:
+            return False
         except Exception as error:
             self._responses.refuse(head, error)
         else:
             self._responses.add(head, reply)
+        return True
 
     def _run_unusual(self, message: Any) -> Reply:
         """What is not as it mostly is: a hello, something heavy, an option, or an error, which is raised."""
@@ -373,11 +420,15 @@ class Session(asyncio.BufferedProtocol):
         if command.run is hello:
             return self._hello(command, params)
         params = check_params(command, params)
-        self._service.calls[name] += 1
         if command.heavy:
             self._stop = True
             self._transport.pause_reading()
+            if not (self._has_turn or self._sessions.turns.take(self._call_soon)):
+                self._sessions.turns.wait(self)
+                raise NotYet
+            self._has_turn = False
             self._call_soon(self._go_on)
+        self._service.calls[name] += 1
         return command.run(self._caller, *params)
 
     def _hello(self, command: Command, params: Any) -> Reply:
@@ -465,6 +516,12 @@ class Session(asyncio.BufferedProtocol):
             self._short = self._stop = True
             self._transport.pause_reading()
             self._budget.wait(self)
+
+    def have_turn(self) -> None:
+        """Called when it may execute one heavy command."""
+        self._has_turn = True
+        self._go_on()
+        self._has_turn = False
 
     def resume(self) -> None:
         """Called when there is room in the budget again."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from statestore.address import UnixAddress
 from statestored.errors import StartError
 
-
 # A peer that is silent is asked after 20 seconds, and again every 10; what it has not acknowledged, or not answered,
 # for 50 seconds ends the connection.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 50_000}
