@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from statestore.base import Limits
-from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
-from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
+from statestore.errors import BadRequest, Forbidden, Full, StateStoreError, TooLong, Unauthorized, UnknownMethod
+from statestore.wire import MAX_MESSAGE, PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
 from statestored import __version__, audit
 from statestored.access import Access
+from statestored.budget import Budget
 from statestored.clock import SteadyClock
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
@@ -32,11 +33,13 @@ from statestored.engines.base import (
     Sender,
     Space,
 )
+from statestored.timeouts import Dropped
 from statestored.tls import ServerTls
 from statestored.tokens import Role, Token
 
 MAX_NAMESPACE = 255  # bytes
 MAX_SESSION = 2**63 - 1
+MAX_REPLY = MAX_MESSAGE  # bytes of a result
 NIL = b"\xc0"
 FEATURES = ("sessions", "not_after")
 
@@ -54,13 +57,15 @@ class Service:
     access: Access = field(default_factory=Access)
     tls: ServerTls | None = None  # of the TCP addresses
     allow_clear: bool = False
+    max_connections: int = 10_000
+    budget: Budget = field(default_factory=Budget)
     started: float = field(default_factory=time.time)
     clock: SteadyClock = field(default_factory=SteadyClock)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
     connections: int = 0
     connections_total: int = 0
-    dropped: int = 0  # connections closed for what they sent
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
 
 
 class Caller:
@@ -182,7 +187,10 @@ def set_together(caller: Caller, sets: Sequence[tuple[Any, ...]]) -> Reply | Non
         or not caller.service.engine.bulk_is_atomic
     ):
         return None
-    return _answer(caller.space.set_many(sets), _pack_nil)
+    try:
+        return _answer(caller.space.set_many(sets), _pack_nil)
+    except Full:  # for one of them it may not be
+        return None
 
 
 def set_all(caller: Caller, sender: object, state: object) -> Reply:
@@ -202,7 +210,7 @@ def compare_and_set(caller: Caller, module: object, sender: object, expected: ob
 def get_many(caller: Caller, pairs: object) -> Reply:
     limits = caller.limits
     checked = [_key(limits, *_item(pair, 2)) for pair in _items(limits, pairs)]
-    return _answer(caller.space.get_many(checked), _pack)
+    return _answer(caller.space.get_many(checked), _pack_states)
 
 
 def set_many(caller: Caller, triples: object) -> Reply:
@@ -249,7 +257,9 @@ def info(caller: Caller) -> Reply:
             "uptime": time.time() - service.started,
             "connections": service.connections,
             "connections_total": service.connections_total,
-            "connections_dropped": service.dropped,
+            "connections_dropped": sum(service.dropped.values()),
+            "dropped": {str(why): number for why, number in service.dropped.items()},
+            "buffered_bytes": service.budget.used,
             "tokens_refused": service.access.refused,
             "tokens_not_looked_at": service.access.shut_out,
             "tls_failures": 0 if service.tls is None else service.tls.failures,
@@ -396,7 +406,10 @@ def _later(answer: Future[T], pack: Callable[[T], bytes]) -> Future[bytes]:
         elif (error := done.exception()) is not None:
             packed.set_exception(error)
         else:
-            packed.set_result(pack(done.result()))
+            try:
+                packed.set_result(pack(done.result()))
+            except StateStoreError as refusal:
+                packed.set_exception(refusal)
 
     answer.add_done_callback(finish)
     return packed
@@ -415,6 +428,13 @@ def _pack_state(state: bytes) -> bytes:
     packed = _pack(state)
     if state != START and len(_packed_states) < MAX_PACKED_STATES:
         _packed_states[state] = packed
+    return packed
+
+
+def _pack_states(states: list[bytes]) -> bytes:
+    packed = _pack(states)
+    if len(packed) > MAX_REPLY:
+        raise TooLong(f"items are so many that their states take {len(packed)} bytes: ask for fewer at once")
     return packed
 
 
