@@ -7,6 +7,7 @@ then.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from asyncio import Future
 from collections import Counter
@@ -137,8 +138,24 @@ def hello(caller: Caller, about: object) -> Reply:
     if asked is None:
         return _pack(welcome)
     session = service.engine.open_session(asked) if caller.role >= Role.WRITE else None
-    caller.session = session.value if isinstance(session, Held) else session
-    return _answer(session, lambda session: _pack({**welcome, "session": session}))
+    if isinstance(session, Held):
+        return _welcome_later(caller, welcome, session)
+    caller.session = session
+    return _pack({**welcome, "session": session})
+
+
+def _welcome_later(caller: Caller, welcome: dict[str, Any], opened: Held[int]) -> Future[bytes]:
+    """When the session is durable; where it cannot be, the caller has none."""
+    caller.session = opened.value
+    answer: Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def tell(_: None, error: StateStoreError | None) -> None:
+        if error is not None:
+            caller.session = None
+        answer.set_result(_pack({**welcome, "session": caller.session}))
+
+    opened.until.then(tell, None)
+    return answer
 
 
 def ping(_caller: Caller) -> Reply:
