@@ -7,15 +7,15 @@ import socket
 import ssl
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 from statestore.address import Address, TcpAddress
-from statestore.connection import HELLO_PATIENCE, ConnectionLost, _silence, _targets
+from statestore.connection import HELLO_PATIENCE, _silence, _targets
 from statestore.deadline import Deadline
-from statestore.protocol import READ_SIZE, ClientProtocol, Response, Welcome, WrongServer
+from statestore.forks import begin_anew_in_child
+from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer
 
 WRITE_SIZE = 65536  # bytes to hand to the transport at once; with more than that it asks for a pause
 T = TypeVar("T")
@@ -41,11 +41,12 @@ class AsyncConnection(asyncio.Protocol):
         self._answers = 0  # so many came
         self._is_paused = False
         self._is_flush_due = False
+        self._closed = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None  # one for all calls: when the first deadline passes
         self._alarm_at = _NEVER
 
-    async def hello(self, namespace: str, token: str | None, deadline: Deadline) -> Response:
-        return await self._ask(self._core.hello(namespace, token), deadline)
+    async def hello(self, namespace: str, token: str | None, session: int | None, deadline: Deadline) -> Response:
+        return await self._ask(self._core.hello(namespace, token, session), deadline)
 
     async def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
         """Raises ConnectionLost, or TooLong for what no message can hold. May be cancelled at any moment."""
@@ -55,15 +56,20 @@ class AsyncConnection(asyncio.Protocol):
         """At once; what is under way raises ConnectionLost."""
         self._lose(ConnectionLost("it was closed", sent=False))
 
-    def close_inherited(self) -> None:
-        """In the child of a fork: gives back its copy of the socket, and touches nothing that the parent shares.
+    async def wait_closed(self) -> None:
+        """Until the socket is closed, which after `close` takes a turn of the loop or two."""
+        if self._transport is not None:
+            await self._closed.wait()
+
+    def after_fork_in_child(self) -> None:
+        """Gives back the child's copy of the socket, and touches nothing that it shares with the parent.
 
         The transport would take the socket out of the loop's selector, which is the parent's too.
         """
         self.lost = ConnectionLost("it is the parent's", sent=False)
-        if self._transport is not None and (sock := self._transport.get_extra_info("socket")) is not None:
+        if self._transport is not None and not self._closed.is_set():
             nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, sock.fileno())
+            os.dup2(nowhere, self._transport.get_extra_info("socket").fileno())
             os.close(nowhere)
 
     # What the loop calls.
@@ -73,7 +79,7 @@ class AsyncConnection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock.family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        _all.add(self)
+        begin_anew_in_child(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -85,6 +91,7 @@ class AsyncConnection(asyncio.Protocol):
             self._lose(error)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._closed.set()
         self._lose(error or ConnectionLost("the server closed the connection", sent=False))
 
     def pause_writing(self) -> None:
@@ -201,11 +208,14 @@ def _connection_lost(why: Exception, *, sent: bool) -> ConnectionLost:
     return ConnectionLost(reason, sent=sent)
 
 
-async def connect(address: Address, namespace: str, token: str | None, deadline: Deadline) -> AsyncConnection:
+async def connect(
+    address: Address, namespace: str, token: str | None, deadline: Deadline, session: int | None = None
+) -> AsyncConnection:
     """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
     connection = await _open(address, deadline)
     try:
-        response = await connection.hello(namespace, token, Deadline(min(HELLO_PATIENCE, deadline.left())))
+        patience = Deadline(min(HELLO_PATIENCE, deadline.left()))
+        response = await connection.hello(namespace, token, session, patience)
         if response.error is not None:
             raise response.error
         connection.welcome = Welcome.parse(response.result)
@@ -224,25 +234,31 @@ async def connect(address: Address, namespace: str, token: str | None, deadline:
 
 async def _open(address: Address, deadline: Deadline) -> AsyncConnection:
     """Tries every address that a name stands for. Raises ConnectionLost with what the last one said."""
-    loop = asyncio.get_running_loop()
     failure = ConnectionLost("the name stands for no address", sent=False)
     if isinstance(address, TcpAddress) and address.ip is None:
         targets = await _in_thread(lambda: list(_targets(address, deadline)))
     else:
         targets = list(_targets(address, deadline))
-    for number, (family, target) in enumerate(targets):
-        connection = AsyncConnection(address)
+    for number, target in enumerate(targets):
         try:
             async with asyncio.timeout(deadline.left() / (len(targets) - number)):  # each its share
-                if family == getattr(socket, "AF_UNIX", None):
-                    await loop.create_unix_connection(lambda made=connection: made, target)
-                else:
-                    await loop.create_connection(lambda made=connection: made, *target[:2])
+                return await _open_target(address, *target)
         except OSError as error:  # TimeoutError is one
             failure = _connection_lost(error, sent=False)
-        else:
-            return connection
     raise failure
+
+
+async def _open_target(address: Address, family: int, target: Any) -> AsyncConnection:
+    loop, connection = asyncio.get_running_loop(), AsyncConnection(address)
+    try:
+        if family == getattr(socket, "AF_UNIX", None):
+            await loop.create_unix_connection(lambda: connection, target)
+        else:
+            await loop.create_connection(lambda: connection, *target[:2])
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
@@ -258,15 +274,3 @@ async def _in_thread(function: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="statestore-connect", daemon=True).start()
     return await asyncio.wrap_future(outcome)
-
-
-_all: "weakref.WeakSet[AsyncConnection]" = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for connection in list(_all):
-        connection.close_inherited()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
