@@ -190,10 +190,14 @@ async def test_connecting_can_be_cancelled_and_leaves_nothing() -> None:
             if address == silent.address:
                 await eventually(lambda: silent.connections)
             elif address != hole:
-                await eventually(lambda: "statestore-look-up" in [each.name for each in threading.enumerate()])
+                await eventually(is_looking_up)
             connecting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await connecting
+
+
+def is_looking_up() -> bool:
+    return any(thread.name == "statestore-look-up" and thread.is_alive() for thread in threading.enumerate())
 
 
 # Many at once
