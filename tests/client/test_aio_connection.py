@@ -19,7 +19,7 @@ from statestore.address import parse_address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.deadline import Deadline
 from statestore.protocol import ConnectionLost, WrongServer
-from tests.client.servers import WELCOME, Server, black_hole, found, hanging_look_up, refused, says
+from tests.client.servers import WELCOME, Server, answers, black_hole, found, hanging_look_up, refused, says
 from tests.daemon import Daemon
 from tests.server.waiting import eventually
 
@@ -137,12 +137,17 @@ async def test_a_refused_hello_is_raised_and_the_connection_closed() -> None:
     [
         (b"HTTP/1.1 400 Bad Request\r\n", WrongServer, "an HTTP server"),
         (b"\x94\x01\x05\xc0\xc0", WrongServer, "an answer came to request 5, which nobody made"),
-        (b"\x94\x01\x01\xc0\xc0", WrongServer, "its hello lacks"),
         (b"\x94\xc1", WrongServer, "not MessagePack"),
     ],
 )
 async def test_what_is_not_statestored_is_named(said: bytes, error: type[Exception], words: str) -> None:
     with says(said) as server, pytest.raises(error, match=words):
+        async with connected(server.address):
+            pass
+
+
+async def test_what_answers_a_hello_with_something_else_is_not_ours() -> None:
+    with answers(lambda *_: (None, None)) as server, pytest.raises(WrongServer, match="its hello lacks"):
         async with connected(server.address):
             pass
 
