@@ -37,3 +37,9 @@ async def _run(test: Any) -> list[str]:
     """Runs it. Returns the tasks that it has left behind."""
     await asyncio.wait_for(test, PATIENCE)
     return [repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()}]
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> str:
+    """One that no other test uses."""
+    return str(request.node.nodeid[-200:])
