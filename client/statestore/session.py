@@ -7,7 +7,6 @@ that an exception leaves held would stop all writing.
 
 from itertools import count
 
-from statestore.errors import Unavailable
 from statestore.forks import begin_anew_in_child
 
 # How far a write's number may be from that of the oldest without an answer. The server bears 1,024; the rest is for
@@ -45,9 +44,9 @@ class Session:
         return self.id == given
 
     def number(self, write: object) -> int:
-        """The next number. Raises Unavailable where too many wait for their answers."""
+        """The next number. Raises TimeoutError where too many wait for their answers."""
         if self._last - self.oldest() >= WINDOW:
-            raise Unavailable(f"{WINDOW} writes wait for their answers")
+            raise TimeoutError(f"{WINDOW} writes wait for their answers")
         self.unanswered[write] = self._last + 1  # nobody's `oldest` may pass the number that it is about to have
         self.unanswered[write] = self._last = number = next(self._numbers)
         return number
