@@ -12,10 +12,13 @@ from statestore.aio_connection import AsyncConnection, connect
 from statestore.base import Entry, Pair, Sender, Swap, Triple
 from statestore.calls import Call
 from statestore.deadline import Deadline
-from statestore.errors import BadRequest, StateStoreError
+from statestore.errors import BadRequest, StateStoreError, Unavailable
 from statestore.forks import begin_anew_in_child
 from statestore.protocol import ConnectionLost
+from statestore.storage import CONNECT_PATIENCE
 from statestore.store import Store
+
+WRITES_AT_ONCE = 1000  # a session remembers 1,024 numbers; the rest is for those that are answered out of turn
 
 
 class AsyncRemoteStorage:
@@ -52,6 +55,7 @@ class AsyncRemoteStorage:
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that this belongs to
         self._connection: AsyncConnection | None = None
         self._attempt: asyncio.Task[AsyncConnection | Exception] | None = None  # to connect
+        self._room = asyncio.Semaphore(WRITES_AT_ONCE)
         begin_anew_in_child(self)
 
     async def get(self, module: str, sender: Sender) -> str:
@@ -153,16 +157,31 @@ class AsyncRemoteStorage:
                 return
 
     async def _read(self, method: str, *params: Any) -> Any:
-        return await self._call(method, params, self._deadline)
+        return await self._call(method, params, Deadline(self._deadline))
 
     async def _write(self, method: str, *params: Any) -> Any:
-        return await self._call(method, params, self._write_deadline)
+        """No more of them at once than a session bears; the others wait here, in their order."""
+        self._enter_loop()
+        deadline, room = Deadline(self._write_deadline), self._room
+        if room.locked():
+            try:
+                async with asyncio.timeout(deadline.left()):
+                    await room.acquire()
+            except TimeoutError:
+                waited = f"{WRITES_AT_ONCE} other writes had no answer for {deadline.seconds:g} s"
+                raise Unavailable(f"{self._store.where}: {waited}") from None
+        else:
+            await room.acquire()
+        try:
+            return await self._call(method, params, deadline)
+        finally:
+            room.release()
 
-    async def _call(self, method: str, params: tuple[Any, ...], seconds: float) -> Any:
+    async def _call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Any:
         """Ask until there is an answer, or the deadline passes."""
         self._enter_loop()
         closings = self._closings
-        call = Call(self._store, method, params, Deadline(seconds))
+        call = Call(self._store, method, params, deadline)
         try:
             while True:
                 while pause := call.pause():  # noqa: ASYNC110  # how long is known
@@ -170,8 +189,8 @@ class AsyncRemoteStorage:
                 try:
                     connection = self._connection
                     if connection is None or connection.lost is not None:
-                        connection = await self._connected(call.deadline)
-                    response = await connection.call(method, call.parameters(connection.welcome), call.deadline)
+                        connection = await self._connected(call)
+                    response = await connection.call(method, call.parameters(connection.welcome), call.patience())
                 except Exception as failure:
                     if closings != self._closings:
                         raise call.closed(failure) from None
@@ -181,17 +200,20 @@ class AsyncRemoteStorage:
                         return response.result
         finally:
             self._store.session.unanswered.pop(call, None)
+            if self._store.outage is not None:
+                self._store.outage.left_by(call)
 
     # The one connection.
 
-    async def _connected(self, deadline: Deadline) -> AsyncConnection:
+    async def _connected(self, call: Call) -> AsyncConnection:
         """One attempt makes the connection for all who wait for it; it goes on when one of them is cancelled."""
         if self._attempt is None:
+            call.check_turn()
             self._attempt = asyncio.create_task(self._connect())
         attempt = self._attempt
-        await asyncio.wait([attempt], timeout=deadline.left())
+        await asyncio.wait([attempt], timeout=call.deadline.left())
         if not attempt.done():
-            raise TimeoutError(f"no answer within {deadline.seconds:g} s")
+            raise TimeoutError(f"no connection within {call.deadline.seconds:g} s")
         outcome = ConnectionLost("it was closed", sent=False) if attempt.cancelled() else attempt.result()
         if isinstance(outcome, Exception):
             raise outcome.with_traceback(None)  # it is raised for each who waits
@@ -200,7 +222,9 @@ class AsyncRemoteStorage:
     async def _connect(self) -> AsyncConnection | Exception:
         """Returns what went wrong: nobody may be left to raise it for."""
         try:
-            self._connection = await self._try_all(Deadline(min(self._deadline, self._write_deadline)))
+            # A little less than a call may take, so that who waits for it learns what came of it.
+            patience = Deadline(0.9 * min(self._deadline, self._write_deadline))
+            self._connection = await self._try_all(patience)
             return self._connection
         except Exception as failure:
             return failure
@@ -211,9 +235,9 @@ class AsyncRemoteStorage:
         """A connection to the first address that gives one, and to the right store."""
         failures = []
         for number, address in enumerate(self._addresses):
-            share = Deadline(deadline.left() / (len(self._addresses) - number))
             try:
-                return await self._greet(address, share)
+                share = deadline.left() / (len(self._addresses) - number)
+                return await self._greet(address, deadline.within(min(share, CONNECT_PATIENCE)))
             except (ConnectionLost, TimeoutError) as failure:
                 failures.append(str(failure))
             except StateStoreError as refused:
@@ -244,6 +268,7 @@ class AsyncRemoteStorage:
 
     def _leave_loop(self) -> None:
         self._loop = self._connection = self._attempt = None
+        self._room = asyncio.Semaphore(WRITES_AT_ONCE)
 
     def after_fork_in_child(self) -> None:
         self._leave_loop()  # that is the parent's, with all that is in it

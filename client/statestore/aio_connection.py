@@ -12,8 +12,9 @@ from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 from statestore.address import Address, TcpAddress
-from statestore.connection import HELLO_PATIENCE, _silence, _targets
+from statestore.connection import HELLO_PATIENCE, _silence
 from statestore.deadline import Deadline
+from statestore.dial import _targets
 from statestore.forks import begin_anew_in_child
 from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer
 
@@ -214,8 +215,7 @@ async def connect(
     """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
     connection = await _open(address, deadline)
     try:
-        patience = Deadline(min(HELLO_PATIENCE, deadline.left()))
-        response = await connection.hello(namespace, token, session, patience)
+        response = await connection.hello(namespace, token, session, deadline.within(HELLO_PATIENCE))
         if response.error is not None:
             raise response.error
         connection.welcome = Welcome.parse(response.result)
