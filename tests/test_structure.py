@@ -29,6 +29,8 @@ CLIENT_ORDER = [
     "connection",
     "pool",
     "storage",
+    "aio_connection",
+    "aio",
     "filelock",
     "mapping",
     "memory",
