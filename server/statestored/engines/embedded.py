@@ -119,8 +119,7 @@ class EmbeddedEngine:
         if session is None:
             raise Uncertain("the session has expired: whether the write was applied before is not known any more")
         _, seq, oldest = number
-        if oldest > session.oldest:
-            sessions.tell(session, oldest)
+        sessions.tell(session, oldest)
         if seq < session.oldest:
             raise Uncertain(f"the client has had its answer to everything before number {session.oldest}")
         known = session.reply(seq)

@@ -66,7 +66,9 @@ class ClientSessions:
         return self._sessions.get(session)
 
     def tell(self, session: ClientSession, oldest: int) -> None:
-        """What the client has the answers to, further than before, need not be remembered."""
+        """What the client has the answers to need not be remembered."""
+        if oldest <= session.oldest:
+            return
         is_near = oldest - session.oldest <= len(session.done)
         told = range(session.oldest, oldest) if is_near else [seq for seq in session.done if seq < oldest]
         for seq in told:
@@ -109,8 +111,7 @@ class ClientSessions:
         """Into sessions that are none so far. Raises ValueError or TypeError where these are no dumps."""
         for session, oldest, answers in dumps:
             self._apply((OPENED, session))
-            if _number(oldest) > self._sessions[session].oldest:
-                self.tell(self._sessions[session], oldest)
+            self.tell(self._sessions[session], _number(oldest))
             for seq, answer in answers:
                 self._apply((DONE, session, seq, oldest, answer))
         self.cut()
@@ -126,18 +127,12 @@ class ClientSessions:
         return self._open(session) if kind == OPENED else self._expire(session)
 
     def _do(self, session: int, seq: int, oldest: int, answer: bytes) -> bool:
-        if (
-            type(seq) is not int
-            or type(oldest) is not int
-            or not 0 < oldest <= seq <= MAX_ID
-            or type(answer) is not bytes
-        ):
+        if not (type(seq) is type(oldest) is int and 0 < oldest <= seq <= MAX_ID and type(answer) is bytes):
             raise ValueError("a write that was done and has no number or no answer")
         found = self._sessions.get(session)
         if found is None:  # it expires further down in the journal that is replayed
             return False
-        if oldest > found.oldest:
-            self.tell(found, oldest)
+        self.tell(found, oldest)
         if seq >= found.oldest and found.reply(seq) is None:
             self.remember(found, seq, answer)
             self._undo.append(partial(self._forget, found, seq))
