@@ -116,7 +116,7 @@ class Call:
         if self._session is not None:
             self._number = self._number or self._store.session.number(self)
             options["seq"] = self._number
-            options["oldest"] = self._store.session.oldest()
+            options["oldest"] = self._store.session.oldest(self._number)
         if "not_after" in welcome.features:
             options["not_after"] = welcome.server_time(self.deadline.at)
         return (*self.params, options) if options else self.params
