@@ -233,7 +233,8 @@ class AsyncRemoteStorage:
         except Exception as failure:
             return failure
         finally:
-            self._attempt = None
+            if self._attempt is asyncio.current_task():  # else the client was closed, and another may be under way
+                self._attempt = None
 
     async def _try_all(self, deadline: Deadline) -> AsyncConnection:
         """A connection to the first address that gives one, and to the right store."""

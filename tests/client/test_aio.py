@@ -648,6 +648,26 @@ async def test_what_waits_for_another_attempt_or_for_room_ends_with_the_client(m
     assert storage._attempt is storage._connection is None
 
 
+async def test_a_call_may_begin_while_the_client_is_being_closed() -> None:
+    with says(b"") as server:
+        storage = AsyncRemoteStorage(server.address)
+        before = asyncio.create_task(storage.get("m", "a"))
+        await eventually(lambda: storage._attempt)
+        closing = asyncio.create_task(storage.close())
+        await asyncio.sleep(0)
+        after = asyncio.create_task(storage.get("m", "a"))
+        await closing
+        with pytest.raises(Unavailable, match="the client was closed"):
+            await before
+        attempt = storage._attempt
+        assert attempt is not None
+        assert not attempt.done()
+        await storage.close()
+        with pytest.raises(Unavailable, match="the client was closed"):
+            await after
+        assert attempt.cancelled()
+
+
 async def test_a_client_that_was_closed_connects_anew(shared_daemon: Daemon, namespace: str) -> None:
     storage = AsyncRemoteStorage(shared_daemon.address, namespace=namespace)
     for state in "AB":
