@@ -65,6 +65,7 @@ _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # o
 
 # The loop has one thread, and what is read is used up at once: all connections can read into the same place.
 _buffer = memoryview(bytearray(READ_SIZE))
+_NOBODY = asyncio.BufferedProtocol()
 
 
 class Garbage(Exception):
@@ -126,6 +127,9 @@ class Session(asyncio.BufferedProtocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self._sessions.remove(self)
         self._service.connections -= 1
+        # What leads back here would keep all of this, and what TLS has for it, until the collector comes.
+        self._responses.then = None
+        self._transport.set_protocol(_NOBODY)
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return _buffer
@@ -255,7 +259,7 @@ class Session(asyncio.BufferedProtocol):
             if fed - self._whole > MAX_MESSAGE:
                 broken = Garbage(f"a message of more than {MAX_MESSAGE} bytes")
         except (*DECODE_ERRORS, Garbage) as error:
-            broken = error
+            broken = error.with_traceback(None)  # which has this frame, and that has `broken`
         if sets:
             self._set_each(set_heads, sets)
         if gets:
