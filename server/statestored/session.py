@@ -77,6 +77,7 @@ _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # o
 # The loop has one thread, and what is read is used up at once: all connections can read into the same place, and use
 # the same decoder, which holds nothing between two turns.
 _buffer = memoryview(bytearray(READ_SIZE))
+_NOBODY = asyncio.BufferedProtocol()
 
 
 class NotYet(Exception):
@@ -195,6 +196,9 @@ class Session(asyncio.BufferedProtocol):
             self._budget.forget(self)
             self._service.connections -= 1
             self._caller.leave()
+        # What leads back here would keep all of this, and what TLS has for it, until the collector comes.
+        self._responses.then = None
+        self._transport.set_protocol(_NOBODY)
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return _buffer
@@ -352,7 +356,7 @@ class Session(asyncio.BufferedProtocol):
         except Incomplete:
             is_cut = True
         except (*DECODE_ERRORS, Garbage) as error:
-            broken = error
+            broken = error.with_traceback(None)  # which has this frame, and that has `broken`
         if sets:
             self._set_each(set_heads, sets)
         if gets:

@@ -319,6 +319,8 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         self._is_reading_paused = False
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
+
     def can_write_eof(self) -> bool:
         return True
 

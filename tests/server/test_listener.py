@@ -1,6 +1,7 @@
 """Where the daemon listens, and how all connections end."""
 
 import asyncio
+import gc
 import socket
 import ssl
 import tempfile
@@ -14,6 +15,7 @@ import pytest
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored import listener as listener_module
+from statestored import tls as tls_module
 from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.listener import Listener
@@ -308,6 +310,36 @@ async def test_a_handshake_that_is_not_completed_ends(tls: ServerTls, monkeypatc
         writer.close()
 
 
+async def test_handshakes_that_are_given_up_leave_nothing_behind(tls: ServerTls) -> None:
+    """The collector may come much later."""
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        gc.disable()
+        try:
+            writers = [(await connect(address))[1] for _ in range(20)]
+            await eventually(lambda: tls.under_way == 20)
+            for writer in writers:
+                writer.close()
+            await eventually(lambda: tls.under_way == 0)
+        finally:
+            gc.enable()
+
+
+async def test_a_handshake_for_which_there_is_no_room_is_not_begun(
+    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_module, "MAX_HANDSHAKES", 1)
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        _, silent = await connect(address)
+        await eventually(lambda: tls.under_way == 1)
+        reader, other = await connect(address)
+        assert await reader.read() == b""
+        other.close()
+        silent.close()
+        await eventually(lambda: tls.under_way == 0)
+        _, writer = await connect_by_tls(address, authority)
+        writer.close()
+
+
 async def test_requests_larger_than_what_is_read_at_once_come_through_tls(authority: Authority, tls: ServerTls) -> None:
     """The session makes pauses in between, for the others."""
     async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
@@ -360,6 +392,36 @@ async def test_who_ends_a_tls_connection_ends_both_sides(
         await eventually(lambda: service.connections == 0)
         engine.commit.settle()
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+@pytest.mark.parametrize("ends", ["client", "server"])
+async def test_a_connection_that_has_ended_leaves_nothing_behind(
+    authority: Authority, tls: ServerTls, with_tls: bool, ends: str
+) -> None:
+    """The collector may come much later, and with TLS there is a lot behind each."""
+
+    def sessions() -> int:
+        return sum(isinstance(each, Session) for each in gc.get_objects())
+
+    gc.collect()
+    before = sessions()
+    service = make_service(tls=tls if with_tls else None)
+    async with listening(ANY_PORT, service=service) as (address,):
+        gc.disable()
+        try:
+            for _ in range(10):
+                reader, writer = await (connect_by_tls(address, authority) if with_tls else connect(address))
+                writer.write(request(1, "ping"))
+                await reader.readexactly(len(PONG))
+                if ends == "server":
+                    writer.write(b"\xc1")
+                    assert await reader.read() == b""
+                writer.close()
+            await eventually(lambda: service.connections == 0)
+            await eventually(lambda: sessions() == before)
+        finally:
+            gc.enable()
 
 
 async def test_closing_ends_tls_connections_too(
