@@ -66,9 +66,10 @@ error    unix - - n - - error
 retry    unix - - n - - error
 lmtp     unix - - n - - lmtp
 smtp     unix - - n - - smtp
+scache   unix - - n - 1 scache
 postlog  unix-dgram n - n - 1 postlogd
 """
-# A line about one attempt at one mail: `... postfix/lmtp[7]: 4Cq...: to=<...>, ... status=deferred (host ... said: 451 ...)`
+# An attempt's line: `... postfix/lmtp[7]: 4Cq...: to=<...>, ... status=deferred (host ... said: 451 ...)`
 ATTEMPT = re.compile(rb"postfix/\w+\[\d+\]: (\w+): to=<.* status=(\w+) \((.*)\)$", re.M)
 
 Queued = dict[str, Any]  # a mail as `postqueue -j` shows it: `queue_name`, `recipients` with a `delay_reason` each
@@ -143,6 +144,10 @@ class Postfix:
     def flush(self) -> None:
         """Try everything that is deferred at once."""
         self._run("postqueue", "-f")
+
+    def complaints(self) -> list[str]:
+        """What Postfix itself finds wrong."""
+        return [line for line in self.log().splitlines() if re.search(r": (warning|error|fatal|panic): ", line)]
 
     def log(self) -> str:
         return (self._home / "maillog").read_text()

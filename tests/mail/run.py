@@ -68,8 +68,9 @@ def run_behind_postfix(directory: Path, conversations: int, every: int, seed: in
         mails.take(mails.post)
         mails.take(mails.end)
         left = [f"left in the queue: {mail}" for mail in postfix.queue()]
+        faults = site.faults(mails.conversations) + left + postfix.complaints()
         replies = Counter(attempt.reply.code for attempt in postfix.attempts())
-        return Outcome(site.faults(mails.conversations) + left, replies, killer.kills, deferred)
+        return Outcome(faults, replies, killer.kills, deferred)
 
 
 def _start_processes(site: Site, settings: Mapping[str, str]) -> list[int]:

@@ -1,8 +1,8 @@
 """The mailing list of `examples/` on a machine of its own: a store, processes of Salmon, and where their mail goes."""
 
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -19,25 +19,30 @@ TRY_AGAIN = Reply(451, "4.3.0 state store unavailable, try again later")
 
 
 class Site:
-    """A sink, a daemon, and as many processes of the mailing list as are started. All of them end with `stack`.
+    """A sink, a daemon, and as many processes of the mailing list as are started. All of them end with `stack`."""
 
-    mode: how the application uses its store, `attach` or `plain`.
-    """
-
-    def __init__(self, stack: ExitStack, directory: Path, daemon: Daemon, mode: str = "attach") -> None:
+    def __init__(self, stack: ExitStack, directory: Path, daemon: Daemon, token: str | None = None) -> None:
         self._stack = stack
         self._directory = directory
-        self._mode = mode
+        self._settings = {"STATE_STORE_TOKEN": token} if token else {}
         self.sink = stack.enter_context(Sink())
         self.daemon = stack.enter_context(daemon)
-        self.store = stack.enter_context(RemoteStorage(daemon.unix_address))
+        self.store = stack.enter_context(RemoteStorage(daemon.unix_address, token=token))
 
     def start_application(self, name: str, settings: Mapping[str, str], boot: str = "config.boot") -> int:
-        """The port on which it takes mail."""
-        settings = {"STATE_STORE": self._mode, "STATE_STORE_ADDRESS": self.daemon.address, **settings}
+        """The port on which it takes mail. `settings` are those of the application, from its environment."""
+        settings = {"STATE_STORE_ADDRESS": self.daemon.address, **self._settings, **settings}
         program = start_mailinglist(self._directory, name, relay_port=self.sink.port, boot=boot, **settings)
         self._stack.enter_context(program)
         return port_of(program.wait_until_listening())
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        self.daemon.stop()
+        try:
+            yield
+        finally:
+            self.daemon.start()
 
     def state(self, list_name: str, sender: str) -> str:
         return self.store.get(f"lists:{list_name}", sender)
@@ -76,13 +81,13 @@ class Site:
         ]
 
 
-def send(mta: Mta, sender: str, local_part: str, **headers: str) -> Reply:
+def send(mta: Mta, sender: str, local_part: str, process: int = 0, **headers: str) -> Reply:
     """Delivered again for as long as it is answered 4xx, as on a machine that is slower than the deadlines."""
-    return mta.deliver(0, sender, _recipient(local_part), _message(headers))
+    return mta.deliver(process, sender, _recipient(local_part), _message(headers))
 
 
-def try_once(mta: Mta, sender: str, local_part: str, **headers: str) -> Reply:
-    return mta.attempt(0, sender, _recipient(local_part), _message(headers))
+def try_once(mta: Mta, sender: str, local_part: str, process: int = 0, **headers: str) -> Reply:
+    return mta.attempt(process, sender, _recipient(local_part), _message(headers))
 
 
 def _recipient(local_part: str) -> str:
