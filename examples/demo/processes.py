@@ -84,9 +84,9 @@ class Program:
 class Daemon:
     """statestored, with a data directory and an address that outlive a restart."""
 
-    def __init__(self, directory: Path, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.address = address  # with port 0 any free one, and from then on the same
+        self.address = "127.0.0.1:0"  # any free port, and from then on the same
         self.start()
 
     def __enter__(self) -> Self:
