@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from email import policy
@@ -26,8 +27,8 @@ from examples.demo.mta import Reply
 
 COMMANDS = "/usr/sbin"  # not on every user's path
 PATIENCE = 30.0  # seconds for one command
-POLL = 0.02
-FLUSH_INTERVAL = 1.0
+POLL = 0.05  # seconds between looks into the log
+FLUSH_INTERVAL = 1.0  # seconds
 
 # What docs/operating.md shows is `transport_maps` and what follows; the rest keeps this Postfix to itself.
 MAIN = """\
@@ -40,6 +41,7 @@ inet_interfaces = loopback-only
 inet_protocols = ipv4
 myhostname = mx.example
 mydestination =
+alias_maps =
 relay_domains = {host}
 # Reports of mail that bounced, if there were any.
 default_transport = smtp:[127.0.0.1]:{sink}
@@ -70,7 +72,7 @@ scache   unix - - n - 1 scache
 postlog  unix-dgram n - n - 1 postlogd
 """
 # An attempt's line: `... postfix/lmtp[7]: 4Cq...: to=<...>, ... status=deferred (host ... said: 451 ...)`
-ATTEMPT = re.compile(rb"postfix/\w+\[\d+\]: (\w+): to=<.* status=(\w+) \((.*)\)$", re.M)
+ATTEMPT = re.compile(r"postfix/\w+\[\d+\]: (\w+): to=<.* status=(\w+) \((.*)\)$", re.M)
 
 Queued = dict[str, Any]  # a mail as `postqueue -j` shows it: `queue_name`, `recipients` with a `delay_reason` each
 
@@ -78,7 +80,6 @@ Queued = dict[str, Any]  # a mail as `postqueue -j` shows it: `queue_name`, `rec
 class Attempt(NamedTuple):
     """`status` is `sent`, `deferred` or `bounced`; `said` what the application answered, or why it was not asked."""
 
-    queue_id: str
     status: str
     said: str
 
@@ -96,7 +97,7 @@ class Postfix:
         self._ports = ports
         self._sink = sink
         self._lock = threading.Lock()  # protects the two below
-        self._attempts: list[Attempt] = []
+        self._attempts: dict[str, list[Attempt]] = defaultdict(list)  # by queue id
         self._read = 0  # bytes of the log
 
     def __enter__(self) -> Self:
@@ -130,13 +131,16 @@ class Postfix:
         return queued[1].decode()
 
     def attempts(self) -> list[Attempt]:
-        """All so far, the oldest first."""
-        with self._lock, (self._home / "maillog").open("rb") as log:
-            log.seek(self._read)
-            news, _, _ = log.read().rpartition(b"\n")
-            self._read += len(news)
-            self._attempts += [Attempt(*(part.decode() for part in found)) for found in ATTEMPT.findall(news)]
-            return list(self._attempts)
+        """All so far."""
+        with self._lock:
+            self._read_log()
+            return [attempt for attempts in self._attempts.values() for attempt in attempts]
+
+    def attempts_at(self, queue_id: str) -> list[Attempt]:
+        """All so far at one mail, the oldest first."""
+        with self._lock:
+            self._read_log()
+            return list(self._attempts[queue_id])
 
     def queue(self) -> list[Queued]:
         return [json.loads(line) for line in self._run("postqueue", "-j").splitlines()]
@@ -151,6 +155,14 @@ class Postfix:
 
     def log(self) -> str:
         return (self._home / "maillog").read_text()
+
+    def _read_log(self) -> None:
+        with (self._home / "maillog").open("rb") as log:
+            log.seek(self._read)
+            lines, newline, _ = log.read().rpartition(b"\n")
+        self._read += len(lines) + len(newline)
+        for queue_id, status, said in ATTEMPT.findall(lines.decode()):
+            self._attempts[queue_id].append(Attempt(status, said))
 
     def _configure(self) -> None:
         processes = ",".join(f"lmtp:inet:127.0.0.1:{port}" for port in self._ports)
@@ -207,7 +219,7 @@ class PostfixMta:
         queue_id = self._postfix.submit(sender, recipient, message)
         seen = 0
         while True:
-            attempts = [attempt for attempt in self._postfix.attempts() if attempt.queue_id == queue_id]
+            attempts = self._postfix.attempts_at(queue_id)
             for attempt in attempts[seen:]:
                 self._on_reply(attempt.reply)
             seen = len(attempts)

@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,7 +27,9 @@ LOOK_INTERVAL = 0.2
 
 @dataclass
 class Outcome:
-    """`replies`: how often the application's LMTP client saw each code; `deferred`: Postfix's queue in the outage."""
+    """`replies`: how often the application's LMTP client saw each code (0: it could not ask).
+    `deferred`: what was in Postfix's queue when the outage ended.
+    """
 
     faults: list[str]
     replies: Counter[int]
@@ -41,24 +42,24 @@ def run_with_kills(directory: Path, conversations: int, every: int, seed: int) -
     with ExitStack() as stack:
         site = Site(stack, directory, Daemon(directory))
         killer = Killer(site.daemon, Random(seed), every)
-        ports = _start_processes(site, DEADLINES)
+        ports = _start_processes(site)
         mta = Mta(ports, killer.on_reply)
         site.sink.before_accepting = killer.on_answer
         mails = Correspondence(make_conversations(conversations), mta, site.sink, WORKERS)
         with killer.watch(mta):
             for step in (mails.subscribe, mails.confirm, mails.post, mails.end):
                 mails.take(step)
-        return Outcome(site.faults(mails.conversations), mta.replies, killer.kills)
+        return Outcome(site.faults(mails.conversations) + _strange(mta.replies), mta.replies, killer.kills)
 
 
 def run_behind_postfix(directory: Path, conversations: int, every: int, seed: int, outage: float) -> Outcome:
-    """The daemon is killed at about every `every`th request to subscribe, and is away for `outage` seconds when all
-    the confirmations come. None of them may wait in a process for longer than an outage, so all are deferred.
+    """The daemon is killed at about every `every`th request to subscribe, and away for `outage` seconds when the
+    confirmations come: no mail is at a process then that could wait there, so all of it is deferred.
     """
     with ExitStack() as stack:
         site = Site(stack, directory, Daemon(directory))
         killer = Killer(site.daemon, Random(seed), every)
-        postfix = stack.enter_context(Postfix(_start_processes(site, DEADLINES), site.sink.port))
+        postfix = stack.enter_context(Postfix(_start_processes(site), site.sink.port))
         mta = stack.enter_context(PostfixMta(postfix, killer.on_reply))
         site.sink.before_accepting = killer.on_answer
         mails = Correspondence(make_conversations(conversations), mta, site.sink, workers=conversations)
@@ -67,15 +68,19 @@ def run_behind_postfix(directory: Path, conversations: int, every: int, seed: in
         deferred = _confirm_in_an_outage(site.daemon, mails, mta, postfix, outage)
         mails.take(mails.post)
         mails.take(mails.end)
-        left = [f"left in the queue: {mail}" for mail in postfix.queue()]
-        faults = site.faults(mails.conversations) + left + postfix.complaints()
         replies = Counter(attempt.reply.code for attempt in postfix.attempts())
+        left = [f"left in the queue: {mail}" for mail in postfix.queue()]
+        faults = site.faults(mails.conversations) + _strange(replies) + left + postfix.complaints()
         return Outcome(faults, replies, killer.kills, deferred)
 
 
-def _start_processes(site: Site, settings: Mapping[str, str]) -> list[int]:
+def _start_processes(site: Site) -> list[int]:
     """Their ports."""
-    return [site.start_application(f"salmon{number}", settings) for number in range(PROCESSES)]
+    return [site.start_application(f"salmon{number}", DEADLINES) for number in range(PROCESSES)]
+
+
+def _strange(replies: Counter[int]) -> list[str]:
+    return [f"answered {code}, {count} times" for code, count in replies.items() if code not in (250, 451)]
 
 
 def _confirm_in_an_outage(
