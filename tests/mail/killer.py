@@ -13,7 +13,7 @@ from examples.demo.sink import Mail
 
 from tests.daemon import Daemon
 
-LONGEST_OUTAGE = 2.0  # seconds, where no mail is put off in that time
+LONGEST_OUTAGE = 1.0  # seconds, where no mail is put off in that time
 
 
 class Killer:

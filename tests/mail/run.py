@@ -96,6 +96,8 @@ def _confirm_in_an_outage(
                 confirming = pool.submit(mails.take, mails.confirm)
                 while not (len(queue := postfix.queue()) == going and _all_deferred(queue) and time.monotonic() > back):
                     assert time.monotonic() < back + PATIENCE, f"not deferred: {queue}\n{postfix.log()}"
+                    if confirming.done():
+                        break  # what did not wait was refused
                     time.sleep(LOOK_INTERVAL)
                 daemon.start()
         except BaseException:
