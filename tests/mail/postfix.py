@@ -30,7 +30,7 @@ PATIENCE = 30.0  # seconds for one command
 POLL = 0.05  # seconds between looks into the log
 FLUSH_INTERVAL = 1.0  # seconds
 
-# What docs/operating.md shows is `transport_maps` and what follows; the rest keeps this Postfix to itself.
+# What docs/mail.md shows is `transport_maps` and what follows; the rest keeps this Postfix to itself.
 MAIN = """\
 compatibility_level = 3.6
 queue_directory = {home}/queue
@@ -51,6 +51,7 @@ enable_long_queue_ids = yes
 
 transport_maps = pipemap:{{inline:{{{{{host}=application}}}},randmap:{{{processes}}}}}
 lmtp_destination_concurrency_limit = 2
+lmtp_destination_recipient_limit = 2
 """
 MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd
