@@ -59,6 +59,11 @@ class Outage:
         if self._turn.is_of(call):
             self._turn = self._next_turn()
 
+    def left_by(self, call: object) -> None:
+        """`call` has ended; where it was to make the next attempt and did not, another may."""
+        if self._turn.is_of(call):
+            self._turn = Turn(self._turn.due)
+
     def _next_turn(self) -> Turn:
         shortest, longest = PAUSES[min(self._failures, len(PAUSES) - 1)]
         self._failures += 1

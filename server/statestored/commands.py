@@ -7,19 +7,20 @@ then.
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import time
 from asyncio import Future
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import IntEnum
 from typing import Any, TypeVar
 
 from statestore.base import Limits
-from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
-from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
-from statestored import __version__
+from statestore.errors import BadRequest, Forbidden, Full, StateStoreError, TooLong, Unauthorized, UnknownMethod
+from statestore.wire import MAX_MESSAGE, PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
+from statestored import __version__, audit
+from statestored.access import Access
+from statestored.budget import Budget
 from statestored.clock import SteadyClock
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
@@ -33,23 +34,18 @@ from statestored.engines.base import (
     Sender,
     Space,
 )
+from statestored.timeouts import Dropped
+from statestored.tls import ServerTls
+from statestored.tokens import Role, Token
 
 MAX_NAMESPACE = 255  # bytes
 MAX_SESSION = 2**63 - 1
+MAX_REPLY = MAX_MESSAGE  # bytes of a result
 NIL = b"\xc0"
 FEATURES = ("sessions", "not_after")
 
 T = TypeVar("T")
 _pack = text_packer()
-
-
-class Role(IntEnum):
-    """What a caller may do; each may also do what those before it may."""
-
-    NOBODY = 0
-    READ = 1
-    WRITE = 2
-    ADMIN = 3
 
 
 @dataclass(slots=True)
@@ -59,33 +55,56 @@ class Service:
     engine: Engine
     store_id: str
     limits: Limits = field(default_factory=Limits)
-    token: str | None = None
+    access: Access = field(default_factory=Access)
+    tls: ServerTls | None = None  # of the TCP addresses
     allow_clear: bool = False
+    max_connections: int = 10_000
+    budget: Budget = field(default_factory=Budget)
     started: float = field(default_factory=time.time)
     clock: SteadyClock = field(default_factory=SteadyClock)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
     connections: int = 0
     connections_total: int = 0
-    dropped: int = 0  # connections closed for what they sent
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
 
 
 class Caller:
-    """Who asks, on one connection. `session`: whose writes it repeats, where it named one."""
+    """Who asks, on one connection.
 
-    __slots__ = ("allowed", "limits", "role", "service", "session", "shortest", "space")
+    It comes from the address `peer`, works in `namespace`, with `token` where one was needed, and repeats the writes of
+    `session`, where it named one.
+    """
+
+    __slots__ = ("allowed", "limits", "namespace", "peer", "role", "service", "session", "shortest", "space", "token")
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.peer = ""
+        self.token: Token | None = None
         self.limits = service.limits
         self.shortest = min(self.limits.module, self.limits.sender, self.limits.state)
-        self.space: Space = service.engine.space(DEFAULT_NAMESPACE)
         self.session: int | None = None
-        self.become(Role.ADMIN if service.token is None else Role.NOBODY)
+        self.work_in(DEFAULT_NAMESPACE)
+        self.become(Role.NOBODY if service.access.needed else Role.ADMIN)
+
+    def work_in(self, namespace: bytes) -> None:
+        self.space: Space = self.service.engine.space(namespace)
+        self.namespace = namespace
 
     def become(self, role: Role) -> None:
         self.role = role
         self.allowed = ALLOWED[role]
+
+    def renew(self) -> bool:
+        """The tokens have changed: go on with what ours may do now. False where it may not do this any more."""
+        if self.token is None:
+            return True
+        self.token = self.service.access.find(self.token.digest)
+        if self.token is None or not self.token.opens(self.namespace):
+            return False
+        self.become(self.token.role)
+        return True
 
     def leave(self) -> None:
         """The connection is closed."""
@@ -97,14 +116,17 @@ def hello(caller: Caller, about: object) -> Reply:
     if not isinstance(about, dict):
         raise BadRequest("hello takes one map")
     service = caller.service
-    if service.token is not None:
-        _check_token(service.token, about.get(b"token"))
-    namespace = about.get(b"namespace", DEFAULT_NAMESPACE)
     asked = about.get(b"session")
     if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_SESSION):
         raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
-    caller.space = service.engine.space(_stored_text("namespace", namespace, MAX_NAMESPACE))
-    caller.become(Role.ADMIN)
+    token = service.access.admit(about.get(b"token"), caller.peer) if service.access.needed else None
+    namespace = _stored_text("namespace", about.get(b"namespace", DEFAULT_NAMESPACE), MAX_NAMESPACE)
+    if token is not None and not token.opens(namespace):
+        audit.namespace_refused(token.name, namespace)
+        raise Forbidden("the token does not open this namespace")
+    caller.work_in(namespace)
+    caller.token = token
+    caller.become(Role.ADMIN if token is None else token.role)
     welcome = {
         "version": PROTOCOL_VERSION,
         "server": f"statestored {__version__}",
@@ -116,8 +138,24 @@ def hello(caller: Caller, about: object) -> Reply:
     if asked is None:
         return _pack(welcome)
     session = service.engine.open_session(asked) if caller.role >= Role.WRITE else None
-    caller.session = session.value if isinstance(session, Held) else session
-    return _answer(session, lambda session: _pack({**welcome, "session": session}))
+    if isinstance(session, Held):
+        return _welcome_later(caller, welcome, session)
+    caller.session = session
+    return _pack({**welcome, "session": session})
+
+
+def _welcome_later(caller: Caller, welcome: dict[str, Any], opened: Held[int]) -> Future[bytes]:
+    """When the session is durable; where it cannot be, the caller has none."""
+    caller.session = opened.value
+    answer: Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def tell(_: None, error: StateStoreError | None) -> None:
+        if error is not None:
+            caller.session = None
+        answer.set_result(_pack({**welcome, "session": caller.session}))
+
+    opened.until.then(tell, None)
+    return answer
 
 
 def ping(_caller: Caller) -> Reply:
@@ -166,7 +204,10 @@ def set_together(caller: Caller, sets: Sequence[tuple[Any, ...]]) -> Reply | Non
         or not caller.service.engine.bulk_is_atomic
     ):
         return None
-    return _answer(caller.space.set_many(sets), _pack_nil)
+    try:
+        return _answer(caller.space.set_many(sets), _pack_nil)
+    except Full:  # for one of them it may not be
+        return None
 
 
 def set_all(caller: Caller, sender: object, state: object) -> Reply:
@@ -186,7 +227,7 @@ def compare_and_set(caller: Caller, module: object, sender: object, expected: ob
 def get_many(caller: Caller, pairs: object) -> Reply:
     limits = caller.limits
     checked = [_key(limits, *_item(pair, 2)) for pair in _items(limits, pairs)]
-    return _answer(caller.space.get_many(checked), _pack)
+    return _answer(caller.space.get_many(checked), _pack_states)
 
 
 def set_many(caller: Caller, triples: object) -> Reply:
@@ -219,6 +260,7 @@ def count(caller: Caller, module: object, state: object) -> Reply:
 def clear(caller: Caller) -> Reply:
     if not caller.service.allow_clear:
         raise Forbidden("clear is off: start statestored with --allow-clear to have it")
+    audit.cleared(None if caller.token is None else caller.token.name, caller.namespace)
     return _answer(caller.space.clear(), _pack_nil)
 
 
@@ -232,7 +274,12 @@ def info(caller: Caller) -> Reply:
             "uptime": time.time() - service.started,
             "connections": service.connections,
             "connections_total": service.connections_total,
-            "connections_dropped": service.dropped,
+            "connections_dropped": sum(service.dropped.values()),
+            "dropped": {str(why): number for why, number in service.dropped.items()},
+            "buffered_bytes": service.budget.used,
+            "tokens_refused": service.access.refused,
+            "tokens_not_looked_at": service.access.shut_out,
+            "tls_failures": 0 if service.tls is None else service.tls.failures,
             "calls": {name.decode(): calls for name, calls in service.calls.items()},
             "errors": dict(service.errors),
             "engine": service.engine.name,
@@ -355,11 +402,6 @@ def shown(name: object) -> str:
     return repr(name[:40].decode("utf-8", "replace") if isinstance(name, bytes) else name)
 
 
-def _check_token(expected: str, given: object) -> None:
-    if not isinstance(given, bytes) or not hmac.compare_digest(given, expected.encode()):
-        raise Unauthorized("the token is wrong" if given else "a token is needed: put it into hello's map")
-
-
 def _answer(answer: Answer[T], pack: Callable[[T], bytes]) -> Reply:
     if isinstance(answer, Held):
         if answer.packed is None:
@@ -381,7 +423,10 @@ def _later(answer: Future[T], pack: Callable[[T], bytes]) -> Future[bytes]:
         elif (error := done.exception()) is not None:
             packed.set_exception(error)
         else:
-            packed.set_result(pack(done.result()))
+            try:
+                packed.set_result(pack(done.result()))
+            except StateStoreError as refusal:
+                packed.set_exception(refusal)
 
     answer.add_done_callback(finish)
     return packed
@@ -400,6 +445,13 @@ def _pack_state(state: bytes) -> bytes:
     packed = _pack(state)
     if state != START and len(_packed_states) < MAX_PACKED_STATES:
         _packed_states[state] = packed
+    return packed
+
+
+def _pack_states(states: list[bytes]) -> bytes:
+    packed = _pack(states)
+    if len(packed) > MAX_REPLY:
+        raise TooLong(f"items are so many that their states take {len(packed)} bytes: ask for fewer at once")
     return packed
 
 

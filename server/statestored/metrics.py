@@ -57,9 +57,23 @@ class _ServiceCollector(Collector):
         yield _by_label("statestored_requests", "Requests executed.", "method", calls)
         yield _by_label("statestored_errors", "Requests refused.", "code", service.errors)
         yield GaugeMetricFamily("statestored_connections", "Connections that are open.", service.connections)
+        yield _by_label("statestored_connections_dropped", "Connections closed by us.", "reason", service.dropped)
+        yield GaugeMetricFamily(
+            "statestored_buffered_bytes", "Requests in part, and answers that were not taken.", service.budget.used
+        )
         for name, help_, value in (
             ("statestored_connections_accepted", "Connections accepted.", service.connections_total),
-            ("statestored_connections_dropped", "Connections closed for what they sent.", service.dropped),
+            ("statestored_tokens_refused", "Wrong tokens.", service.access.refused),
+            (
+                "statestored_tokens_not_looked_at",
+                "Tokens from addresses that had to wait, after too many wrong ones.",
+                service.access.shut_out,
+            ),
+            (
+                "statestored_tls_failures",
+                "TLS handshakes that failed.",
+                0 if service.tls is None else service.tls.failures,
+            ),
         ):
             yield CounterMetricFamily(name, help_, value)
         about_engine = service.engine.info()

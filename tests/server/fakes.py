@@ -14,12 +14,14 @@ import pytest
 
 from statestore.errors import StateStoreError
 from statestored import files
+from statestored.access import Access
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
 from statestored.engines import commits
 from statestored.engines.base import Commit, Counts, Filter, Held, Page, Sender
 from statestored.engines.commits import Fsync, GroupCommit
 from statestored.engines.embedded import EmbeddedEngine
+from statestored.engines.quota import Quota
 from statestored.engines.saver import Saver, SnapshotSchedule
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.errors import DiskFailed, NoRoom
@@ -44,17 +46,20 @@ class SettledAtOnce:
         self._states.settle()
 
 
-def engine_without_files(max_namespaces: int = 1000) -> EmbeddedEngine:
+def engine_without_files(max_namespaces: int = 1000, quota: Quota = Quota()) -> EmbeddedEngine:  # noqa: B008
     """Holds states, and answers at once, as long as nobody opens it."""
-    engine = EmbeddedEngine(DataDirectory(Path("/nowhere")), Fsync.NEVER, NEVER, max_namespaces)
+    engine = EmbeddedEngine(DataDirectory(Path("/nowhere")), Fsync.NEVER, NEVER, max_namespaces, quota)
     engine.commits = cast(GroupCommit, SettledAtOnce(engine.states))
     nothing: Any = SimpleNamespace(snapshots=list, size=0)
     engine.saver = Saver(nothing, engine.states, nothing, nothing, NEVER)
     return engine
 
 
-def make_service(engine: Any = None, **settings: Any) -> Service:
-    return Service(engine or engine_without_files(), store_id=STORE_ID, **settings)
+def make_service(
+    engine: Any = None, *, token: str | None = None, tokens: Path | None = None, **settings: Any
+) -> Service:
+    """Where there is a `token`, it may do everything; `tokens` is a file of them."""
+    return Service(engine or engine_without_files(), store_id=STORE_ID, access=Access(tokens, token), **settings)
 
 
 class LaterEngine:
@@ -121,12 +126,15 @@ class HeldCommit:
     """Writes that become durable, or are taken back, when the test says so."""
 
     def __init__(self) -> None:
+        self.is_settled = False
+        self.error: StateStoreError | None = None
         self._waiting: list[tuple[Callable[[Any, StateStoreError | None], None], Any]] = []
 
     def then(self, callback: Callable[[T, StateStoreError | None], None], argument: T) -> None:
         self._waiting.append((callback, argument))
 
     def settle(self, error: StateStoreError | None = None) -> None:
+        self.is_settled, self.error = True, error
         for callback, argument in self._waiting:
             callback(argument, error)
 
@@ -311,6 +319,9 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         self._is_reading_paused = False
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._closing = True
 
@@ -319,3 +330,9 @@ class Wire(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self._closing
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """What the test says goes."""
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._unread)

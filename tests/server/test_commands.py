@@ -2,12 +2,14 @@
 
 import asyncio
 import inspect
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from statestore.base import Limits
 from statestore.errors import (
@@ -21,11 +23,13 @@ from statestore.errors import (
 )
 from statestore.protocol import ClientProtocol
 from statestored import commands
-from statestored.commands import COMMANDS, Caller, Role, check_params, find_command
+from statestored.commands import COMMANDS, Caller, check_params, find_command
 from statestored.engines.base import Filter, Held
 from statestored.settings import Settings
+from statestored.tokens import ROLES, Role
 from statestored.writes import run_with
 from tests.server.fakes import STORE_ID, HoldingEngine, LaterEngine, engine_without_files, make_service
+from tests.tokenfile import TokenFile
 
 ANN = (b"lists", b"ann@a.example")
 SURROGATE = b"\xed\xa0\x80"
@@ -240,6 +244,110 @@ def test_a_refused_hello_says_what_is_wrong_and_not_what_is_right() -> None:
     with pytest.raises(Unauthorized, match="a token is needed") as missing:
         call(caller, "hello", {})
     assert "sesame" not in str(wrong.value) + str(missing.value)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    return TokenFile(tmp_path / "tokens.toml")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_token_gives_its_role(tokens: TokenFile, role: str) -> None:
+    token = tokens.add("one", role)
+    caller = Caller(make_service(tokens=tokens.path))
+    call(caller, "hello", {b"token": token.encode()})
+    assert caller.role is ROLES[role]
+
+
+def test_a_token_opens_its_namespaces_only(tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin", "lists", "shop").encode()
+    service = make_service(tokens=tokens.path)
+    for namespace in (b"lists", b"shop"):
+        call(caller := Caller(service), "hello", {b"token": token, b"namespace": namespace})
+        call(caller, "set", b"m", namespace, b"A")
+    for about in ({b"namespace": b"another"}, {b"namespace": b"list"}, {b"namespace": b""}, {}):
+        with capture_logs() as logs, pytest.raises(Forbidden, match="does not open this namespace"):
+            call(caller := Caller(service), "hello", {b"token": token, **about})
+        assert caller.role is Role.NOBODY
+        assert [entry["token"] for entry in logs] == ["one"]
+        assert "another" not in str(logs)
+    assert service.engine.info()["namespaces"] == 2
+
+
+def test_a_namespace_is_refused_only_to_who_has_a_token(tokens: TokenFile) -> None:
+    """Nobody else learns which there are."""
+    tokens.add("one", "read", "lists")
+    caller = Caller(make_service(tokens=tokens.path))
+    for namespace in (b"lists", b"another"):
+        with pytest.raises(Unauthorized, match="the token is wrong"):
+            call(caller, "hello", {b"token": b"guess", b"namespace": namespace})
+
+
+def known(tokens: TokenFile, token: str, namespace: str = "lists") -> Caller:
+    caller = Caller(make_service(tokens=tokens.path))
+    call(caller, "hello", {b"token": token.encode(), b"namespace": namespace.encode()})
+    return caller
+
+
+def renew(caller: Caller) -> bool:
+    caller.service.access.read()
+    return caller.renew()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_new_role_counts_from_then_on(tokens: TokenFile, role: str) -> None:
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    tokens.change_role("one", role)
+    assert renew(caller)
+    assert caller.role is ROLES[role]
+
+
+def test_a_token_that_is_gone_ends_it(tokens: TokenFile) -> None:
+    tokens.add("another", "admin")
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    assert renew(caller)
+    tokens.remove("one")
+    assert not renew(caller)
+
+
+def test_a_token_that_has_another_name_is_still_the_same(tokens: TokenFile) -> None:
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    tokens.path.write_text(tokens.path.read_text().replace("[one]", "[two]"))
+    assert renew(caller)
+
+
+def test_a_token_of_the_same_name_is_another(tokens: TokenFile) -> None:
+    tokens.add("another", "admin")
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    tokens.remove("one")
+    tokens.add("one", "write", "lists")
+    assert not renew(caller)
+
+
+@pytest.mark.parametrize(("namespaces", "goes_on"), [(["lists", "shop"], True), (["shop"], False)])
+def test_a_namespace_that_it_opens_no_more_ends_it(tokens: TokenFile, namespaces: list[str], goes_on: bool) -> None:
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    tokens.change_namespaces("one", *namespaces)
+    assert renew(caller) is goes_on
+
+
+def test_new_tokens_mean_nothing_to_strangers_and_where_none_is_needed(tokens: TokenFile, caller: Caller) -> None:
+    tokens.add("one")
+    stranger = Caller(make_service(tokens=tokens.path))
+    assert renew(stranger)
+    assert stranger.role is Role.NOBODY
+    assert caller.renew()
+    assert caller.role is Role.ADMIN
+
+
+def test_clear_leaves_a_line_about_who_did_it(tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin")
+    caller = Caller(make_service(tokens=tokens.path, allow_clear=True))
+    call(caller, "hello", {b"token": token.encode(), b"namespace": b"secret"})
+    with capture_logs() as logs:
+        call(caller, "clear")
+    assert [(entry["event"], entry["token"]) for entry in logs] == [("all states of a namespace were forgotten", "one")]
+    assert "secret" not in str(logs)
 
 
 @pytest.mark.parametrize("role", Role)

@@ -425,6 +425,8 @@ async def test_an_effect_of_a_later_release_is_too_new(tmp_path: Path, kind: obj
 @pytest.mark.parametrize(
     "effects",
     [
+        *([[PUT, 5, b"m", b"s", b"A"]], [[PUT, b"d", None, b"s", b"A"]], [[PUT, b"d", b"m", 0, b"A"]], [[CLEAR, 5]]),
+        *([[PUT, b"d", b"m", b"s", []]], [[PUT, b"d", b"m", b"s", b"A", b"more"]]),
         *(5, b"effects", [5], [[]], {"a": 1}),
         *([[PUT]], [[PUT, b"default", b"m"]], [[CLEAR]], [put("ann", "A"), [PUT, b"d"]]),
         *([[OPENED]], [[OPENED, 0]], [[OPENED, b"7"]], [[OPENED, 7, 1]], [[EXPIRED, -7]], [[EXPIRED, 7, 7]]),

@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -16,9 +18,12 @@ from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.listener import Listener
 from statestored.session import Session
+from statestored.tls import ServerTls, TlsFiles
+from tests.certificates import Authority
 from tests.server.fakes import HoldingEngine, make_service
 from tests.server.rpc import code_of, messages, request
 from tests.server.waiting import eventually
+from tests.tokenfile import TokenFile
 
 PONG = msgpack.packb([1, 1, None, None])
 SCANS = 200  # of 256 KB each: far more than the system buffers for one connection
@@ -246,3 +251,146 @@ async def test_closing_takes_no_new_connections() -> None:
         assert await pings(address)
     with pytest.raises(ConnectionRefusedError):
         await connect(address)
+
+
+# With TLS
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def tls(authority: Authority) -> ServerTls:
+    identity = authority.issue("server")
+    return ServerTls(TlsFiles(identity.certificate, identity.key))
+
+
+async def connect_by_tls(
+    address: Address, authority: Authority, **more: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    assert isinstance(address, TcpAddress)
+    context = ssl.create_default_context(cafile=authority.certificate)
+    return await asyncio.open_connection(
+        address.host, address.port, ssl=context, server_hostname="localhost", ssl_shutdown_timeout=1, **more
+    )
+
+
+async def test_with_a_certificate_tcp_addresses_speak_tls_and_unix_sockets_do_not(
+    authority: Authority, tls: ServerTls, path: Path
+) -> None:
+    async with listening(ANY_PORT, UnixAddress(str(path)), service=make_service(tls=tls)) as (tcp, unix):
+        assert await pings(unix)
+        reader, writer = await connect_by_tls(tcp, authority)
+        writer.write(request(1, "ping"))
+        assert await reader.readexactly(len(PONG)) == PONG
+        writer.close()
+
+
+async def test_a_client_without_tls_is_not_answered_there(tls: ServerTls) -> None:
+    service = make_service(tls=tls)
+    async with listening(ANY_PORT, service=service) as (address,):
+        reader, writer = await connect(address)
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
+        assert (tls.failures, service.connections_total) == (1, 0)
+
+
+async def test_a_handshake_that_is_not_completed_ends(tls: ServerTls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "TLS_PATIENCE", 0.05)
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        reader, writer = await connect(address)
+        writer.write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of one
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_requests_larger_than_what_is_read_at_once_come_through_tls(authority: Authority, tls: ServerTls) -> None:
+    """The session makes pauses in between, for the others."""
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        reader, writer = await connect_by_tls(address, authority)
+        triples = [["m", f"s{number}", "A" * 900] for number in range(1000)]
+        writer.write(request(1, "set_many", triples) + request(2, "get_many", [pair[:2] for pair in triples]))
+        unpacker = msgpack.Unpacker()
+        answers: list[Any] = []
+        while len(answers) < 2:
+            unpacker.feed(await reader.read(65536))
+            answers += unpacker
+        assert answers == [[1, 1, None, None], [1, 2, None, ["A" * 900] * 1000]]
+        writer.close()
+
+
+async def test_a_client_that_does_not_read_is_not_answered_on_over_tls(authority: Authority, tls: ServerTls) -> None:
+    """And all that it asked for comes when it does."""
+    service = service_with_long_pages()
+    service.tls = tls
+    async with listening(ANY_PORT, service=service) as (address,):
+        reader, writer = await connect_by_tls(address, authority, limit=1024)
+        writer.write(request(1, "scan", None, None, None, None) * SCANS)
+        answered = [-1] * 20
+
+        def is_stuck() -> bool:
+            answered.append(service.calls[b"scan"])
+            return 0 < answered[-20] == answered[-1]
+
+        await eventually(is_stuck)
+        assert service.calls[b"scan"] < SCANS / 2
+        unpacker = msgpack.Unpacker(max_buffer_size=0)
+        came = 0
+        while came < SCANS:
+            unpacker.feed(await reader.read(65536))
+            came += sum(1 for _ in unpacker)
+        writer.close()
+
+
+async def test_who_ends_a_tls_connection_ends_both_sides(
+    authority: Authority, tls: ServerTls, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What still waits for the disk is executed, and not answered any more. Nothing is logged about it."""
+    engine = HoldingEngine()
+    service = make_service(engine, tls=tls)
+    async with listening(ANY_PORT, service=service) as (address,):
+        _, writer = await connect_by_tls(address, authority)
+        writer.write(request(1, "set", "lists", "ann", "A"))
+        await eventually(lambda: engine.asked)
+        writer.close()
+        await eventually(lambda: service.connections == 0)
+        engine.commit.settle()
+    assert caplog.messages == []
+
+
+async def test_closing_ends_tls_connections_too(
+    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "DRAIN", 0.01)
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        reader, writer = await connect_by_tls(address, authority)
+        writer.write(request(1, "ping"))
+        await reader.readexactly(len(PONG))
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
+    tokens = TokenFile(tmp_path / "tokens.toml")
+    given = [tokens.add(name) for name in ("one", "two", "three")]
+    service = make_service(tokens=tokens.path)
+    listener = Listener(service)
+    (address,) = await listener.listen([ANY_PORT])
+    connections = [await connect(address) for _ in given]
+    for (reader, writer), token in zip(connections, given, strict=True):
+        writer.write(request(1, "hello", {"token": token}) + request(1, "ping"))
+        await reader.readuntil(PONG)
+    tokens.remove("two")
+    service.access.read()
+    listener.renew()
+    assert await connections[1][0].read() == b""
+    for reader, writer in (connections[0], connections[2]):
+        writer.write(request(1, "ping"))
+        assert await reader.readexactly(len(PONG)) == PONG
+    for _, writer in connections:
+        writer.close()
+    await listener.close()

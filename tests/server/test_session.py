@@ -40,6 +40,7 @@ from tests.server.fakes import (
 )
 from tests.server.rpc import RawClient, code_of, request
 from tests.server.waiting import eventually, wait_until
+from tests.tokenfile import TokenFile
 
 ANN = ("lists", "ann@a.example")
 SECRET = "do.not.log@this.example"
@@ -251,7 +252,7 @@ def test_garbage_closes_the_connection_and_changes_nothing(service: Service, gar
     with capture_logs() as logs:
         assert wire.ask(garbage, request(2, "set", *ANN, "B")) == []
     assert wire.is_closing()
-    assert service.dropped == 1
+    assert service.dropped["garbage"] == 1
     assert [entry["event"] for entry in logs] == ["connection dropped"]
     assert other.ask(request(3, "get", *ANN)) == [ok(3, "A")]
 
@@ -429,6 +430,83 @@ def test_a_stranger_gets_little(sent: bytes) -> None:
     for byte in sent:
         wire.send(bytes([byte]))
     assert wire.is_closing()
+
+
+# New tokens, while it is open
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    tokens = TokenFile(tmp_path / "tokens.toml")
+    tokens.add("another", "admin")
+    return tokens
+
+
+def renew(wire: Wire, service: Service) -> None:
+    service.access.read()
+    wire.session.renew()
+
+
+def test_who_may_go_on_does_and_may_what_its_token_says_now(tokens: TokenFile) -> None:
+    token = tokens.add("one", "read")
+    service = make_service(tokens=tokens.path)
+    wire = Wire(service)
+    assert error_of(wire.ask(hello(1, token=token), request(2, "set", *ANN, "A"))[1]) == "forbidden"
+    tokens.change_role("one", "write")
+    renew(wire, service)
+    assert wire.ask(request(3, "set", *ANN, "A")) == [[1, 3, None, None]]
+    tokens.change_role("one", "read")
+    renew(wire, service)
+    refused, found = wire.ask(request(4, "set", *ANN, "B"), request(5, "get", *ANN))
+    assert error_of(refused) == "forbidden"
+    assert found == [1, 5, None, "A"]
+
+
+def test_whose_token_is_gone_has_to_go_and_nothing_more_is_executed(tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin")
+    service = make_service(tokens=tokens.path)
+    wire, other = Wire(service), Wire(service)
+    wire.ask(hello(1, token=token))
+    other.ask(hello(1, token=tokens.add("two")), request(2, "ping"))
+    tokens.remove("one")
+    renew(wire, service)
+    assert wire.is_closing()
+    assert wire.ask(request(3, "set", *ANN, "A")) == []
+    assert state(service) == START
+
+
+def test_whose_token_is_gone_still_gets_what_was_being_answered(tokens: TokenFile) -> None:
+    token = tokens.add("one", "write")
+    engine = HoldingEngine()
+    service = make_service(engine, tokens=tokens.path)
+    wire = Wire(service)
+    wire.ask(hello(1, token=token), request(2, "set", *ANN, "A"))
+    tokens.remove("one")
+    renew(wire, service)
+    wire.send(request(3, "set", *ANN, "B"))
+    assert not wire.is_closing()
+    engine.commit.settle()
+    assert wire.read()[-1] == [1, 2, None, None]
+    assert wire.is_closing()
+    assert len(engine.asked) == 1
+
+
+def test_a_session_that_drains_gets_nothing_back(tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin")
+    service = make_service(tokens=tokens.path)
+    wire = Wire(service)
+    wire.ask(hello(1, token=token))
+    wire.session.drain()
+    renew(wire, service)
+    assert error_of(wire.ask(request(2, "get", *ANN))[0]) == "shutting_down"
+
+
+def test_a_stranger_stays_one(tokens: TokenFile) -> None:
+    service = make_service(tokens=tokens.path)
+    wire = Wire(service)
+    renew(wire, service)
+    assert not wire.is_closing()
+    assert error_of(wire.ask(request(1, "get", *ANN))[0]) == "unauthorized"
 
 
 # Clients that do not read

@@ -10,11 +10,14 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import structlog
 
 from statestored import framing
+from statestored.engines.base import START
+from statestored.engines.sessions import ClientSessions, Dump
 from statestored.engines.states import States
 from statestored.engines.table import Cell, Held, Range, Table, cells_of
 from statestored.engines.threads import in_thread
@@ -25,7 +28,7 @@ from statestored.snapshot import SnapshotWriter, content_of, footer_of, read_sna
 log = structlog.get_logger()
 
 FLUSH_EVERY = 2**20  # bytes; one sync of a large file would hold up everybody else's
-SESSIONS_A_BLOCK = 250
+SESSIONS_A_BLOCK = 1000  # sessions and answers, or a few more
 PROGRESS_EVERY = 1_000_000  # entries
 
 
@@ -41,11 +44,24 @@ async def write_states(states: States, writer: SnapshotWriter) -> int:
                 columns = _columns(namespace, covered)
                 entries += _count_entries(columns)
                 await _add(writer, Kind.BUCKET, columns)
-    sessions = list(states.sessions)
-    for start in range(0, len(sessions), SESSIONS_A_BLOCK):
-        dumps = map(states.sessions.dump, sessions[start : start + SESSIONS_A_BLOCK])
-        await _add(writer, Kind.SESSIONS, [dump for dump in dumps if dump is not None])
+    await _write_sessions(states.sessions, writer)
     return entries
+
+
+async def _write_sessions(sessions: ClientSessions, writer: SnapshotWriter) -> None:
+    block: list[Dump] = []
+    size = 0
+    for session in list(sessions):
+        dump = sessions.dump(session)
+        if dump is None:
+            continue
+        block.append(dump)
+        size += 1 + len(dump[2])
+        if size >= SESSIONS_A_BLOCK:
+            await _add(writer, Kind.SESSIONS, block)
+            block, size = [], 0
+    if block:
+        await _add(writer, Kind.SESSIONS, block)
 
 
 async def _add(writer: SnapshotWriter, kind: Kind, content: Sequence[Any]) -> None:
@@ -106,6 +122,8 @@ class BlockLoader:
         senders: Sequence[bytes | None],
         column: Sequence[int],
     ) -> None:
+        if not {type(namespace), *map(type, senders)} <= {bytes, NoneType} or namespace is None:
+            raise TypeError("a name that is no text")
         table = self._states.table(namespace)
         all_held = [self._held(namespace, table, cells) for cells in held]
         bucket = dict(zip(senders, map(all_held.__getitem__, column), strict=True))
@@ -115,6 +133,8 @@ class BlockLoader:
 
     def _held(self, namespace: bytes, table: Table, cells: Iterable[tuple[bytes, bytes, int]]) -> Held:
         held = tuple(self._cell(namespace, table, cell) for cell in cells)
+        if len({cell.module for cell in held}) < len(held):
+            raise ValueError("a module stands twice with a sender")
         return held if len(held) > 1 else held[0]
 
     def _cell(self, namespace: bytes, table: Table, of: tuple[bytes, bytes, int]) -> Cell:
@@ -122,6 +142,9 @@ class BlockLoader:
         key = (namespace, *of)
         cell = self._cells.get(key)
         if cell is None:
+            module, state, day = of
+            if not (type(module) is type(state) is bytes and type(day) is int and state != START):
+                raise TypeError("an entry that cannot be")
             cell = self._cells[key] = table.cell(*of)
         return cell
 

@@ -19,7 +19,7 @@ Effect = tuple[Any, ...]
 
 
 class States:
-    """Changed by `apply` only; `changes` counts what it applied.
+    """Changed by `apply` only; `changes` counts what it applied, `memory` the bytes that all takes, about.
 
     What was applied can be taken back until it is settled, in two steps: `cut` when it is about to be written, `settle`
     when it has been. Meanwhile more may be applied.
@@ -29,6 +29,7 @@ class States:
         self.tables: dict[bytes, Table] = {}
         self.sessions = ClientSessions()
         self.changes = 0
+        self.memory = 0
         self.garbage: list[Bucket] = []  # cleared, and to be freed a bucket at a time: all at once takes too long
         self._changed: set[Table | ClientSessions] = set()  # since the last cut
         self._cut: set[Table | ClientSessions] = set()  # before that, and not settled
@@ -51,10 +52,14 @@ class States:
         if kind == PUT:
             table = self.tables.get(of)
             where = self.table(of) if table is None else table
+            before = where.memory
             changed = where.put(effects, day)
+            self.memory += where.memory - before
         elif kind == CLEAR:
             where = self.table(of)
+            before = where.memory
             changed = where.clear()
+            self.memory += where.memory - before
         else:
             where = self.sessions
             changed = where.apply(effects)
@@ -80,6 +85,11 @@ class States:
         for each in self._changed | self._cut:
             each.revert()
         self._changed, self._cut = set(), set()
+        self.measure()
+
+    def measure(self) -> None:
+        """After something else than `apply` has changed a table."""
+        self.memory = sum(table.memory for table in self.tables.values())
 
     def __len__(self) -> int:
         """How many entries there are."""
