@@ -1,8 +1,11 @@
 """Who may connect to a real daemon, and what they may do there; and that all of it can be changed (S1 to S3)."""
 
+import os
 import re
 import signal
 import ssl
+import subprocess
+import sysconfig
 import threading
 import urllib.error
 import urllib.request
@@ -441,6 +444,48 @@ def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Au
     assert not [word for word in (*given, "secret", "SECRET", "127.0.0.1") if word in log]
     hashes = re.findall(r"[0-9a-f]{64}", log)
     assert hashes == []
+
+
+# What the operator's handbook says
+
+
+HANDBOOK = (Path(__file__).parents[1] / "docs" / "operating.md").read_text()
+
+
+def commands(beginning: str) -> list[str]:
+    """Those of the handbook that begin so."""
+    found = re.findall(rf"^    ({beginning}(?:.*\\\n)*.*)$", HANDBOOK, re.M)
+    assert found
+    return found
+
+
+def test_its_commands_make_certificates_that_work(make: Make, tmp_path: Path) -> None:
+    for command in commands("openssl req"):
+        subprocess.run(["/bin/sh", "-ec", command], cwd=tmp_path, capture_output=True, timeout=30, check=True)
+    server, client = (Identity(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("server", "client"))
+    daemon = make(*with_tls(server, tmp_path / "authority.pem")).start()
+    context = ssl.create_default_context(cafile=server.certificate)
+    context.load_cert_chain(client.certificate, client.key)
+    with RawClient(daemon.address, context, name="states.example") as ours:
+        ours.ask("ping")
+    assert "can read the key" not in daemon.log()
+
+
+def test_its_commands_make_tokens_that_work(make: Make, tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+    given = [
+        subprocess.check_output(
+            ["/bin/sh", "-ec", command], cwd=tmp_path, env=environment, text=True, timeout=30
+        ).strip()
+        for command in (
+            commands("export STATESTORE_TOKEN")[0] + "; echo $STATESTORE_TOKEN",
+            commands("statestored token")[0].partition(" && ")[0],
+        )
+    ]
+    daemon = make(f"--tokens={tmp_path / 'tokens.toml'}").start()
+    for token in given:
+        with knowing(daemon.address)(token, namespace="lists") as client:
+            client.ask("set", *ANN, "A")
 
 
 # Refusals at the start

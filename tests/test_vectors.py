@@ -22,6 +22,7 @@ from statestore.errors import BY_WIRE_CODE, StateStoreError
 from statestore.protocol import ClientProtocol, Response, Welcome, WrongServer
 from statestore.wire import MAX_MSGID, NOTIFICATION
 from statestored.commands import COMMANDS
+from statestored.tokens import ROLES
 from tests.daemon import Daemon
 
 DIRECTORY = Path(__file__).parent / "vectors"
@@ -467,6 +468,13 @@ def test_each_method_has_a_section_and_a_vector() -> None:
     section, _, _ = rest.partition("\n## ")
     assert set(re.findall(r"^### (\w+)$", section, re.M)) == methods
     assert {vector.method for vector in ALL.values() if vector.method} == methods
+
+
+def test_each_role_is_described_with_its_methods() -> None:
+    table = re.findall(r"^\| `(read|write|admin)` \| (.*) \|$", DOCUMENT, re.M)
+    assert {role: set(re.findall(r"`(\w+)`", methods)) for role, methods in table} == {
+        role: {command.name for command in COMMANDS.values() if command.role is value} for role, value in ROLES.items()
+    }
 
 
 def test_each_error_code_is_described() -> None:

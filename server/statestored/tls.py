@@ -2,7 +2,6 @@
 
 import ssl
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
@@ -13,6 +12,9 @@ from statestored import audit
 from statestored.errors import StartError
 
 log = structlog.get_logger()
+
+# Under way at the same time. Each takes a descriptor and some 90 KB, for as long as a handshake may.
+MAX_HANDSHAKES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class ServerTls(ssl.SSLContext):
     It is a new one for each reading, so that new connections have nothing to do with what was before: no certificate,
     no authority, no session that could be resumed.
 
-    failures: handshakes that ended with an error.
+    failures: handshakes that ended with an error, or were not begun for those under way.
+    under_way: handshakes that have begun and not ended.
     """
 
     def __new__(cls, _files: TlsFiles) -> Self:
@@ -41,13 +44,13 @@ class ServerTls(ssl.SSLContext):
     def __init__(self, files: TlsFiles) -> None:
         """Raises StartError, which names the setting that is wrong."""
         self._files = files
-        self.failures = 0
+        self.failures = self.under_way = 0
         self.read()
 
     def read(self) -> None:
         """The files, anew. Raises StartError, and goes on with those of before."""
         context = _read(self._files)
-        context.sslobject_class = _reporting_to(self._failed)
+        context.sslobject_class = _reporting_to(self)
         self._current = context
 
     def wrap_bio(
@@ -58,25 +61,40 @@ class ServerTls(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
+        if self.under_way >= MAX_HANDSHAKES:
+            self.failures += 1
+            raise ssl.SSLError("too many handshakes at once")  # the loop closes the connection
+        self.under_way += 1
         return self._current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
-    def _failed(self, reason: str) -> None:
+    def failed(self, reason: str) -> None:
         self.failures += 1
         audit.handshake_failed(reason)
 
 
-def _reporting_to(report: Callable[[str], None]) -> type[ssl.SSLObject]:
-    """The loop keeps to itself why a handshake fails."""
+def _reporting_to(tls: ServerTls) -> type[ssl.SSLObject]:
+    """The loop keeps to itself how many handshakes there are, and why one fails."""
 
     class Connection(ssl.SSLObject):
+        _is_under_way = True
+
         def do_handshake(self) -> None:
             try:
                 super().do_handshake()
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except ssl.SSLError as error:
-                report(getattr(error, "verify_message", "") or _said(error))
+                tls.failed(getattr(error, "verify_message", "") or _said(error))
                 raise
+            self._end()
+
+        def __del__(self) -> None:
+            self._end()  # it failed, or took too long, or its peer went away
+
+        def _end(self) -> None:
+            if self._is_under_way:
+                self._is_under_way = False
+                tls.under_way -= 1
 
     return Connection
 

@@ -1,6 +1,7 @@
 """Where the daemon listens, and how all connections end."""
 
 import asyncio
+import gc
 import socket
 import ssl
 import tempfile
@@ -14,6 +15,7 @@ import pytest
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored import listener as listener_module
+from statestored import tls as tls_module
 from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.listener import Listener
@@ -305,6 +307,36 @@ async def test_a_handshake_that_is_not_completed_ends(tls: ServerTls, monkeypatc
         writer.write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of one
         with suppress(ConnectionResetError):
             assert await reader.read() == b""
+        writer.close()
+
+
+async def test_handshakes_that_are_given_up_leave_nothing_behind(tls: ServerTls) -> None:
+    """The collector may come much later."""
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        gc.disable()
+        try:
+            writers = [(await connect(address))[1] for _ in range(20)]
+            await eventually(lambda: tls.under_way == 20)
+            for writer in writers:
+                writer.close()
+            await eventually(lambda: tls.under_way == 0)
+        finally:
+            gc.enable()
+
+
+async def test_a_handshake_for_which_there_is_no_room_is_not_begun(
+    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_module, "MAX_HANDSHAKES", 1)
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        _, silent = await connect(address)
+        await eventually(lambda: tls.under_way == 1)
+        reader, other = await connect(address)
+        assert await reader.read() == b""
+        other.close()
+        silent.close()
+        await eventually(lambda: tls.under_way == 0)
+        _, writer = await connect_by_tls(address, authority)
         writer.close()
 
 

@@ -1,5 +1,6 @@
 """Which certificates are taken, which are refused and with what words, and how they are read anew."""
 
+import gc
 import ssl
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from statestored import tls as tls_module
 from statestored.errors import StartError
 from statestored.tls import ServerTls, TlsFiles
 from tests.certificates import Authority, Identity
@@ -132,6 +134,40 @@ def test_a_failed_handshake_is_counted_once_and_said(authority: Authority, serve
     assert tls.failures == 1
     shake_hands(tls, client_context(authority))
     assert tls.failures == 1
+
+
+def test_handshakes_under_way_are_counted_until_they_end_in_whatever_way(
+    authority: Authority, server: Identity, tmp_path: Path
+) -> None:
+    tls = ServerTls(files(server))
+    complete, failing, given_up = (
+        Pair(tls, client_context(who)) for who in (authority, Authority(tmp_path, "another"), authority)
+    )
+    assert tls.under_way == 3
+    complete.shake_hands()
+    assert tls.under_way == 2
+    with pytest.raises(ssl.SSLError):
+        failing.shake_hands()
+    del failing, given_up
+    gc.collect()
+    assert tls.under_way == 0
+    del complete
+    gc.collect()
+    assert tls.under_way == 0
+
+
+def test_there_are_not_more_of_them_than_there_is_room_for(
+    authority: Authority, server: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_module, "MAX_HANDSHAKES", 2)
+    tls = ServerTls(files(server))
+    first, second = Pair(tls, client_context(authority)), Pair(tls, client_context(authority))
+    with capture_logs() as logs, pytest.raises(ssl.SSLError, match="too many"):
+        Pair(tls, client_context(authority))
+    assert (tls.failures, logs) == (1, [])
+    first.shake_hands()
+    Pair(tls, client_context(authority)).shake_hands()
+    second.shake_hands()
 
 
 # Reading anew
