@@ -23,7 +23,7 @@ class Site:
 
     def __init__(self, stack: ExitStack, directory: Path, daemon: Daemon, token: str | None = None) -> None:
         self._stack = stack
-        self._directory = directory
+        self.directory = directory
         self._settings = {"STATE_STORE_TOKEN": token} if token else {}
         self.sink = stack.enter_context(Sink())
         self.daemon = stack.enter_context(daemon)
@@ -32,7 +32,7 @@ class Site:
     def start_application(self, name: str, settings: Mapping[str, str], boot: str = "config.boot") -> int:
         """The port on which it takes mail. `settings` are those of the application, from its environment."""
         settings = {"STATE_STORE_ADDRESS": self.daemon.address, **self._settings, **settings}
-        program = start_mailinglist(self._directory, name, relay_port=self.sink.port, boot=boot, **settings)
+        program = start_mailinglist(self.directory, name, relay_port=self.sink.port, boot=boot, **settings)
         self._stack.enter_context(program)
         return port_of(program.wait_until_listening())
 
@@ -58,7 +58,7 @@ class Site:
 
     def lost(self) -> list[str]:
         """Mail that was answered 250 and that no handler has dealt with, and senders whom a failure has put aside."""
-        parked = [f"parked: {path.name}" for path in self._directory.glob("run/undeliverable/new/*")]
+        parked = [f"parked: {path.name}" for path in self.directory.glob("run/undeliverable/new/*")]
         return parked + [f"{module} in ERROR" for module, state in self.store.counts() if state == "ERROR"]
 
     def faults(self, conversations: list[Conversation]) -> list[str]:
