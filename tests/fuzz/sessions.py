@@ -1,0 +1,238 @@
+"""Targets: a session of the real service on the real engine, and anything as a stream, in pieces of any size."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import uvloop
+from structlog.testing import capture_logs
+
+from statestore.errors import BY_WIRE_CODE
+from statestored.commands import Service
+from statestored.datadir import DataDirectory
+from statestored.engines.commits import Fsync
+from statestored.engines.embedded import EmbeddedEngine
+from tests.fuzz.choices import Choices
+from tests.fuzz.model import FIGURES, REFUSAL, WELCOME, Entries, Expected, Model, Page, Total
+from tests.fuzz.place import place
+from tests.fuzz.requests import TOKEN, stream
+from tests.server.fakes import NEVER, Wire, make_service
+from tests.server.rpc import request
+
+CODES = set(BY_WIRE_CODE) - {"internal"}
+TURNS = 1000  # of the loop, after which an answer is not coming any more
+NEW_JOURNAL_AFTER = 5000  # inputs
+MAX_PIECES = 200  # about
+
+
+def session_bytes(data: bytes) -> None:
+    """A stream as it is."""
+    choices = Choices(data)
+    with_token, plan = choices.once_in(4), choices.random()
+    play(choices.rest(), plan, with_token=with_token)
+
+
+def session_messages(data: bytes) -> None:
+    """A stream of requests, nearly all of which are as they should be."""
+    choices = Choices(data)
+    with_token, plan = choices.once_in(4), choices.random()
+    play(stream(choices), plan, with_token=with_token)
+
+
+def play(received: bytes, plan: Random, *, with_token: bool) -> None:
+    """What a session answers to this, held against the model; and whether others are answered afterwards."""
+    server = _server()
+    with capture_logs() as logs:
+        server.run(received, plan, TOKEN if with_token else None)
+    for entry in logs:
+        if "exc_info" in entry:
+            raise AssertionError(f"the log says: {entry['event']}") from entry["exc_info"]
+        assert entry["log_level"] not in ("error", "critical"), entry
+
+
+@functools.cache
+def _server() -> Server:
+    return Server()
+
+
+class Server:
+    """One for all inputs: after each of them it holds nothing."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self._runner.get_loop().set_exception_handler(self._note)
+        self._reports: list[Any] = []
+        self._inputs = 0
+        self._runner.run(self._open())
+
+    def run(self, received: bytes, plan: Random, token: bytes | None) -> None:
+        self._inputs += 1
+        self._runner.run(self._play(received, plan, token))
+        if self._inputs % NEW_JOURNAL_AFTER == 0:
+            self._runner.run(self._reopen())
+        assert self._reports == []
+
+    async def _open(self) -> None:
+        self._place = place()
+        self._directory = DataDirectory(self._place)
+        self._directory.open()
+        self._engine = EmbeddedEngine(self._directory, Fsync.NEVER, NEVER, 10_000)
+        await self._engine.open()
+
+    async def _close(self) -> None:
+        await self._engine.close()
+        self._directory.close()
+        shutil.rmtree(self._place)
+
+    async def _reopen(self) -> None:
+        """The journal would fill the disk; and it has to load."""
+        await self._engine.close()
+        self._directory.close()
+        self._directory = DataDirectory(self._place)
+        self._directory.open()
+        again = EmbeddedEngine(self._directory, Fsync.NEVER, NEVER, 10_000)
+        await again.open()
+        assert len(again.states) == 0
+        self._engine = again
+        await self._close()
+        await self._open()
+
+    def _note(self, _loop: asyncio.AbstractEventLoop, report: dict[str, Any]) -> None:
+        self._reports.append(report)
+
+    async def _play(self, received: bytes, plan: Random, token: bytes | None) -> None:
+        service = make_service(self._engine, allow_clear=True, token=None if token is None else token.decode())
+        client, model = Wire(service, high_water=plan.choice((64, 65536))), Model(token)
+        expected = list(Model(token).expected(received))
+        for piece in pieces(received, plan):
+            client.send(piece)
+            if plan.random() < 0.1:
+                client.read()
+            if plan.random() < 0.1:
+                await asyncio.sleep(0)
+        answers = await _all_answers(client, sum(one.msgid is not None for one in expected))
+        answered = _count_answered(expected, len(answers), closed=client.is_closing())
+        _compare(expected[:answered], answers)
+        for _ in zip(range(answered), model.expected(received), strict=False):
+            pass
+        client.hang_up()
+        assert service.connections == 0
+        for namespace, entries in model.spaces.items():
+            await self._see(service, namespace, entries)
+
+    async def _see(self, service: Service, namespace: bytes, entries: Entries) -> None:
+        """That another client finds exactly these; then they go."""
+        client = Wire(service)
+        client.send(request(1, "hello", {"namespace": namespace, "token": TOKEN}))
+        client.send(request(2, "set", "probe", "probe@a.example", "A"), request(3, "get", "probe", "probe@a.example"))
+        client.send(request(4, "scan", None, None, None, None), request(5, "clear"))
+        answers = {answer[1]: answer for answer in await _all_answers(client, 5)}
+        assert answers[2] == [1, 2, None, None]
+        assert answers[3] == [1, 3, None, "A"]
+        assert answers[5] == [1, 5, None, None]
+        wanted = {(*key, state) for key, state in entries.items()} | {(b"probe", b"probe@a.example", b"A")}
+        _compare_answer(Page(wanted, is_whole=True), answers[4])
+        client.hang_up()
+
+
+
+def pieces(received: bytes, plan: Random) -> Iterator[bytes]:
+    longest = max(plan.choice((1, 3, 20, 1000, 16_384, 100_000)), len(received) // MAX_PIECES)
+    at = 0
+    while at < len(received):
+        size = plan.randint(1, longest)
+        yield received[at : at + size]
+        at += size
+
+
+async def _all_answers(client: Wire, wanted: int) -> list[Any]:
+    """Up to so many, or as many as there are when the connection is closed, or when nothing happens any more."""
+    for _ in range(TURNS):
+        client.send()
+        answers = client.read()
+        if len(answers) >= wanted or client.is_closing():
+            break
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    client.send()
+    return client.read()
+
+
+def _count_answered(expected: list[Expected], answers: int, *, closed: bool) -> int:
+    """How many of them must have been answered: all up to where the connection was closed."""
+    whole = [one for one in expected if one.msgid is not None]
+    end = expected[-1] if expected and expected[-1].msgid is None else None
+    if not closed:
+        assert answers == len(whole), f"{answers} answers to {len(whole)} requests"
+        assert end is None or end.may_close, "it is not closed"
+        return answers
+    assert answers <= len(whole), f"{answers} answers to {len(whole)} requests"
+    if answers == len(whole):
+        assert end is not None or any(one.may_close for one in whole), "closed, and nothing was wrong"
+    else:
+        assert any(one.may_close for one in whole[: answers + 1]), f"closed after {answers} of {len(whole)} answers"
+    return answers
+
+
+def _compare(expected: list[Expected], answers: list[Any]) -> None:
+    """Answers go by their ids; the same id may have been used for several requests."""
+    by_id: dict[int, list[Any]] = defaultdict(list)
+    for one in expected:
+        assert one.msgid is not None
+        by_id[one.msgid].append(one.answer)
+    for answer in answers:
+        assert type(answer) is list, answer
+        assert len(answer) == 4, answer
+        assert answer[0] == 1, answer
+        wanted = by_id.get(answer[1])
+        assert wanted, f"an answer that nobody asked for: {answer}"
+        if len(wanted) == 1:
+            _compare_answer(wanted.pop(), answer)
+        else:
+            wanted.remove(next(one for one in wanted if _fits(one, answer)))
+
+
+def _fits(wanted: Any, answer: list[Any]) -> bool:
+    try:
+        _compare_answer(wanted, answer)
+    except AssertionError:
+        return False
+    return True
+
+
+def _compare_answer(wanted: Any, answer: list[Any]) -> None:
+    _, _, error, result = answer
+    if wanted is REFUSAL:
+        assert result is None, answer
+        assert type(error) is str, answer
+        assert error.partition(": ")[0] in CODES, answer
+        return
+    assert error is None, (wanted, answer)
+    if wanted is WELCOME:
+        assert {"version", "server", "store_id", "features", "limits", "time"} <= set(result)
+    elif wanted is FIGURES:
+        assert {"store_id", "entries", "calls"} <= set(result)
+    elif isinstance(wanted, Total):
+        assert result["total"] == wanted.of, (wanted, answer)
+    elif isinstance(wanted, Page):
+        cursor, entries = result
+        found = {tuple(map(_bytes, entry[:3])) for entry in entries}
+        assert len(found) == len(entries), answer
+        assert found <= wanted.entries, (wanted, answer)
+        assert found == wanted.entries or cursor is not None or not wanted.is_whole, (wanted, answer)
+    else:
+        assert _bytes(result) == wanted, (wanted, answer)
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="surrogatepass")
+    return tuple(map(_bytes, value)) if isinstance(value, list) else value
+
+
