@@ -42,7 +42,7 @@ def _summary(name: str, run: Run, seconds: float) -> list[str]:
     ]
     for fault in run.faults.values():
         lines += ["", f"FAILED: {fault.kind}", fault.said.rstrip()]
-        lines.append(f"again: python -m tests.fuzz {name} --replay {fault.data.hex() or data.hex()}")
+        lines.append(f"again: python -m tests.fuzz {name} --replay {fault.data.hex()}")
     return lines
 
 

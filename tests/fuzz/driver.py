@@ -18,8 +18,8 @@ Target = Callable[[bytes], None]
 
 MAX_SECONDS = 1.0  # of the process's own time, for one input
 STUCK = 20.0  # seconds by the clock, after which it is broken off
-MAX_GROWTH = 10 * 2**20  # bytes, from when everything has been done once up to the end
-WARM_UP = 2000  # inputs, after which memory is looked at
+MAX_GROWTH = 10 * 2**20  # bytes
+LOOKS = 100  # at the memory
 MAX_FAULTS = 10  # of different kinds; more are not looked for
 SIZES = (4, 16, 64, 256, 1024)  # bytes of an input, at most
 
@@ -44,13 +44,18 @@ class Fault(NamedTuple):
 
 @dataclass
 class Run:
-    """What came of it so far. slowest: seconds that an input took, and which; grown: bytes."""
+    """What came of it so far. slowest: seconds that an input took, and which; sizes: of the process, in bytes."""
 
     inputs: int = 0
     faults: dict[str, Fault] = field(default_factory=dict)
     slowest: tuple[float, bytes] = (0.0, b"")
-    grown: int = 0
-    _at_first: int = 0
+    sizes: list[int] = field(default_factory=list)
+
+    @property
+    def grown(self) -> int:
+        """Bytes. It goes up and down: the least of the last quarter counts, against the most of the second."""
+        quarter = len(self.sizes) // 4
+        return min(self.sizes[-quarter:]) - max(self.sizes[quarter : 2 * quarter]) if quarter else 0
 
     def add(self, target: Target, data: bytes) -> None:
         self.inputs += 1
@@ -70,11 +75,10 @@ class Run:
         self.faults.setdefault(fault.kind, fault)
 
     def measure(self) -> None:
-        """Memory, when everything has been done once, and later on."""
         gc.collect()
-        now = resident()
-        self._at_first = self._at_first or now
-        self.grown = now - self._at_first
+        self.sizes.append(resident())
+
+    def end(self) -> None:
         if self.grown > MAX_GROWTH:
             self.note(Fault("memory", f"it grew by {self.grown:,} bytes in {self.inputs:,} inputs", b""))
 
@@ -87,12 +91,12 @@ def fuzz(target: Target, inputs: Iterator[bytes], count: int, say: Callable[[str
         if run.inputs >= count or len(run.faults) >= MAX_FAULTS:
             break
         run.add(target, data)
-        if run.inputs == min(WARM_UP, count // 2):
+        if run.inputs % max(1, count // LOOKS) == 0:
             run.measure()
         if time.monotonic() - said > 30:
             said = time.monotonic()
             say(f"{run.inputs:,} inputs, {run.inputs / (said - started):,.0f} a second, {len(run.faults)} faults")
-    run.measure()
+    run.end()
     return run
 
 
