@@ -13,12 +13,15 @@ import structlog
 import uvloop
 
 from statestore.base import Limits
-from statestored import __version__
+from statestored import __version__, descriptors, memory
 from statestored.admin import Admin
-from statestored.commands import Service
+from statestored.budget import Budget
+from statestored.commands import MAX_REPLY, Service
 from statestored.datadir import DataDirectory
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
+from statestored.engines.queries import longest_page
+from statestored.engines.quota import Quota
 from statestored.engines.saver import SnapshotSchedule
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
@@ -39,6 +42,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> None:
         log.warning("there is no such setting", variable=name)
     token = read_token(settings, environment)
     check_reach(settings, token)
+    check_limits(settings)
     _tune_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_until_signalled(settings, token))
@@ -63,6 +67,17 @@ def check_reach(settings: Settings, token: str | None) -> None:
         )
 
 
+def check_limits(settings: Settings) -> None:
+    """Raises StartError where they contradict each other."""
+    text = settings.max_module + settings.max_sender + settings.max_state
+    if longest_page(text, settings.max_modules) > MAX_REPLY:
+        raise StartError(
+            f"--max-modules {settings.max_modules} is too much for --max-module {settings.max_module}, --max-sender "
+            f"{settings.max_sender} and --max-state {settings.max_state}: an answer has at most {MAX_REPLY} bytes, "
+            "and all entries of a sender must fit into one"
+        )
+
+
 async def serve(settings: Settings, token: str | None) -> None:
     """Runs until it is cancelled; then everything is closed in the reverse order."""
     async with AsyncExitStack() as stack:
@@ -70,18 +85,23 @@ async def serve(settings: Settings, token: str | None) -> None:
         stack.callback(directory.close)
         directory.open()
         _say(f"data directory {directory.path}")
+        limits = Limits(settings.max_module, settings.max_sender, settings.max_state)
+        max_memory = settings.max_memory * 2**20 or memory.available() // 2
         engine = EmbeddedEngine(
             directory,
             Fsync(settings.fsync),
             SnapshotSchedule(settings.snapshot_interval, settings.snapshot_journal_size * 2**20),
             settings.max_namespaces,
+            Quota.of(limits, max_memory, settings.max_modules),
         )
         service = Service(
             engine,
             store_id=str(directory.store_id),
-            limits=Limits(settings.max_module, settings.max_sender, settings.max_state),
+            limits=limits,
             token=token,
             allow_clear=settings.allow_clear,
+            max_connections=descriptors.make_room(settings.max_connections),
+            budget=Budget(settings.max_buffers * 2**20),
         )
         admin = Admin(service)
         stack.push_async_callback(admin.close)

@@ -17,12 +17,15 @@ from enum import IntEnum
 from typing import Any, TypeVar, Union
 
 from statestore.base import Limits
-from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
-from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
+from statestore.errors import BadRequest, Forbidden, Full, StateStoreError, TooLong, Unauthorized, UnknownMethod
+from statestore.wire import MAX_MESSAGE, PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
 from statestored import __version__
+from statestored.budget import Budget
 from statestored.engines.base import DEFAULT_NAMESPACE, START, Answer, Counts, Engine, Filter, Held, Sender, Space
+from statestored.timeouts import Dropped
 
 MAX_NAMESPACE = 255  # bytes
+MAX_REPLY = MAX_MESSAGE  # bytes of a result
 NIL = b"\xc0"
 
 T = TypeVar("T")
@@ -49,12 +52,14 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     allow_clear: bool = False
+    max_connections: int = 10_000
+    budget: Budget = field(default_factory=Budget)
     started: float = field(default_factory=time.time)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
     connections: int = 0
     connections_total: int = 0
-    dropped: int = 0  # connections closed for what they sent
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
 
 
 class Caller:
@@ -141,7 +146,10 @@ def set_together(caller: Caller, sets: Sequence[tuple[Any, ...]]) -> Reply | Non
         or not caller.service.engine.bulk_is_atomic
     ):
         return None
-    return _answer(caller.space.set_many(sets), _pack_nil)
+    try:
+        return _answer(caller.space.set_many(sets), _pack_nil)
+    except Full:  # for one of them it may not be
+        return None
 
 
 def set_all(caller: Caller, sender: object, state: object) -> Reply:
@@ -161,7 +169,7 @@ def compare_and_set(caller: Caller, module: object, sender: object, expected: ob
 def get_many(caller: Caller, pairs: object) -> Reply:
     limits = caller.limits
     checked = [_key(limits, *_item(pair, 2)) for pair in _items(limits, pairs)]
-    return _answer(caller.space.get_many(checked), _pack)
+    return _answer(caller.space.get_many(checked), _pack_states)
 
 
 def set_many(caller: Caller, triples: object) -> Reply:
@@ -207,7 +215,9 @@ def info(caller: Caller) -> Reply:
             "uptime": time.time() - service.started,
             "connections": service.connections,
             "connections_total": service.connections_total,
-            "connections_dropped": service.dropped,
+            "connections_dropped": sum(service.dropped.values()),
+            "dropped": {str(why): number for why, number in service.dropped.items()},
+            "buffered_bytes": service.budget.used,
             "calls": {name.decode(): calls for name, calls in service.calls.items()},
             "errors": dict(service.errors),
             "engine": service.engine.name,
@@ -356,7 +366,10 @@ def _later(answer: Future[T], pack: Callable[[T], bytes]) -> Future[bytes]:
         elif (error := done.exception()) is not None:
             packed.set_exception(error)
         else:
-            packed.set_result(pack(done.result()))
+            try:
+                packed.set_result(pack(done.result()))
+            except StateStoreError as refusal:
+                packed.set_exception(refusal)
 
     answer.add_done_callback(finish)
     return packed
@@ -375,6 +388,13 @@ def _pack_state(state: bytes) -> bytes:
     packed = _pack(state)
     if state != START and len(_packed_states) < MAX_PACKED_STATES:
         _packed_states[state] = packed
+    return packed
+
+
+def _pack_states(states: list[bytes]) -> bytes:
+    packed = _pack(states)
+    if len(packed) > MAX_REPLY:
+        raise TooLong(f"items are so many that their states take {len(packed)} bytes: ask for fewer at once")
     return packed
 
 

@@ -9,7 +9,8 @@ from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.session import Session, Sessions
-from statestored.sockets import bind_unix, reason
+from statestored.sockets import bind_unix, notice_dead_peers, reason
+from statestored.timeouts import EVERY
 
 BACKLOG = 1024
 DRAIN = 0.2  # seconds in which requests that were on their way are told that the daemon is about to end
@@ -22,9 +23,11 @@ class Listener:
         self._sessions = Sessions()
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
+        self._next_look: asyncio.TimerHandle | None = None
 
     async def listen(self, addresses: Sequence[Address]) -> list[Address]:
         """Returns where it listens, with the ports that were given for port 0. Raises StartError."""
+        self._look_at_connections()
         listening: list[Address] = []
         for address in addresses:
             if isinstance(address, UnixAddress):
@@ -47,6 +50,14 @@ class Listener:
         await self._all_gone(within=PATIENCE)
         for session in list(self._sessions):
             session.abort()
+        if self._next_look is not None:
+            self._next_look.cancel()
+
+    def _look_at_connections(self) -> None:
+        """Once a second: what lasts too long, or takes too much, is ended."""
+        self._next_look = asyncio.get_running_loop().call_later(EVERY, self._look_at_connections)
+        self._sessions.watch.tick()
+        self._service.budget.tick()
 
     async def _all_gone(self, within: float) -> None:
         if self._sessions:
@@ -65,6 +76,8 @@ class Listener:
         except OSError as error:
             raise StartError(f"cannot listen on {address}: {reason(error)}") from error
         self._servers.append(server)
+        for sock in server.sockets:
+            notice_dead_peers(sock)
         return [TcpAddress(*found.getsockname()[:2]) for found in server.sockets]
 
     async def _listen_unix(self, address: UnixAddress) -> Address:

@@ -56,11 +56,13 @@ class _ServiceCollector(Collector):
         yield _by_label("statestored_requests", "Requests executed.", "method", calls)
         yield _by_label("statestored_errors", "Requests refused.", "code", service.errors)
         yield GaugeMetricFamily("statestored_connections", "Connections that are open.", service.connections)
-        for name, help_, value in (
-            ("statestored_connections_accepted", "Connections accepted.", service.connections_total),
-            ("statestored_connections_dropped", "Connections closed for what they sent.", service.dropped),
-        ):
-            yield CounterMetricFamily(name, help_, value)
+        yield CounterMetricFamily(
+            "statestored_connections_accepted", "Connections accepted.", service.connections_total
+        )
+        yield _by_label("statestored_connections_dropped", "Connections closed by us.", "reason", service.dropped)
+        yield GaugeMetricFamily(
+            "statestored_buffered_bytes", "Requests in part, and answers that were not taken.", service.budget.used
+        )
         about_engine = service.engine.info()
         for key, (kind, name, help_) in ENGINE_METRICS.items():
             if key in about_engine:

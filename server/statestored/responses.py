@@ -12,8 +12,9 @@ from functools import partial
 
 import structlog
 
-from statestore.errors import Internal, StateStoreError, to_wire
+from statestore.errors import Internal, StateStoreError, Unavailable, to_wire
 from statestore.wire import text_packer
+from statestored.budget import OWN
 from statestored.commands import NIL, Reply, Service
 from statestored.engines.base import Commit, Held
 
@@ -53,6 +54,9 @@ class Responses:
 
     def add(self, head: bytes, reply: Reply) -> None:
         if isinstance(reply, bytes):
+            if len(reply) > OWN and self._service.budget.used_up:
+                self.refuse(head, Unavailable("too much waits for clients that do not take it"))
+                return
             self.out += (head, reply)
             if len(reply) > LARGE_REPLY:
                 self.flush()

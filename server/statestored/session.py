@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -28,6 +29,8 @@ from statestore.wire import (
     Incomplete,
     text_packer,
 )
+from statestored import timeouts
+from statestored.budget import OWN
 from statestored.commands import (
     COMMANDS,
     NIL,
@@ -43,18 +46,26 @@ from statestored.commands import (
     set_,
     set_together,
 )
+from statestored.extent import Extent, Garbage
 from statestored.responses import Responses
+from statestored.timeouts import Dropped, Watch
 
 log = structlog.get_logger()
 
 # What is read at once: a client that sends without end gets so much, then the others have their turn.
 READ_SIZE = 16_384
-# Before a client is known it gets little. Memory for an array is taken as soon as its header is read.
+# Before a client is known it gets little.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
+# So many states are looked up before we see whether the client takes its answers; and where buffers are short.
+GETS_AT_ONCE, GETS_AT_ONCE_IF_SHORT = 256, 16
 # Answers that wait for the disk, and bytes of them and of what they answer: a client that has more is not read from
 # until they are out.
 MAX_HELD, MAX_HELD_BYTES = 1024, 2**20
+# Above this nothing is read from a client that does not take its answers. What it has more than the second, although
+# it is not read from, ends the connection.
+HIGH_WATER, MAX_UNSENT = 2**14, 2**22
+FIRST_BYTES = b"\x93\x94\xdc\xdd"  # of a message: those of an array of three or four, or of one of any length
 
 _pack = text_packer()
 GET_NAME, SET_NAME = b"get", b"set"
@@ -62,23 +73,66 @@ GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
 KNOWN_HEADS = 2**16
 _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
-# The loop has one thread, and what is read is used up at once: all connections can read into the same place.
+# The loop has one thread, and what is read is used up at once: all connections can read into the same place, and use
+# the same decoder, which holds nothing between two turns.
 _buffer = memoryview(bytearray(READ_SIZE))
 
 
-class Garbage(Exception):
-    """What came is no MessagePack-RPC. The connection has to be closed: nobody knows what comes next on it."""
+class NotYet(Exception):
+    """A heavy command has to wait for its turn."""
+
+
+class HeavyTurns:
+    """One heavy command in a turn of the loop, whoever sends it: so light ones never wait for more than one.
+
+    Who has to wait is called back in the order of waiting.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: dict[Session, None] = {}
+
+    def take(self, call_soon: Callable[[Callable[[], None]], object]) -> bool:
+        """Whether it is free in this turn of the loop."""
+        if self._taken:
+            return False
+        self._taken = True
+        call_soon(partial(self._next, call_soon))
+        return True
+
+    def wait(self, session: Session) -> None:
+        self._waiting[session] = None
+
+    def forget(self, session: Session) -> None:
+        self._waiting.pop(session, None)
+
+    def _next(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self._taken = False
+        if self._waiting:
+            session = next(iter(self._waiting))
+            del self._waiting[session]
+            self.take(call_soon)
+            session.have_turn()
 
 
 class Sessions(set["Session"]):
-    """Those that are open."""
+    """Those that are open.
+
+    watch: those in a state that may not last; turns: those that wait to execute something heavy; decoder: of all of
+    them, since none leaves anything in it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.decoder = new_decoder()
         self.emptied = asyncio.Event()
+        self.watch = Watch()
+        self.turns = HeavyTurns()
 
     def remove(self, session: Session) -> None:
         super().remove(session)
+        self.turns.forget(session)
+        self.watch.discard(session)
         if not self:
             self.emptied.set()
 
@@ -92,19 +146,26 @@ class Session(asyncio.BufferedProtocol):
     def __init__(self, service: Service, sessions: Sessions, call_soon: Callable[[Callable[[], None]], object]) -> None:
         self._service = service
         self._sessions = sessions
+        self._watch = sessions.watch
+        self._budget = service.budget
         self._call_soon = call_soon
         self._caller = Caller(service)
         self._stranger = self._caller.role is Role.NOBODY
         self._bytes_at_first = 0  # received from a stranger
-        self._fed = 0  # bytes given to the decoder, and of them, those up to the last whole message
-        self._whole = 0
-        self._settled = 0  # and those that came before anything that still waits for the disk
-        self._decoder = _decoder(MAX_ITEMS_AT_FIRST if self._stranger else MAX_ITEMS)
+        self._rest = bytearray()  # what came and is not answered
+        # Of the message that this begins with, where not all of it has come. Nothing of a stranger's is decoded before.
+        self._extent = Extent(MAX_ITEMS_AT_FIRST) if self._stranger else None
+        self._asked = 0  # bytes of requests since the first one that still waits for the disk
+        self._held_of_budget = 0
+        self._since = timeouts.Since()
+        self._unsent = 0  # bytes that were at the last look
         self._refused = False  # its hello was: nothing more is executed
         self._stop = False  # answering what came has to wait, or to end
         self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
         self._held_back = False  # too many answers wait for the disk: do nothing more for now
+        self._has_turn = False  # to execute one heavy command
+        self._short = False  # the budget is used up, also by this one: do nothing more for now
         self._closing = False  # once nothing waits any more
         self._eof = False  # the client sends no more
         self._transport: asyncio.Transport
@@ -113,15 +174,24 @@ class Session(asyncio.BufferedProtocol):
     # Called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        service = self._service
         self._transport = cast(asyncio.Transport, transport)
-        self._responses = Responses(self._service, self._transport)
+        self._responses = Responses(service, self._transport)
+        if service.connections >= service.max_connections:
+            self._give_up(Dropped.TOO_MANY)
+            return
+        self._transport.set_write_buffer_limits(HIGH_WATER)
         self._sessions.add(self)
-        self._service.connections += 1
-        self._service.connections_total += 1
+        service.connections += 1
+        service.connections_total += 1
+        if self._stranger:
+            self._since.connected = self._watch.add(self)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._sessions.remove(self)
-        self._service.connections -= 1
+        if self in self._sessions:
+            self._sessions.remove(self)
+            self._budget.forget(self)
+            self._service.connections -= 1
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return _buffer
@@ -143,9 +213,13 @@ class Session(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         self._paused = self._stop = True
         self._transport.pause_reading()
+        self._since.paused = self._watch.add(self)
+        self._unsent = 0
+        self._count_held()
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._count_held()
         self._go_on()
 
     # Called by the listener
@@ -158,6 +232,7 @@ class Session(asyncio.BufferedProtocol):
     def close(self) -> None:
         """What was answered, or is held, still goes out, if the client reads."""
         self._closing = True
+        self._since.closing = self._watch.add(self)
         self._responses.then = self._after_waiting
         if self._responses.waiting:
             self._transport.pause_reading()
@@ -165,6 +240,7 @@ class Session(asyncio.BufferedProtocol):
             self._transport.close()
 
     def abort(self) -> None:
+        """At once, whatever waits to be sent: a `close` waits for a client that does not read."""
         self._transport.abort()
 
     # From here on the way of a request
@@ -182,28 +258,53 @@ class Session(asyncio.BufferedProtocol):
             self._take(_buffer[room:size])
 
     def _take(self, data: memoryview) -> None:
-        self._fed += len(data)
-        try:
-            self._decoder.feed(data)
-        except DECODE_ERRORS as error:
-            self._drop(error)
+        """Behind what came before."""
+        if not (self._rest or self._stop or self._stranger):
+            if self._answer(data):
+                self._answer_rest()
+            return
+        self._rest += data
+        if not self._stop and self._has_whole():
+            self._answer_rest()
         else:
-            self._answer_all()
+            self._mind_what_is_held()
 
-    def _answer_all(self) -> None:
-        """All the whole messages that came, as long as nothing makes us stop."""
-        self._stop = False
-        decoder, caller, responses, heads = self._decoder, self._caller, self._responses, _HEADS
+    def _has_whole(self) -> bool:
+        """Whether the first message of the rest has come as a whole, as far as we know."""
+        if self._extent is None:
+            return True
+        try:
+            is_whole = self._extent.is_within(self._rest)
+        except Garbage as error:
+            self._drop(error)
+            return False
+        if is_whole:
+            self._extent = Extent(MAX_ITEMS_AT_FIRST) if self._stranger else None
+        return is_whole
+
+    def _answer_rest(self) -> None:
+        more = True
+        while more:
+            data, self._rest = self._rest, bytearray()
+            more = self._answer(data)
+
+    def _answer(self, data: memoryview | bytearray) -> bool:
+        """The whole messages in it, as long as nothing makes us stop. Returns whether more are left in the rest."""
+        decoder, caller, responses, heads = self._sessions.decoder, self._caller, self._responses, _HEADS
         out = responses.out
         sets: list[tuple[object, ...]] = []  # the parameters of those that came last, one after the other
         set_heads: list[bytes] = []
         broken: Exception | None = None
-        message = None
         gets = 0
+        most_gets = GETS_AT_ONCE_IF_SHORT if self._budget.used_up else GETS_AT_ONCE
         # Not `for message in decoder`: its end is an exception, which costs as much as two messages.
-        unpack, tell, fed = decoder.unpack, decoder.tell, self._fed
+        unpack, tell = decoder.unpack, decoder.tell
+        first = start = tell()
+        end = first + len(data)
+        is_cut = False
         try:
-            while (start := tell()) < fed:
+            decoder.feed(data)
+            while (start := tell()) < end and gets < most_gets:
                 message = unpack()
                 # The usual cases stand here, and not in functions, for the sake of the many small gets and sets.
                 try:
@@ -234,35 +335,45 @@ class Session(asyncio.BufferedProtocol):
                         else:
                             responses.add(head, reply)
                     continue
-                self._run(head, command, message)
+                if not self._run(head, command, message):
+                    break  # it has to come again
                 if self._stop:
+                    start = tell()
                     break
-            self._whole = self._decoder.tell()  # a hello may have changed it
         except Incomplete:
-            if message is not None:
-                self._whole = start
-            # msgpack takes a message apart as it comes, so that its own limit is not one of the message.
-            if fed - self._whole > MAX_MESSAGE:
-                broken = Garbage(f"a message of more than {MAX_MESSAGE} bytes")
+            is_cut = True
         except (*DECODE_ERRORS, Garbage) as error:
             broken = error
         if sets:
             self._set_each(set_heads, sets)
         if gets:
             self._service.calls[GET_NAME] += gets
+        if start < end or broken is not None:
+            self._sessions.decoder = new_decoder()  # there is something in this one
         responses.flush()
-        if not responses.waiting:
-            self._settled = self._fed
         if broken is not None:
             self._drop(broken)
-        elif self._refused:
+            return False
+        if self._refused:
             self.close()
-        elif responses.held > MAX_HELD or responses.held_bytes + self._fed - self._settled > MAX_HELD_BYTES:
-            self._held_back = self._stop = True
-            responses.then = self._after_waiting
-            self._transport.pause_reading()
-        elif decoder is not self._decoder:
-            self._answer_all()
+            return False
+        if start < end:
+            self._keep(data[start - first :], is_cut)
+        self._asked = self._asked + start - first if responses.waiting else 0
+        if self._rest or self._held_of_budget or responses.held_bytes + self._asked > OWN or responses.held > MAX_HELD:
+            self._mind_what_is_held()
+        return start < end and not (is_cut or self._stop)
+
+    def _keep(self, rest: memoryview | bytearray, is_cut: bool) -> None:
+        """What is not answered; `is_cut`: for the message that it begins with has not come as a whole."""
+        self._rest[:] = rest
+        if is_cut:
+            if rest[0] not in FIRST_BYTES:
+                self._drop(Garbage("a message is no array"))
+                return
+            self._extent = Extent(MAX_ITEMS_AT_FIRST if self._stranger else MAX_ITEMS)
+            self._since.message = self._watch.add(self)
+            self._has_whole()
 
     def _set_each(self, heads: list[bytes], sets: list[tuple[object, ...]]) -> None:
         """Sets that came one after the other, as one write where that is the same."""
@@ -280,7 +391,8 @@ class Session(asyncio.BufferedProtocol):
             responses.add_same(heads, reply)
         self._service.calls[SET_NAME] += len(sets)
 
-    def _run(self, head: bytes, command: Command | None, message: Any) -> None:
+    def _run(self, head: bytes, command: Command | None, message: Any) -> bool:
+        """Returns whether it was, or has to wait for its turn."""
         try:
             if command is not None and type(message[3]) is tuple and len(message[3]) == command.arity:
                 self._service.calls[message[2]] += 1
@@ -289,10 +401,13 @@ class Session(asyncio.BufferedProtocol):
                 reply = self._run_unusual(message)
         except Garbage:
             raise
+        except NotYet:
+            return False
         except Exception as error:
             self._responses.refuse(head, error)
         else:
             self._responses.add(head, reply)
+        return True
 
     def _run_unusual(self, message: Any) -> Reply:
         """What is not as it mostly is: a hello, something heavy, an option, or an error, which is raised."""
@@ -305,11 +420,15 @@ class Session(asyncio.BufferedProtocol):
         if command.run is hello:
             return self._hello(command, params)
         params = check_params(command, params)
-        self._service.calls[name] += 1
         if command.heavy:
             self._stop = True
             self._transport.pause_reading()
+            if not (self._has_turn or self._sessions.turns.take(self._call_soon)):
+                self._sessions.turns.wait(self)
+                raise NotYet
+            self._has_turn = False
             self._call_soon(self._go_on)
+        self._service.calls[name] += 1
         return command.run(self._caller, *params)
 
     def _hello(self, command: Command, params: Any) -> Reply:
@@ -322,32 +441,44 @@ class Session(asyncio.BufferedProtocol):
         except StateStoreError:
             self._refused = self._stop = True
             raise
-        if self._stranger:
-            self._stranger = False
-            self._stop = True  # what follows is for a decoder that takes more
-            rest = self._decoder.read_bytes(READ_SIZE)
-            self._decoder = _decoder(MAX_ITEMS)
-            self._decoder.feed(rest)
-            self._fed, self._whole, self._settled = len(rest), 0, 0
+        self._stranger = False
+        self._extent = None
         return reply
 
     def _drop(self, error: Exception) -> None:
-        self._service.dropped += 1
-        log.warning("connection dropped", reason=str(error) or type(error).__name__)
+        """For what it sent; what came before that is still answered."""
+        self._count_dropped(Dropped.GARBAGE, str(error) or type(error).__name__)
+        self._rest.clear()
+        self._extent = None
+        self._count_held()
         self.close()
+
+    def _give_up(self, why: Dropped) -> None:
+        """Whatever waits to be sent."""
+        self._count_dropped(why, why)
+        self.abort()
+
+    def _count_dropped(self, why: Dropped, reason: str) -> None:
+        self._service.dropped[why] += 1
+        log.warning("connection dropped", reason=reason)
 
     def _go_on(self) -> None:
         """With what came before we stopped; on a connection that is being closed nothing more is executed."""
-        if not self._must_wait():
-            self._answer_all()
-            self._read_on()
+        if self._must_wait():
+            return
+        self._stop = False
+        if self._rest and self._has_whole():
+            self._answer_rest()
+        self._read_on()
 
     def _read_on(self) -> None:
-        if not self._must_wait():
+        if not (self._stop or self._must_wait()):
             self._transport.resume_reading()
 
     def _after_waiting(self) -> None:
         """Some answers that had to wait have left."""
+        if self._held_of_budget:
+            self._count_held()
         if self._eof or self._closing:
             if not self._responses.waiting:
                 self._transport.close()
@@ -356,11 +487,79 @@ class Session(asyncio.BufferedProtocol):
             self._go_on()
 
     def _must_wait(self) -> bool:
-        return self._paused or self._held_back or self._closing or self._transport.is_closing()
+        return self._paused or self._held_back or self._short or self._closing or self._transport.is_closing()
+
+    # What it makes the daemon keep, and for how long
+
+    def _count_held(self) -> None:
+        """In the budget of all."""
+        responses = self._responses
+        if not responses.waiting:
+            self._asked = 0
+        held = len(self._rest) + self._asked + responses.held_bytes
+        if self._paused:
+            held += self._transport.get_write_buffer_size()
+        if held != self._held_of_budget:
+            self._held_of_budget = held
+            responses.then = self._after_waiting
+            self._budget.hold(self, held)
+
+    def _mind_what_is_held(self) -> None:
+        """Where it is too much, for one or for all together, this one has to wait."""
+        self._count_held()
+        responses = self._responses
+        if responses.held > MAX_HELD or responses.held_bytes + self._asked > MAX_HELD_BYTES:
+            self._held_back = self._stop = True
+            responses.then = self._after_waiting
+            self._transport.pause_reading()
+        elif self._held_of_budget > OWN and self._budget.used_up:
+            self._short = self._stop = True
+            self._transport.pause_reading()
+            self._budget.wait(self)
+
+    def have_turn(self) -> None:
+        """Called when it may execute one heavy command."""
+        self._has_turn = True
+        self._go_on()
+        self._has_turn = False
+
+    def resume(self) -> None:
+        """Called when there is room in the budget again."""
+        self._short = False
+        self._call_soon(self._go_on)
+
+    def drop_for_room(self) -> None:
+        self._give_up(Dropped.NO_BUFFERS)
+
+    def look(self, now: int) -> bool:
+        """Called once a second: what has lasted too long ends the connection. Returns whether there is more to see."""
+        why = self._overdue(now)
+        if why is not None:
+            self._give_up(why)
+            return False
+        return self._stranger or self._extent is not None or self._paused or self._closing
+
+    def _overdue(self, now: int) -> Dropped | None:
+        since = self._since
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            since.paused = since.closing = now  # it reads
+        self._unsent = unsent
+        if self._paused and (unsent > MAX_UNSENT or now - since.paused > timeouts.READING):
+            return Dropped.NOT_READING
+        if self._closing and not self._responses.waiting and now - since.closing > timeouts.CLOSING:
+            return Dropped.NOT_READING
+        if self._stranger and now - since.connected > timeouts.HELLO:
+            return Dropped.NO_HELLO
+        if self._must_wait():
+            since.message = now  # it is not read from
+        elif self._rest and self._extent is not None and now - since.message > timeouts.REST_OF_MESSAGE:
+            return Dropped.UNFINISHED
+        return None
 
 
-def _decoder(max_items: int) -> Decoder:
-    return Decoder(raw=True, max_buffer=MAX_MESSAGE + READ_SIZE, max_items=max_items)
+def new_decoder() -> Decoder:
+    return Decoder(raw=True, max_buffer=MAX_MESSAGE + READ_SIZE, max_items=MAX_ITEMS)
 
 
 def _head(msgid: Any) -> bytes:

@@ -118,6 +118,22 @@ class Settings:
     max_sender: int = _setting("The longest sender, in bytes.", click.IntRange(1, 16384), 4096)
     max_state: int = _setting("The longest state, in bytes.", click.IntRange(1, 4096), 1024)
     max_namespaces: int = _setting("How many namespaces there may be.", click.IntRange(min=1), 1000)
+    max_modules: int = _setting("How many modules one sender may have a state in.", click.IntRange(1, 1000), 100)
+    max_memory: int = _setting(
+        "MiB that all states may take; then nothing new is stored. 0: half of what the machine or the container has.",
+        click.IntRange(min=0),
+        0,
+    )
+    max_connections: int = _setting(
+        "How many clients may be connected; fewer where the system lets a process open fewer files.",
+        click.IntRange(min=1),
+        10_000,
+    )
+    max_buffers: int = _setting(
+        "MiB that all connections together may hold, of requests in part and of answers that were not taken.",
+        click.IntRange(min=4),
+        32,
+    )
     log_level: str = _setting("The least that is logged.", click.Choice(LEVELS), "info")
     log_format: str = _setting("How log lines look.", click.Choice(FORMATS), "text")
 

@@ -8,6 +8,19 @@ from pathlib import Path
 from statestore.address import UnixAddress
 from statestored.errors import StartError
 
+# A peer that is silent is asked after 20 seconds, and again every 10; what it has not acknowledged, or not answered,
+# for 50 seconds ends the connection.
+KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 50_000}
+
+
+def notice_dead_peers(listening: socket.socket) -> None:
+    """On all connections to a listening TCP socket, which inherit what is set here."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        option = getattr(socket, name, None)
+        if option is not None:  # not every system has all of them
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
+
 
 def bind_unix(address: UnixAddress) -> socket.socket:
     """A socket that only our own user can connect to, in place of one that a killed daemon left. Raises StartError."""

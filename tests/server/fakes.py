@@ -20,6 +20,7 @@ from statestored.engines import commits
 from statestored.engines.base import Commit, Counts, Filter, Held, Page, Sender
 from statestored.engines.commits import Fsync, GroupCommit
 from statestored.engines.embedded import EmbeddedEngine
+from statestored.engines.quota import Quota
 from statestored.engines.saver import Saver, SnapshotSchedule
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.errors import DiskFailed, NoRoom
@@ -44,9 +45,9 @@ class SettledAtOnce:
         self._states.settle()
 
 
-def engine_without_files(max_namespaces: int = 1000) -> EmbeddedEngine:
+def engine_without_files(max_namespaces: int = 1000, quota: Quota = Quota()) -> EmbeddedEngine:  # noqa: B008
     """Holds states, and answers at once, as long as nobody opens it."""
-    engine = EmbeddedEngine(DataDirectory(Path("/nowhere")), Fsync.NEVER, NEVER, max_namespaces)
+    engine = EmbeddedEngine(DataDirectory(Path("/nowhere")), Fsync.NEVER, NEVER, max_namespaces, quota)
     engine.commits = cast(GroupCommit, SettledAtOnce(engine.states))
     nothing: Any = SimpleNamespace(snapshots=list, size=0)
     engine.saver = Saver(nothing, engine.states, nothing, nothing, NEVER)
@@ -319,3 +320,9 @@ class Wire(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self._closing
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """What the test says goes."""
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._unread)

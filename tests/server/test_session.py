@@ -251,7 +251,7 @@ def test_garbage_closes_the_connection_and_changes_nothing(service: Service, gar
     with capture_logs() as logs:
         assert wire.ask(garbage, request(2, "set", *ANN, "B")) == []
     assert wire.is_closing()
-    assert service.dropped == 1
+    assert service.dropped["garbage"] == 1
     assert [entry["event"] for entry in logs] == ["connection dropped"]
     assert other.ask(request(3, "get", *ANN)) == [ok(3, "A")]
 

@@ -11,6 +11,7 @@ from statestored.datadir import DataDirectory
 from statestored.engines.base import DEFAULT_NAMESPACE, Answer, Counts, Filter, Held, Page, Sender
 from statestored.engines.commits import Fsync, GroupCommit
 from statestored.engines.queries import count, scan
+from statestored.engines.quota import Quota
 from statestored.engines.recovery import recover
 from statestored.engines.saver import Saver, SnapshotSchedule
 from statestored.engines.states import CLEAR, PUT, States
@@ -28,11 +29,19 @@ class EmbeddedEngine:
     commits: GroupCommit
     saver: Saver
 
-    def __init__(self, directory: DataDirectory, fsync: Fsync, schedule: SnapshotSchedule, max_namespaces: int) -> None:
+    def __init__(
+        self,
+        directory: DataDirectory,
+        fsync: Fsync,
+        schedule: SnapshotSchedule,
+        max_namespaces: int,
+        quota: Quota = Quota(),  # noqa: B008  # it never changes
+    ) -> None:
         self._directory = directory
         self._fsync = fsync
         self._schedule = schedule
         self._max_namespaces = max_namespaces
+        self.quota = quota
         self.states = States()
         self._spaces: WeakValueDictionary[bytes, EmbeddedSpace] = WeakValueDictionary()  # those that somebody uses
         self._default = self.space(DEFAULT_NAMESPACE)
@@ -84,6 +93,8 @@ class EmbeddedEngine:
     def info(self) -> dict[str, Any]:
         return {
             "entries": len(self.states),
+            "memory": self.states.memory,
+            "max_memory": self.quota.memory,
             "namespaces": sum(1 for table in self.states.tables.values() if len(table)),
             **self.saver.info(),
         }
@@ -137,7 +148,9 @@ class EmbeddedSpace:
         return self._of(sender, state) if table.unsettled else state
 
     def set(self, module: bytes, sender: Sender, state: bytes) -> Answer[None]:
-        batch = self._engine.commits.commit(((PUT, self._name, module, sender, state),))
+        puts = ((PUT, self._name, module, sender, state),)
+        self._engine.quota.check(self._engine.states, self._table, puts)
+        batch = self._engine.commits.commit(puts)
         return self._of(sender, None) if batch is None else batch.nothing
 
     def set_all(self, sender: Sender, state: bytes) -> Answer[int]:
@@ -151,7 +164,9 @@ class EmbeddedSpace:
     ) -> Answer[tuple[bool, bytes]]:
         previous = self._table.get(module, sender)
         if previous == expected:
-            self._engine.commits.commit(((PUT, self._name, module, sender, state),))
+            puts = ((PUT, self._name, module, sender, state),)
+            self._engine.quota.check(self._engine.states, self._table, puts)
+            self._engine.commits.commit(puts)
         return self._of(sender, (previous == expected, previous))
 
     def get_many(self, pairs: Sequence[tuple[bytes, Sender]]) -> Answer[list[bytes]]:
@@ -161,7 +176,9 @@ class EmbeddedSpace:
 
     def set_many(self, triples: Sequence[tuple[bytes, Sender, bytes]]) -> Answer[None]:
         name = self._name
-        batch = self._engine.commits.commit([(PUT, name, *triple) for triple in triples]) if triples else None
+        puts = [(PUT, name, *triple) for triple in triples]
+        self._engine.quota.check(self._engine.states, self._table, puts)
+        batch = self._engine.commits.commit(puts) if puts else None
         # What was there already was settled before this batch will be.
         return batch.nothing if batch is not None else self._of_all((sender for _, sender, _ in triples), None)
 

@@ -41,6 +41,11 @@ def scan(table: Table, cursor: bytes | None, wanted: Filter) -> Page:
     return page
 
 
+def longest_page(text: int, modules: int) -> int:
+    """Bytes, where an entry has so many bytes of text, and a sender entries in so many modules."""
+    return PAGE_BYTES + modules * (text + OVERHEAD)
+
+
 def count(table: Table, module: bytes | None, state: bytes | None) -> Counts:
     """Looks at what the table has counted all along, not at its entries."""
     matching = [

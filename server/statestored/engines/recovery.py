@@ -33,6 +33,7 @@ async def recover(directory: DataDirectory, states: States) -> Journal:
     with _collector_off():
         if snapshots:
             needed = await load_snapshot(snapshots[-1], directory.store_id, states)
+            states.measure()
         await _replay(reader, states)
     if reader.last < needed:
         what = f"the journal ends with batch {reader.last}, and the snapshot was made after {needed}"

@@ -17,7 +17,7 @@ Effect = tuple[Any, ...]
 
 
 class States:
-    """Changed by `apply` only; `changes` counts what it applied.
+    """Changed by `apply` only; `changes` counts what it applied, `memory` the bytes that all takes, about.
 
     What was applied can be taken back until it is settled, in two steps: `cut` when it is about to be written, `settle`
     when it has been. Meanwhile more may be applied.
@@ -26,6 +26,7 @@ class States:
     def __init__(self) -> None:
         self.tables: dict[bytes, Table] = {}
         self.changes = 0
+        self.memory = 0
         self.garbage: list[Bucket] = []  # cleared, and to be freed a bucket at a time: all at once takes too long
         self._changed: set[Table] = set()  # since the last cut
         self._cut: set[Table] = set()  # before that, and not settled
@@ -47,6 +48,7 @@ class States:
         table = self.tables.get(namespace)
         if table is None:
             table = self.table(namespace)
+        before = table.memory
         if kind == PUT:
             changed = table.put(effects, day)
         elif kind == CLEAR:
@@ -54,6 +56,7 @@ class States:
         else:
             raise ValueError(f"an effect of the unknown kind {kind}")
         if changed:
+            self.memory += table.memory - before
             self.changes += changed
             self._changed.add(table)
         return changed > 0
@@ -75,6 +78,11 @@ class States:
         for table in self._changed | self._cut:
             table.revert()
         self._changed, self._cut = set(), set()
+        self.measure()
+
+    def measure(self) -> None:
+        """After something else than `apply` has changed a table."""
+        self.memory = sum(table.memory for table in self.tables.values())
 
     def __len__(self) -> int:
         """How many entries there are."""

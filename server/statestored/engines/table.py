@@ -30,6 +30,11 @@ MAX_DEPTH = 18
 # Applications that keep a secret in the state have as many states as senders: those are not counted apart.
 MAX_KINDS = 16_384
 
+# What things take, in bytes besides their text, measured with CPython 3.13 and rounded up.
+SENDER_MEMORY = 88  # with its place in a bucket
+MORE_MEMORY = 40  # each further entry of the same sender
+KIND_MEMORY = 320  # with a cell
+
 
 class Kind:
     """A module and a state, and how many entries have them; where `counted` is false, how many of some of them."""
@@ -58,7 +63,7 @@ class Cell:
 
 Held = Cell | tuple[Cell, ...]
 Bucket = dict[Sender, Held]
-_Contents = tuple[list[Bucket], list[int], int, int, dict[tuple[bytes, bytes], Kind], Counter[bytes], int]
+_Contents = tuple[list[Bucket], list[int], int, int, dict[tuple[bytes, bytes], Kind], Counter[bytes], int, int]
 
 
 class Range(NamedTuple):
@@ -94,6 +99,8 @@ class Table:
 
     changed: the changes since the last `cut`; cutting: those before it, until they are settled.
     unsettled: whether there are any.
+    memory: bytes that the entries take, about. most_modules: that any sender has ever had
+    entries in at the same time.
     """
 
     def __init__(self) -> None:
@@ -102,6 +109,7 @@ class Table:
         self.unsettled = False
         self._inserted = 0  # since the last split
         self._clears = 0
+        self.most_modules = 1
         self._reset()
 
     def __len__(self) -> int:
@@ -173,6 +181,7 @@ class Table:
         self._note(sender, None)
         bucket[sender] = self._add(module, state, day)
         self._size += 1
+        self.memory += sender_memory(sender, 1)
         self._inserted += 1
         if len(bucket) > BUCKET_SIZE and self._inserted >= SPLIT_EVERY:
             self._inserted = 0
@@ -191,6 +200,8 @@ class Table:
         if replaced is not None:
             self._drop(replaced)
         self._size += len(after) - len(cells)
+        self.memory += sender_memory(sender, len(after)) - sender_memory(sender, len(cells))
+        self.most_modules = max(self.most_modules, len(after))
         if after:
             bucket[sender] = after if len(after) > 1 else after[0]
         else:
@@ -251,11 +262,13 @@ class Table:
         for cell in cells:
             self._drop(cell)
         self._size -= len(cells)
+        self.memory -= sender_memory(sender, len(cells))
 
     def _put_back(self, sender: Sender, held: Held) -> None:
         cells = tuple(self._add(cell.module, cell.state, cell.day) for cell in cells_of(held))
         self._directory[position_of(sender) >> self._shift][sender] = cells if len(cells) > 1 else cells[0]
         self._size += len(cells)
+        self.memory += sender_memory(sender, len(cells))
 
     def walk(self, position: int = 0) -> Iterator[Range]:
         """The buckets from the one that covers `position` on, in order, as they are when the walk comes to them.
@@ -269,7 +282,12 @@ class Table:
             position = covered.end
 
     def adopt(self, start: int, depth: int, bucket: Bucket) -> None:
-        """Take over a bucket as `walk` gave it, in place of the empty one that covers its range: for loading."""
+        """Take over a bucket as `walk` gave it, in place of the empty one that covers its range: for loading.
+
+        Raises ValueError where `walk` cannot have given it.
+        """
+        if not (0 <= depth <= MAX_DEPTH and 0 <= start < 1 << POSITION_BITS):
+            raise ValueError(f"there is no bucket at position {start} with depth {depth}")
         while self._depths[start >> self._shift] < depth:
             self._divide(start)
         covered = self._range(start)
@@ -277,8 +295,12 @@ class Table:
             raise ValueError(f"a bucket at position {start} with depth {depth} overlaps another one")
         self._place(covered._replace(bucket=bucket))
         # Counting senders at C speed matters when there are millions.
+        self.memory += len(bucket) * SENDER_MEMORY + sum(map(len, filter(None, bucket)))
         for held, count in Counter(bucket.values()).items():
-            for cell in cells_of(held):
+            cells = cells_of(held)
+            self.memory += count * (len(cells) - 1) * MORE_MEMORY
+            self.most_modules = max(self.most_modules, len(cells))
+            for cell in cells:
                 cell.kind.count += count
                 self._size += count
                 if not cell.kind.counted:
@@ -287,6 +309,10 @@ class Table:
     def cell(self, module: bytes, state: bytes, day: int) -> Cell:
         """A new cell, for buckets to adopt."""
         return Cell(self._kinds.get((module, state)) or self._new_kind(module, state), day)
+
+    def has_kind(self, module: bytes, state: bytes) -> bool:
+        """Whether an entry of the module can share what others have for this state."""
+        return (module, state) in self._kinds
 
     def uncounted(self, module: bytes | None) -> int:
         """How many entries of the module (None: of all) are of none of the `kinds`."""
@@ -304,12 +330,15 @@ class Table:
         self._kinds: dict[tuple[bytes, bytes], Kind] = {}
         self._uncounted: Counter[bytes] = Counter()  # entries whose kind is not among `_kinds`, by module
         self._size = 0
+        self.memory = 0
 
     def _contents(self) -> _Contents:
-        return self._directory, self._depths, self._depth, self._shift, self._kinds, self._uncounted, self._size
+        place = self._directory, self._depths, self._depth, self._shift
+        return *place, self._kinds, self._uncounted, self._size, self.memory
 
     def _set_contents(self, contents: _Contents) -> None:
-        self._directory, self._depths, self._depth, self._shift, self._kinds, self._uncounted, self._size = contents
+        self._directory, self._depths, self._depth, self._shift = contents[:4]
+        self._kinds, self._uncounted, self._size, self.memory = contents[4:]
 
     def _range(self, position: int) -> Range:
         index = position >> self._shift
@@ -363,6 +392,8 @@ class Table:
         """One entry less holds the cell."""
         kind = cell.kind
         kind.count -= 1
+        if not kind.count:
+            self.memory -= kind_memory(kind.module, kind.state)
         if not kind.counted:
             self._uncounted[kind.module] -= 1
         elif not kind.count:
@@ -370,6 +401,7 @@ class Table:
 
     def _new_kind(self, module: bytes, state: bytes) -> Kind:
         kind = Kind(module, state, counted=len(self._kinds) < MAX_KINDS)
+        self.memory += kind_memory(module, state)
         if kind.counted:
             self._kinds[module, state] = kind
         return kind
@@ -378,6 +410,20 @@ class Table:
 def position_of(sender: Sender) -> int:
     """Where a sender stands in a walk; the same in every process and release."""
     return crc32(sender or b"")
+
+
+def entry_memory(module: bytes, sender: Sender, state: bytes) -> int:
+    """Bytes that an entry takes which shares nothing with others."""
+    return sender_memory(sender, 1) + kind_memory(module, state)
+
+
+def sender_memory(sender: Sender, entries: int) -> int:
+    """Bytes that a sender takes with so many entries, without their kinds."""
+    return SENDER_MEMORY + len(sender or b"") + (entries - 1) * MORE_MEMORY if entries else 0
+
+
+def kind_memory(module: bytes, state: bytes) -> int:
+    return KIND_MEMORY + len(module) + len(state)
 
 
 def cells_of(held: Held | None) -> tuple[Cell, ...]:

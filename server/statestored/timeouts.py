@@ -1,0 +1,65 @@
+"""What may not last, and why connections are dropped.
+
+Connections are looked at once a second, and only those in a state that may not last. Time is counted in these looks,
+not by the clock: a daemon that was stopped for a while has itself to blame for what did not happen meanwhile.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+EVERY = 1.0  # seconds from one look to the next
+
+# In looks, which are seconds.
+HELLO = 5  # until a stranger has shown a token
+REST_OF_MESSAGE = 10  # from a message's first byte to its last
+READING = 60  # until a client takes some of what waits for it
+CLOSING = 5  # until it takes the last of it, once the connection is to be closed
+
+
+class Dropped(StrEnum):
+    """Why the daemon closed a connection; the names are those in `info` and in the metrics."""
+
+    GARBAGE = "garbage"  # what came is no request
+    TOO_MANY = "too_many"  # connections
+    NO_HELLO = "no_hello"  # within its time
+    UNFINISHED = "unfinished"  # a message was, for too long
+    NOT_READING = "not_reading"  # answers were not taken for too long, or too many wait
+    NO_BUFFERS = "no_buffers"  # the budget of all was used up, and this one held most
+
+
+class Watched(Protocol):
+    def look(self, now: int) -> bool:
+        """End what has lasted too long. Returns whether there is anything to look at the next time."""
+
+
+@dataclass(slots=True)
+class Since:
+    """The looks at which something began that may not last."""
+
+    connected: int = 0
+    message: int = 0
+    paused: int = 0
+    closing: int = 0
+
+
+class Watch:
+    """Those whose state may not last; `now` is the number of looks so far."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._watched: set[Watched] = set()
+
+    def add(self, watched: Watched) -> int:
+        """Returns `now`."""
+        self._watched.add(watched)
+        return self.now
+
+    def discard(self, watched: Watched) -> None:
+        self._watched.discard(watched)
+
+    def tick(self) -> None:
+        self.now += 1
+        for watched in list(self._watched):
+            if not watched.look(self.now):
+                self._watched.discard(watched)
