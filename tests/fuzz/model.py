@@ -15,8 +15,9 @@ from statestore.wire import DECODE_ERRORS, MAX_MESSAGE, MAX_MSGID, UNICODE_ERROR
 
 START = b"START"
 MAX_MODULE, MAX_SENDER, MAX_STATE, MAX_ITEMS, MAX_NAMESPACE = 1024, 4096, 1024, 1000, 255
-# Of an array, of nesting, and of bytes before a hello, the connection may be closed. What is far below is answered.
-MANY, MANY_AT_FIRST, DEEP, BYTES_AT_FIRST = 1024, 16, 3, 1024
+# Over these the connection may be closed: items of an array or a map, how deep they are in the message, values in it,
+# and bytes before a hello.
+MANY, MANY_AT_FIRST, DEEP, VALUES, BYTES_AT_FIRST = 1024, 16, 3, 8000, 1024
 
 Entries = dict[tuple[bytes, bytes | None], bytes]
 
@@ -77,8 +78,9 @@ class Model:
         self.is_known = self.token is None
         too_much = False
         for message, size, seen in _messages(stream):
-            if message is GARBAGE or message is INCOMPLETE:
-                yield Expected(None, None, may_close=message is INCOMPLETE)
+            if message is NONE:
+                # Within a message garbage may be noticed only when all of it is there.
+                yield Expected(None, None, may_close=True)
                 return
             too_much = too_much or self._is_too_much(message, size, seen)
             if type(message) is tuple and len(message) == 3 and message[0] == 2:
@@ -106,7 +108,8 @@ class Model:
         deepest = max((depth for depth, _ in containers), default=0)
         if not self.is_known and (seen > BYTES_AT_FIRST or widest > MANY_AT_FIRST):
             return True
-        return size > MAX_MESSAGE or widest > MANY or deepest > DEEP
+        values = sum(items for _, items in containers)
+        return size > MAX_MESSAGE or widest > MANY or deepest > DEEP or values > VALUES
 
     def _answer(self, name: object, params: object) -> Any:
         """What the request is answered, when it has been executed. Raises Wrong, and then it has not."""
@@ -216,22 +219,19 @@ _METHODS = {
 }
 
 
-GARBAGE, INCOMPLETE = "garbage", "incomplete"  # no message is text
+NONE = "none"  # no message is text
 
 
 def _messages(stream: bytes) -> Iterator[tuple[Any, int, int]]:
-    """Each message, its size, and how much was received with it; at last, what is there instead of one."""
+    """Each message, its size, and how much was received with it; at last NONE, where something else is there."""
     unpacker = msgpack.Unpacker(raw=True, use_list=False, max_array_len=2 * MANY, max_map_len=2 * MANY)
     unpacker.feed(stream)
     start = 0
     while start < len(stream):
         try:
             message = unpacker.unpack()
-        except msgpack.OutOfData:
-            yield INCOMPLETE, 0, 0
-            return
-        except DECODE_ERRORS:
-            yield GARBAGE, 0, 0
+        except (msgpack.OutOfData, *DECODE_ERRORS):
+            yield NONE, 0, 0
             return
         end = unpacker.tell()
         yield message, end - start, end

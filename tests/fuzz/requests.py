@@ -29,6 +29,10 @@ def stream(choices: Choices) -> bytes:
     return b"".join(messages)
 
 
+def hello(namespace: bytes) -> bytes:
+    return array(b"\x00", pack(0), pack(b"hello"), array(map_head(1) + pack(b"namespace") + pack(namespace)))
+
+
 def _request(choices: Choices) -> bytes:
     parts = [b"\x00", pack(choices.below(250)), *_call(choices)]
     if choices.once_in(16):

@@ -7,7 +7,7 @@ import functools
 import gc
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -15,42 +15,56 @@ import uvloop
 from structlog.testing import capture_logs
 
 from statestore.errors import BY_WIRE_CODE
+from statestored.budget import Budget
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
+from statestored.engines.quota import Quota
+from statestored.session import Sessions
+from statestored.timeouts import READING
 from tests.fuzz.choices import Choices
 from tests.fuzz.model import REFUSAL, Entries, Expected, Figures, Model, Page, Total, Welcome
 from tests.fuzz.place import place
-from tests.fuzz.requests import TOKEN, stream
+from tests.fuzz.requests import TOKEN, hello, stream
 from tests.server.fakes import NEVER, Wire, make_service
 from tests.server.rpc import request
 
 CODES = set(BY_WIRE_CODE) - {"internal"}
-TURNS = 1000  # of the loop, after which an answer is not coming any more
+TURNS = 300  # of the loop, after which an answer is not coming any more
 NEW_JOURNAL_AFTER = 5000  # inputs
 MAX_PIECES = 200  # about
+MAX_NAMESPACES = 10_000
+QUOTA = Quota(modules=1000)
 
 
 def session_bytes(data: bytes) -> None:
     """A stream as it is."""
     choices = Choices(data)
     with_token, plan = choices.once_in(4), choices.random()
-    play(choices.rest(), plan, with_token=with_token)
+    play([choices.rest()], plan, with_token=with_token)
 
 
 def session_messages(data: bytes) -> None:
     """A stream of requests, nearly all of which are as they should be."""
     choices = Choices(data)
     with_token, plan = choices.once_in(4), choices.random()
-    play(stream(choices), plan, with_token=with_token)
+    play([stream(choices)], plan, with_token=with_token)
 
 
-def play(received: bytes, plan: Random, *, with_token: bool) -> None:
-    """What a session answers to this, held against the model; and whether others are answered afterwards."""
+def sessions_together(data: bytes) -> None:
+    """Several of these, each in a namespace of its own, and little memory for all of them."""
+    choices = Choices(data)
+    plan = choices.random()
+    streams = [hello(b"space%d" % number) + stream(choices) for number in range(2 + choices.below(3))]
+    play(streams, plan, with_token=False)
+
+
+def play(streams: Sequence[bytes], plan: Random, *, with_token: bool) -> None:
+    """What sessions answer to these, held against the model; and whether others are answered afterwards."""
     try:
         with capture_logs() as logs:
-            _server().run(received, plan, TOKEN if with_token else None)
+            _server().run(streams, plan, TOKEN if with_token else None)
     except BaseException:
         _server.cache_clear()  # what is left in it would be held against the next one
         raise
@@ -75,9 +89,9 @@ class Server:
         self._inputs = 0
         self._runner.run(self._open())
 
-    def run(self, received: bytes, plan: Random, token: bytes | None) -> None:
+    def run(self, streams: Sequence[bytes], plan: Random, token: bytes | None) -> None:
         self._inputs += 1
-        self._runner.run(self._play(received, plan, token))
+        self._runner.run(self._play(streams, plan, token))
         if self._inputs % NEW_JOURNAL_AFTER == 0:
             self._runner.run(self._reopen())
         assert self._reports == []
@@ -86,7 +100,7 @@ class Server:
         self._place = place()
         self._directory = DataDirectory(self._place)
         self._directory.open()
-        self._engine = EmbeddedEngine(self._directory, Fsync.NEVER, NEVER, 10_000)
+        self._engine = EmbeddedEngine(self._directory, Fsync.NEVER, NEVER, MAX_NAMESPACES, QUOTA)
         await self._engine.open()
         gc.unfreeze()  # an engine is made to stay, and these do not
 
@@ -101,7 +115,7 @@ class Server:
         self._directory.close()
         self._directory = DataDirectory(self._place)
         self._directory.open()
-        again = EmbeddedEngine(self._directory, Fsync.NEVER, NEVER, 10_000)
+        again = EmbeddedEngine(self._directory, Fsync.NEVER, NEVER, MAX_NAMESPACES, QUOTA)
         await again.open()
         assert len(again.states) == 0
         self._engine = again
@@ -111,40 +125,105 @@ class Server:
     def _note(self, _loop: asyncio.AbstractEventLoop, report: dict[str, Any]) -> None:
         self._reports.append(report)
 
-    async def _play(self, received: bytes, plan: Random, token: bytes | None) -> None:
-        service = make_service(self._engine, allow_clear=True, token=None if token is None else token.decode())
-        client, model = Wire(service, high_water=plan.choice((64, 65536))), Model(token)
-        expected = list(Model(token).expected(received))
-        for piece in pieces(received, plan):
-            client.send(piece)
-            if plan.random() < 0.1:
-                client.read()
+    async def _play(self, streams: Sequence[bytes], plan: Random, token: bytes | None) -> None:
+        # Time goes by, and there is little memory: then clients may be dropped, else not.
+        is_impatient = plan.random() < 0.2
+        budget = Budget(plan.choice((2**14, 2**16, 2**20)) if is_impatient else 2**25)
+        text = None if token is None else token.decode()
+        service = make_service(self._engine, allow_clear=True, token=text, budget=budget)
+        sessions, high_water = Sessions(), plan.choice((64, 65536))
+        players = [Player(Wire(service, high_water=high_water, sessions=sessions), one, token, plan) for one in streams]
+        sending = list(players)
+        while sending:
+            player = plan.choice(sending)
+            if not player.send():
+                sending.remove(player)
             if plan.random() < 0.1:
                 await asyncio.sleep(0)
-        answers = await _all_answers(client, sum(one.msgid is not None for one in expected))
-        answered = _count_answered(expected, len(answers), closed=client.is_closing())
-        _compare(expected[:answered], answers)
-        for _ in zip(range(answered), model.expected(received), strict=False):
-            pass
-        client.hang_up()
+            if is_impatient and plan.random() < 0.1:
+                sessions.watch.tick()
+                budget.tick()
+        await _turns_until(lambda: all(player.is_through() for player in players), players)
+        if is_impatient:
+            for _ in range(READING + 2):
+                sessions.watch.tick()
+                budget.tick()
+            await _turns_until(lambda: True, players)
+        for player in players:
+            entries = player.judge(is_impatient=is_impatient)
+            player.wire.hang_up()
+            for namespace, expected in entries.items():
+                await self._see(service, namespace, None if is_impatient else expected)
         assert service.connections == 0
-        for namespace, entries in model.spaces.items():
-            await self._see(service, namespace, entries)
+        assert budget.used == 0
 
-    async def _see(self, service: Service, namespace: bytes, entries: Entries) -> None:
-        """That another client finds exactly these; then they go."""
-        client = Wire(service)
-        client.send(request(1, "hello", {"namespace": namespace, "token": TOKEN}))
-        client.send(request(2, "set", "probe", "probe@a.example", "A"), request(3, "get", "probe", "probe@a.example"))
-        client.send(request(4, "scan", None, None, None, None), request(5, "clear"))
-        answers = {answer[1]: answer for answer in await _all_answers(client, 5)}
+    async def _see(self, service: Service, namespace: bytes, entries: Entries | None) -> None:
+        """That another client finds exactly these, where it is known; then they go."""
+        wire = Wire(service)
+        wire.send(request(1, "hello", {"namespace": namespace, "token": TOKEN}))
+        wire.send(request(2, "set", "probe", "probe@a.example", "A"), request(3, "get", "probe", "probe@a.example"))
+        wire.send(request(4, "scan", None, None, None, None), request(5, "clear"))
+        await _turns_until(lambda: len(wire.read()) == 5, [])
+        answers = {answer[1]: answer for answer in wire.read()}
         assert answers[2] == [1, 2, None, None]
         assert answers[3] == [1, 3, None, "A"]
         assert answers[5] == [1, 5, None, None]
-        wanted = {(*key, state) for key, state in entries.items()} | {(b"probe", b"probe@a.example", b"A")}
-        _compare_answer(Page(wanted, is_whole=True), answers[4])
-        client.hang_up()
+        if entries is not None:
+            wanted = {(*key, state) for key, state in entries.items()} | {(b"probe", b"probe@a.example", b"A")}
+            _compare_answer(Page(wanted, is_whole=True), answers[4])
+        wire.hang_up()
 
+
+class Player:
+    """A client: what it sends, in pieces, and what it must be answered."""
+
+    def __init__(self, wire: Wire, received: bytes, token: bytes | None, plan: Random) -> None:
+        self.wire = wire
+        self._received = received
+        self._token = token
+        self._plan = plan
+        self._pieces = pieces(received, plan)
+        self._expected = list(Model(token).expected(received))
+        self._wanted = sum(one.msgid is not None for one in self._expected)
+
+    def send(self) -> bool:
+        """The next piece; whether there was one."""
+        piece = next(self._pieces, None)
+        if piece is not None:
+            self.wire.send(piece)
+        if self._plan.random() < 0.1:
+            self.wire.read()
+        return piece is not None
+
+    def is_through(self) -> bool:
+        return len(self.wire.read()) >= self._wanted or self.wire.is_closing()
+
+    def judge(self, *, is_impatient: bool) -> dict[bytes, Entries]:
+        """Fails where it was answered otherwise. Returns what it has stored, by namespace.
+
+        is_impatient: it may have been dropped at any time, and nobody knows what of the last was done.
+        """
+        answers = self.wire.read()
+        answered = self._wanted
+        if not is_impatient:
+            answered = _count_answered(self._expected, len(answers), closed=self.wire.is_closing())
+        _compare([one for one in self._expected[:answered] if one.msgid is not None], answers)
+        model = Model(self._token)
+        for _ in zip(range(answered), model.expected(self._received), strict=False):
+            pass
+        return model.spaces
+
+
+async def _turns_until(condition: Callable[[], bool], players: Sequence[Player]) -> None:
+    """Of the loop, in which all of them go on; and one more, in which nothing may be answered twice."""
+    for _ in range(TURNS):
+        for player in players:
+            player.wire.read()
+            player.wire.send()
+        if condition():
+            break
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 def pieces(received: bytes, plan: Random) -> Iterator[bytes]:
@@ -154,19 +233,6 @@ def pieces(received: bytes, plan: Random) -> Iterator[bytes]:
         size = plan.randint(1, longest)
         yield received[at : at + size]
         at += size
-
-
-async def _all_answers(client: Wire, wanted: int) -> list[Any]:
-    """Up to so many, or as many as there are when the connection is closed, or when nothing happens any more."""
-    for _ in range(TURNS):
-        client.send()
-        answers = client.read()
-        if len(answers) >= wanted or client.is_closing():
-            break
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    client.send()
-    return client.read()
 
 
 def _count_answered(expected: list[Expected], answers: int, *, closed: bool) -> int:
