@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 ROUNDS ?= 1000
+INPUTS ?= 1000000
 
 .DEFAULT_GOAL := help
 .PHONY: help run test torture demo bench lint format clean
@@ -21,6 +22,8 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 
 torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, and see that nothing it acknowledged is lost
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+	$(BIN)/python -m tests.hostile
 
 demo: $(VENV)/dev ## Three real mail processes share one store, which is restarted in the middle
 	$(BIN)/python -m examples.demo

@@ -2,15 +2,18 @@
 
 import argparse
 import logging
+import os
 import resource
 import secrets
 import sys
 import time
 from random import Random
+from typing import NoReturn
 
 import structlog
 
-from tests.fuzz.driver import Run, fuzz, mutations
+from tests.fuzz.driver import Run, at_random, fuzz
+from tests.fuzz.guided import fuzz_guided
 from tests.fuzz.targets import TARGETS
 
 MAX_MEMORY = 2**31  # bytes of addresses: what would take all that there is fails instead
@@ -26,18 +29,26 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     failed = False
     for name in options.targets or TARGETS:
-        _say(f"python -m tests.fuzz {name} --inputs {options.inputs} --seed {options.seed}")
-        started = time.monotonic()
-        run = fuzz(TARGETS[name], mutations(Random(f"{options.seed}/{name}"), []), options.inputs, _say)
-        _say(*_summary(name, run, time.monotonic() - started))
+        more = " --guided" if options.guided else ""
+        _say(f"python -m tests.fuzz {name} --inputs {options.inputs} --seed {options.seed}{more}")
+        if options.guided:
+            fuzz_guided(TARGETS[name], options.inputs, options.seed, _say, lambda run: _finish(name, run))
+        run = fuzz(TARGETS[name], at_random(Random(f"{options.seed}/{name}")), options.inputs, _say)
+        _say(*_summary(name, run))
         failed = failed or bool(run.faults)
     return int(failed)
 
 
-def _summary(name: str, run: Run, seconds: float) -> list[str]:
-    slowest, data = run.slowest
+def _finish(name: str, run: Run) -> NoReturn:
+    """The fuzzer that is guided never returns."""
+    _say(*_summary(name, run))
+    os._exit(int(bool(run.faults)))
+
+
+def _summary(name: str, run: Run) -> list[str]:
+    slowest, _ = run.slowest
     lines = [
-        f"{name}: {run.inputs:,} inputs in {seconds:,.0f} s, {len(run.faults)} faults; "
+        f"{name}: {run.inputs:,} inputs in {time.monotonic() - run.started:,.0f} s, {len(run.faults)} faults; "
         f"the slowest took {slowest * 1000:.0f} ms, memory grew by {run.grown / 2**20:.1f} MiB"
     ]
     for fault in run.faults.values():
@@ -51,12 +62,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--inputs", type=int, default=10_000, help="for each of them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="default: another each time")
+    parser.add_argument("--guided", action="store_true", help="by what the code does with them; needs atheris")
     parser.add_argument("--replay", metavar="HEX", help="this input alone")
     options = parser.parse_args(arguments)
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
     if options.replay is not None and len(options.targets) != 1:
         parser.error("--replay is for one target")
+    if options.guided and len(options.targets) != 1:
+        parser.error("--guided is for one target")
     return options
 
 

@@ -6,7 +6,7 @@ import gc
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ MAX_SECONDS = 1.0  # of the process's own time, for one input
 STUCK = 20.0  # seconds by the clock, after which it is broken off
 MAX_GROWTH = 10 * 2**20  # bytes
 LOOKS = 100  # at the memory
+SAY_EVERY = 30.0  # seconds
 MAX_FAULTS = 10  # of different kinds; more are not looked for
 SIZES = (4, 16, 64, 256, 1024)  # bytes of an input, at most
 
@@ -44,12 +45,24 @@ class Fault(NamedTuple):
 
 @dataclass
 class Run:
-    """What came of it so far. slowest: seconds that an input took, and which; sizes: of the process, in bytes."""
+    """Of a target, on `count` inputs, or fewer where there are too many faults.
 
+    slowest: seconds that an input took, and which; sizes: of the process, in bytes.
+    """
+
+    target: Target
+    count: int
+    say: Callable[[str], None]
     inputs: int = 0
     faults: dict[str, Fault] = field(default_factory=dict)
     slowest: tuple[float, bytes] = (0.0, b"")
     sizes: list[int] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    _said: float = field(default_factory=time.monotonic)
+
+    @property
+    def wants_more(self) -> bool:
+        return self.inputs < self.count and len(self.faults) < MAX_FAULTS
 
     @property
     def grown(self) -> int:
@@ -57,74 +70,48 @@ class Run:
         quarter = len(self.sizes) // 4
         return min(self.sizes[-quarter:]) - max(self.sizes[quarter : 2 * quarter]) if quarter else 0
 
-    def add(self, target: Target, data: bytes) -> None:
-        self.inputs += 1
+    def take(self, data: bytes) -> None:
+        """One input."""
         started = time.process_time()
         try:
             with _broken_off(STUCK):
-                target(data)
+                self.target(data)
         except (Exception, Stuck) as error:
-            self.note(Fault.of(error, data))
+            self._note(Fault.of(error, data))
         seconds = time.process_time() - started
         if seconds > self.slowest[0]:
             self.slowest = (seconds, data)
             if seconds > MAX_SECONDS:
-                self.note(Fault("slow", f"one input took {seconds:.2f} seconds", data))
+                self._note(Fault("slow", f"one input took {seconds:.2f} seconds", data))
+        self.inputs += 1
+        self._look()
 
-    def note(self, fault: Fault) -> None:
+    def _look(self) -> None:
+        if self.inputs % max(1, self.count // LOOKS) == 0:
+            gc.collect()
+            self.sizes.append(resident())
+        if self.inputs == self.count and self.grown > MAX_GROWTH:
+            self._note(Fault("memory", f"it grew by {self.grown:,} bytes in {self.inputs:,} inputs", b""))
+        now = time.monotonic()
+        if now - self._said > SAY_EVERY:
+            self._said, rate = now, self.inputs / (now - self.started)
+            self.say(f"{self.inputs:,} inputs, {rate:,.0f} a second, {len(self.faults)} faults")
+
+    def _note(self, fault: Fault) -> None:
         self.faults.setdefault(fault.kind, fault)
-
-    def measure(self) -> None:
-        gc.collect()
-        self.sizes.append(resident())
-
-    def end(self) -> None:
-        if self.grown > MAX_GROWTH:
-            self.note(Fault("memory", f"it grew by {self.grown:,} bytes in {self.inputs:,} inputs", b""))
 
 
 def fuzz(target: Target, inputs: Iterator[bytes], count: int, say: Callable[[str], None]) -> Run:
-    """So many inputs, or fewer where there are too many faults."""
-    run = Run()
-    started = said = time.monotonic()
-    for data in inputs:
-        if run.inputs >= count or len(run.faults) >= MAX_FAULTS:
-            break
-        run.add(target, data)
-        if run.inputs % max(1, count // LOOKS) == 0:
-            run.measure()
-        if time.monotonic() - said > 30:
-            said = time.monotonic()
-            say(f"{run.inputs:,} inputs, {run.inputs / (said - started):,.0f} a second, {len(run.faults)} faults")
-    run.end()
+    run = Run(target, count, say)
+    while run.wants_more:
+        run.take(next(inputs))
     return run
 
 
-def mutations(random: Random, seeds: Sequence[bytes]) -> Iterator[bytes]:
-    """Without end: bytes at random, and seeds of which some has been changed."""
+def at_random(random: Random) -> Iterator[bytes]:
+    """Without end. They are choices, so that none is worse than another."""
     while True:
-        if not seeds or random.random() < 0.5:
-            yield random.randbytes(random.randrange(random.choice(SIZES)))
-        else:
-            yield _mutated(random, random.choice(seeds))
-
-
-def _mutated(random: Random, seed: bytes) -> bytes:
-    data = bytearray(seed)
-    for _ in range(random.choice((1, 1, 2, 4, 16))):
-        at, size = random.randrange(len(data) + 1), random.choice((1, 1, 2, 4, 16))
-        match random.randrange(5):
-            case 0:
-                data[at : at + size] = random.randbytes(size)
-            case 1:
-                data[at:at] = random.randbytes(size)
-            case 2:
-                del data[at : at + size]
-            case 3:
-                data[at:at] = data[random.randrange(len(data) + 1) :][:size]
-            case _:
-                data[at : at + 1] = bytes([random.choice((0, 1, 0x7F, 0x80, 0xFF))])
-    return bytes(data)
+        yield random.randbytes(random.randrange(random.choice(SIZES)))
 
 
 def resident() -> int:

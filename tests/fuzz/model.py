@@ -117,7 +117,7 @@ class Model:
         if method is None or not (self.is_known or name == b"hello") or type(params) is not tuple:
             raise Wrong
         run, arity = method
-        if len(params) == arity + 1 and type(params[-1]) is dict:
+        if len(params) == arity + 1 and isinstance(params[-1], Map):
             if params[-1]:
                 raise Wrong
             params = params[:-1]
@@ -138,7 +138,7 @@ class Model:
     # The methods
 
     def hello(self, about: object) -> Any:
-        if self.is_begun or type(about) is not dict:
+        if self.is_begun or not isinstance(about, Map):
             raise Wrong
         if self.token is not None and about.get(b"token") != self.token:
             raise Wrong
@@ -219,12 +219,22 @@ _METHODS = {
 }
 
 
+class Map(dict[bytes, Any]):
+    """It knows what came under a key before what it has."""
+
+    def __init__(self, pairs: list[tuple[bytes, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
 NONE = "none"  # no message is text
 
 
 def _messages(stream: bytes) -> Iterator[tuple[Any, int, int]]:
     """Each message, its size, and how much was received with it; at last NONE, where something else is there."""
-    unpacker = msgpack.Unpacker(raw=True, use_list=False, max_array_len=2 * MANY, max_map_len=2 * MANY)
+    unpacker = msgpack.Unpacker(
+        raw=True, use_list=False, object_pairs_hook=Map, max_array_len=2 * MANY, max_map_len=2 * MANY
+    )
     unpacker.feed(stream)
     start = 0
     while start < len(stream):
@@ -296,6 +306,9 @@ def _containers(message: Any) -> Iterator[tuple[int, int]]:
     found = [(0, message)]
     while found:
         depth, value = found.pop()
-        if type(value) in (tuple, dict):
+        if isinstance(value, Map):
+            yield depth, len(value.pairs)
+            found += [(depth + 1, item) for _, item in value.pairs]
+        elif isinstance(value, tuple):
             yield depth, len(value)
-            found += [(depth + 1, item) for item in (value.values() if type(value) is dict else value)]
+            found += [(depth + 1, item) for item in value]

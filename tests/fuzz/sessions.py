@@ -66,7 +66,8 @@ def play(streams: Sequence[bytes], plan: Random, *, with_token: bool) -> None:
         with capture_logs() as logs:
             _server().run(streams, plan, TOKEN if with_token else None)
     except BaseException:
-        _server.cache_clear()  # what is left in it would be held against the next one
+        _server().close()  # what is left in it would be held against the next input
+        _server.cache_clear()
         raise
     for entry in logs:
         if "exc_info" in entry:
@@ -95,6 +96,10 @@ class Server:
         if self._inputs % NEW_JOURNAL_AFTER == 0:
             self._runner.run(self._reopen())
         assert self._reports == []
+
+    def close(self) -> None:
+        self._runner.run(self._close())
+        self._runner.close()
 
     async def _open(self) -> None:
         self._place = place()
