@@ -14,20 +14,32 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
 from statestore.base import Limits
 from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
 from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
 from statestored import __version__
-from statestored.engines.base import DEFAULT_NAMESPACE, START, Answer, Counts, Engine, Filter, Held, Sender, Space
+from statestored.clock import SteadyClock
+from statestored.engines.base import (
+    DEFAULT_NAMESPACE,
+    START,
+    Answer,
+    Counts,
+    Engine,
+    Filter,
+    Held,
+    Reply,
+    Sender,
+    Space,
+)
 
 MAX_NAMESPACE = 255  # bytes
+MAX_SESSION = 2**63 - 1
 NIL = b"\xc0"
+FEATURES = ("sessions", "not_after")
 
 T = TypeVar("T")
-# A packed result; or one that is `packed` within what is held; or a future of one.
-Reply = Union[bytes, Held[Any], "Future[bytes]"]
 _pack = text_packer()
 
 
@@ -50,6 +62,7 @@ class Service:
     token: str | None = None
     allow_clear: bool = False
     started: float = field(default_factory=time.time)
+    clock: SteadyClock = field(default_factory=SteadyClock)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
     connections: int = 0
@@ -58,20 +71,26 @@ class Service:
 
 
 class Caller:
-    """Who asks, on one connection."""
+    """Who asks, on one connection. `session`: whose writes it repeats, where it named one."""
 
-    __slots__ = ("allowed", "limits", "role", "service", "shortest", "space")
+    __slots__ = ("allowed", "limits", "role", "service", "session", "shortest", "space")
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.limits = service.limits
         self.shortest = min(self.limits.module, self.limits.sender, self.limits.state)
         self.space: Space = service.engine.space(DEFAULT_NAMESPACE)
+        self.session: int | None = None
         self.become(Role.ADMIN if service.token is None else Role.NOBODY)
 
     def become(self, role: Role) -> None:
         self.role = role
         self.allowed = ALLOWED[role]
+
+    def leave(self) -> None:
+        """The connection is closed."""
+        if self.session is not None:
+            self.service.engine.leave_session(self.session)
 
 
 def hello(caller: Caller, about: object) -> Reply:
@@ -81,18 +100,24 @@ def hello(caller: Caller, about: object) -> Reply:
     if service.token is not None:
         _check_token(service.token, about.get(b"token"))
     namespace = about.get(b"namespace", DEFAULT_NAMESPACE)
+    asked = about.get(b"session")
+    if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_SESSION):
+        raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
     caller.space = service.engine.space(_stored_text("namespace", namespace, MAX_NAMESPACE))
     caller.become(Role.ADMIN)
-    return _pack(
-        {
-            "version": PROTOCOL_VERSION,
-            "server": f"statestored {__version__}",
-            "store_id": service.store_id,
-            "features": [],
-            "limits": asdict(service.limits),
-            "time": time.time(),
-        }
-    )
+    welcome = {
+        "version": PROTOCOL_VERSION,
+        "server": f"statestored {__version__}",
+        "store_id": service.store_id,
+        "features": FEATURES,
+        "limits": asdict(service.limits),
+        "time": service.clock.now(),
+    }
+    if asked is None:
+        return _pack(welcome)
+    session = service.engine.open_session(asked) if caller.role >= Role.WRITE else None
+    caller.session = session.value if isinstance(session, Held) else session
+    return _answer(session, lambda session: _pack({**welcome, "session": session}))
 
 
 def ping(_caller: Caller) -> Reply:
@@ -219,12 +244,13 @@ def info(caller: Caller) -> Reply:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How a method is called. Besides its parameters it takes one optional map, of which no key has a meaning yet."""
+    """How a method is called. Besides its parameters it takes one optional map: a write's options (see `writes`)."""
 
     name: str
     run: Callable[..., Reply]
     arity: int
     role: Role
+    writes: bool = False
     heavy: bool = False  # takes a sizeable part of a millisecond, or more: others have their turn after it
 
 
@@ -234,14 +260,14 @@ COMMANDS: dict[bytes, Command] = {
         Command("hello", hello, 1, Role.NOBODY),
         Command("ping", ping, 0, Role.READ),
         Command("get", get, 2, Role.READ),
-        Command("set", set_, 3, Role.WRITE),
-        Command("set_all", set_all, 2, Role.WRITE),
-        Command("compare_and_set", compare_and_set, 4, Role.WRITE),
+        Command("set", set_, 3, Role.WRITE, writes=True),
+        Command("set_all", set_all, 2, Role.WRITE, writes=True),
+        Command("compare_and_set", compare_and_set, 4, Role.WRITE, writes=True),
         Command("get_many", get_many, 1, Role.READ, heavy=True),
-        Command("set_many", set_many, 1, Role.WRITE, heavy=True),
+        Command("set_many", set_many, 1, Role.WRITE, writes=True, heavy=True),
         Command("scan", scan, 4, Role.READ, heavy=True),
         Command("count", count, 2, Role.READ, heavy=True),
-        Command("clear", clear, 0, Role.ADMIN, heavy=True),
+        Command("clear", clear, 0, Role.ADMIN, writes=True, heavy=True),
         Command("info", info, 0, Role.READ),
     )
 }
@@ -261,7 +287,7 @@ def find_command(caller: Caller, name: object) -> Command:
         raise BadRequest("a method's name must be a string")
     command = COMMANDS.get(name)
     if command is None:
-        raise UnknownMethod(f"there is no method {_shown(name)}")
+        raise UnknownMethod(f"there is no method {shown(name)}")
     if command.role > caller.role:
         if caller.role is Role.NOBODY:
             raise Unauthorized("a token is needed: say hello with one first")
@@ -269,17 +295,16 @@ def find_command(caller: Caller, name: object) -> Command:
     return command
 
 
-def check_params(command: Command, params: object) -> tuple[Any, ...]:
-    """The parameters without the optional map. Raises BadRequest."""
+def check_params(command: Command, params: object) -> tuple[tuple[Any, ...], dict[Any, Any]]:
+    """The parameters, and the options behind them. Raises BadRequest."""
     if not isinstance(params, tuple):
         raise BadRequest("parameters must be an array")
+    options: dict[Any, Any] = {}
     if len(params) == command.arity + 1 and isinstance(params[-1], dict):
-        for option in params[-1]:
-            raise BadRequest(f"{command.name} knows no option {_shown(option)}")
-        params = params[:-1]
+        *params, options = params
     if len(params) != command.arity:
         raise BadRequest(f"{command.name} takes {command.arity} parameters, not {len(params)}")
-    return params
+    return tuple(params), options
 
 
 def _key(limits: Limits, module: object, sender: object) -> tuple[bytes, Sender]:
@@ -325,9 +350,9 @@ def _item(value: object, size: int) -> tuple[Any, ...]:
     return value
 
 
-def _shown(name: bytes) -> str:
+def shown(name: object) -> str:
     """A name of the client's, for an error message."""
-    return repr(name[:40].decode("utf-8", "replace"))
+    return repr(name[:40].decode("utf-8", "replace") if isinstance(name, bytes) else name)
 
 
 def _check_token(expected: str, given: object) -> None:

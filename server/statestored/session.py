@@ -33,7 +33,6 @@ from statestored.commands import (
     NIL,
     Caller,
     Command,
-    Reply,
     Role,
     Service,
     check_params,
@@ -43,7 +42,9 @@ from statestored.commands import (
     set_,
     set_together,
 )
+from statestored.engines.base import Reply
 from statestored.responses import Responses
+from statestored.writes import run_with
 
 log = structlog.get_logger()
 
@@ -122,6 +123,7 @@ class Session(asyncio.BufferedProtocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self._sessions.remove(self)
         self._service.connections -= 1
+        self._caller.leave()
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return _buffer
@@ -304,13 +306,13 @@ class Session(asyncio.BufferedProtocol):
         command = find_command(self._caller, name)
         if command.run is hello:
             return self._hello(command, params)
-        params = check_params(command, params)
+        params, options = check_params(command, params)
         self._service.calls[name] += 1
         if command.heavy:
             self._stop = True
             self._transport.pause_reading()
             self._call_soon(self._go_on)
-        return command.run(self._caller, *params)
+        return run_with(self._caller, command, params, options) if options else command.run(self._caller, *params)
 
     def _hello(self, command: Command, params: Any) -> Reply:
         """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
@@ -318,7 +320,8 @@ class Session(asyncio.BufferedProtocol):
             if not self._responses.untouched():
                 raise BadRequest("hello must come before everything else")
             self._service.calls[b"hello"] += 1
-            reply = hello(self._caller, *check_params(command, params))
+            params, options = check_params(command, params)
+            reply = run_with(self._caller, command, params, options)
         except StateStoreError:
             self._refused = self._stop = True
             raise

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from statestore import wire
 from statestored.engines import recovery
 from statestored.engines.recovery import recover
-from statestored.engines.snapshots import write_buckets
+from statestored.engines.snapshots import write_states
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, States
 from statestored.errors import DamagedFile, TooNew
 from statestored.framing import HEADER_SIZE
@@ -77,7 +77,7 @@ async def snapshotted(path: Path, last: Number | None = None) -> Path:
     daemon.journal.rotate()
     snapshot = daemon.directory.snapshot(daemon.journal.number)
     with SnapshotWriter(snapshot, daemon.directory.store_id, TODAY * MS_A_DAY) as writer:
-        entries = await write_buckets(daemon.states, writer)
+        entries = await write_states(daemon.states, writer)
         writer.finish(entries, last or daemon.journal.last)
     daemon.directory.remove_before(daemon.journal.number)
     daemon.write(*BATCHES[4:])
@@ -368,7 +368,7 @@ async def test_a_segment_that_a_snapshot_needs_is_not_replaced_by_an_older_one(t
     daemon.write(*BATCHES)
     daemon.journal.rotate()
     with SnapshotWriter(daemon.directory.snapshot(2), daemon.directory.store_id, 0) as writer:
-        entries = await write_buckets(daemon.states, writer)
+        entries = await write_states(daemon.states, writer)
         writer.finish(entries, Number(0, 0))
     daemon.kill()
     assert (await recovered(tmp_path)).states == PREFIXES[-1]

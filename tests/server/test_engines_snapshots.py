@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from statestored import files
 from statestored.engines import snapshots
-from statestored.engines.snapshots import load_snapshot, write_buckets
+from statestored.engines.snapshots import load_snapshot, write_states
 from statestored.engines.states import CLEAR, PUT, States
 from statestored.errors import DamagedFile, DiskFailed, NoRoom, TooNew
 from statestored.framing import Kind
@@ -54,7 +54,7 @@ def filled(senders: int, namespace: bytes = b"default") -> States:
 async def save(path: Path, states: States) -> int:
     """Returns how many entries were written."""
     with SnapshotWriter(path, STORE, 0) as writer:
-        entries = await write_buckets(states, writer)
+        entries = await write_states(states, writer)
         writer.finish(entries, LAST)
     return entries
 
@@ -87,7 +87,7 @@ async def snapshot_while_writing(daemon: Daemon, meanwhile: Iterable[Batch]) -> 
     writing = asyncio.create_task(turns.go_on())
     path, store_id = daemon.directory.snapshot(daemon.journal.number), daemon.directory.store_id
     with SnapshotWriter(path, store_id, 0) as writer:
-        entries = await write_buckets(daemon.states, writer)
+        entries = await write_states(daemon.states, writer)
         writing.cancel()
         await asyncio.wait([writing])
         writer.finish(entries, daemon.journal.last)
@@ -237,7 +237,7 @@ async def test_what_waits_for_the_disk_does_not_hold_the_loop_up(path: Path, mon
     with SnapshotWriter(path, STORE, 0) as writer:
         with monkeypatch.context() as patch:
             patch.setattr(files, "sync_file", release)
-            entries = await write_buckets(filled(100), writer)
+            entries = await write_states(filled(100), writer)
         writer.finish(entries, LAST)
     assert released.is_set()
 

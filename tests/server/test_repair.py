@@ -356,7 +356,7 @@ def test_what_is_not_read_back_as_it_was_read_replaces_nothing(
         if fault == "a bit":
             patch.setattr(files, "write_at", write_badly)
         else:
-            patch.setattr("statestored.repair.write_buckets", write_nothing)
+            patch.setattr("statestored.repair.write_states", write_nothing)
         with pytest.raises(DamagedFile):
             repair(path)
     assert [file.name for file in sorted(path.glob("0*"))] == [

@@ -73,7 +73,8 @@ class Batch:
     def settle(self, error: StateStoreError | None) -> None:
         self.is_settled = True
         del self.nothing  # a cycle, which would keep all this until the collector came
-        for callback, argument in self._waiting:
+        waiting, self._waiting = self._waiting, []
+        for callback, argument in waiting:
             callback(argument, error)
 
 
@@ -117,7 +118,8 @@ class GroupCommit:
     def commit(self, effects: Sequence[Effect]) -> Batch | None:
         """The one way in which states change. Returns when: with this batch; None: nothing changed.
 
-        The effects are of one kind and in one namespace. Raises Unavailable where nothing can be written.
+        The effects are of one kind, and in one namespace or of one session. Raises Unavailable where nothing can be
+        written.
         """
         batch = self.batch
         if not batch.effects:

@@ -1,23 +1,39 @@
 """The default engine: the states in this process's memory, a journal of their changes, and snapshots of them."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from statestore.errors import Full, Unavailable
+from statestore.errors import Full, Unavailable, Uncertain
 from statestored.datadir import DataDirectory
-from statestored.engines.base import DEFAULT_NAMESPACE, Answer, Counts, Filter, Held, Page, Sender
+from statestored.engines.base import (
+    DEFAULT_NAMESPACE,
+    Answer,
+    Counts,
+    Filter,
+    Held,
+    Number,
+    Page,
+    Reply,
+    Sender,
+)
 from statestored.engines.commits import Fsync, GroupCommit
+from statestored.engines.leases import MAX_SESSIONS, Leases
 from statestored.engines.queries import count, scan
 from statestored.engines.recovery import recover
 from statestored.engines.saver import Saver, SnapshotSchedule
+from statestored.engines.sessions import DONE, EXPIRED, MAX_ID, OPENED
 from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import Table
 from statestored.errors import NoRoom, StartError
 
 T = TypeVar("T")
+
+LOOK_EVERY = 30.0  # seconds, for sessions that have expired
 
 
 class EmbeddedEngine:
@@ -36,6 +52,7 @@ class EmbeddedEngine:
         self.states = States()
         self._spaces: WeakValueDictionary[bytes, EmbeddedSpace] = WeakValueDictionary()  # those that somebody uses
         self._default = self.space(DEFAULT_NAMESPACE)
+        self._leases = Leases((), 0)
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: asyncio.Future[None]
 
@@ -48,9 +65,9 @@ class EmbeddedEngine:
         if self._directory.is_new:
             self._make_store()
         self.saver = Saver(self._directory, self.states, journal, self.commits, self._schedule)
-        self._tasks = [
-            self._go(work) for work in (self.commits.keep_up(), self.commits.find_room_again(), self.saver.run())
-        ]
+        self._leases = Leases(self.states.sessions, time.monotonic())
+        works = (self.commits.keep_up(), self.commits.find_room_again(), self.saver.run(), self._end_leases())
+        self._tasks = [self._go(work) for work in works]
 
     async def close(self) -> None:
         if not self._tasks:
@@ -73,6 +90,44 @@ class EmbeddedEngine:
     def snapshot_soon(self) -> None:
         self.saver.ask()
 
+    def open_session(self, asked: int) -> int | Held[int | None] | None:
+        sessions = self.states.sessions
+        if sessions.get(asked) is not None:
+            self._leases.take(asked)
+            return asked
+        if len(sessions) >= MAX_SESSIONS and (ended := self._leases.end_one()) is not None:
+            self._expire(ended)
+        if len(sessions) >= MAX_SESSIONS:
+            return None
+        new = 1 + secrets.randbelow(MAX_ID)  # nobody can guess another client's
+        try:
+            batch = self.commits.commit(((OPENED, new),))
+        except Unavailable:
+            return None
+        self._leases.take(new)
+        return new if batch is None else Held(new, batch)
+
+    def leave_session(self, session: int) -> None:
+        self._leases.leave(session, time.monotonic())
+
+    def once(self, number: Number, write: Callable[[], Reply]) -> Reply:
+        session = self.states.sessions.get(number.session)
+        if session is None:
+            raise Uncertain("the session has expired: whether the write was applied before is not known any more")
+        session.tell(number.oldest)
+        if number.seq < session.oldest:
+            raise Uncertain(f"the client has had its answer to everything before number {session.oldest}")
+        done = session.done.get(number.seq)
+        if done is not None:
+            return done.reply()
+        changes = self.states.changes
+        reply = write()
+        if self.states.changes != changes:
+            packed = reply.packed if isinstance(reply, Held) else reply
+            self.commits.commit(((DONE, *number, packed),))
+            session.done[number.seq].held = reply if isinstance(reply, Held) else None
+        return reply
+
     def space(self, name: bytes) -> "EmbeddedSpace":
         space = self._spaces.get(name)
         if space is None:
@@ -85,6 +140,7 @@ class EmbeddedEngine:
         return {
             "entries": len(self.states),
             "namespaces": sum(1 for table in self.states.tables.values() if len(table)),
+            "sessions": len(self.states.sessions),
             **self.saver.info(),
         }
 
@@ -95,6 +151,20 @@ class EmbeddedEngine:
             self._directory.save_identity()
         except (NoRoom, Unavailable) as error:
             raise StartError(f"data directory {self._directory.path}: a new store cannot be made: {error}") from error
+
+    async def _end_leases(self) -> None:
+        """Whenever some have ended. Until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            for session in self._leases.end(time.monotonic()):
+                self._expire(session)
+
+    def _expire(self, session: int) -> None:
+        try:
+            self.commits.commit(((EXPIRED, session),))
+        except Unavailable:  # later, then
+            self._leases.take(session)
+            self._leases.leave(session, time.monotonic())
 
     def _go(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)

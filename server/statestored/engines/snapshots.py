@@ -25,11 +25,12 @@ from statestored.snapshot import SnapshotWriter, content_of, footer_of, read_sna
 log = structlog.get_logger()
 
 FLUSH_EVERY = 2**20  # bytes; one sync of a large file would hold up everybody else's
+SESSIONS_A_BLOCK = 250
 PROGRESS_EVERY = 1_000_000  # entries
 
 
-async def write_buckets(states: States, writer: SnapshotWriter) -> int:
-    """All of them, as they are when the walk comes to them. Returns how many entries are in them.
+async def write_states(states: States, writer: SnapshotWriter) -> int:
+    """All of them, as they are when the walk comes to them. Returns how many entries there are.
 
     Raises NoRoom or DiskFailed.
     """
@@ -39,12 +40,21 @@ async def write_buckets(states: States, writer: SnapshotWriter) -> int:
             if covered.bucket:
                 columns = _columns(namespace, covered)
                 entries += _count_entries(columns)
-                writer.add(Kind.BUCKET, columns)
-                if writer.unwritten >= FLUSH_EVERY:
-                    await in_thread(writer.flush)
-                else:
-                    await asyncio.sleep(0)
+                await _add(writer, Kind.BUCKET, columns)
+    sessions = list(states.sessions)
+    for start in range(0, len(sessions), SESSIONS_A_BLOCK):
+        dumps = map(states.sessions.dump, sessions[start : start + SESSIONS_A_BLOCK])
+        await _add(writer, Kind.SESSIONS, [dump for dump in dumps if dump is not None])
     return entries
+
+
+async def _add(writer: SnapshotWriter, kind: Kind, content: Sequence[Any]) -> None:
+    """One block; then others have their turn."""
+    writer.add(kind, content)
+    if writer.unwritten >= FLUSH_EVERY:
+        await in_thread(writer.flush)
+    else:
+        await asyncio.sleep(0)
 
 
 async def load_snapshot(path: Path, store_id: uuid.UUID, states: States) -> framing.Sequence:
@@ -53,7 +63,7 @@ async def load_snapshot(path: Path, store_id: uuid.UUID, states: States) -> fram
     Raises DamagedFile, TooNew or OSError; what is in `states` then is of no use.
     """
     started, next_progress = time.monotonic(), PROGRESS_EVERY
-    loader = BucketLoader(states)
+    loader = BlockLoader(states)
     for frame in read_snapshot(path, store_id):
         if frame.kind == Kind.FOOTER:
             footer = footer_of(path, frame)
@@ -69,8 +79,8 @@ async def load_snapshot(path: Path, store_id: uuid.UUID, states: States) -> fram
     return footer.last
 
 
-class BucketLoader:
-    """Puts the buckets of a snapshot into `states`, which are empty."""
+class BlockLoader:
+    """Puts the buckets and sessions of a snapshot into `states`, which are empty."""
 
     def __init__(self, states: States) -> None:
         self._states = states
@@ -80,9 +90,12 @@ class BucketLoader:
         """Raises DamagedFile or TooNew."""
         content = content_of(path, frame)
         try:
-            self._load_bucket(*content)
+            if frame.kind == Kind.SESSIONS:
+                self._states.sessions.load(content)
+            else:
+                self._load_bucket(*content)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise DamagedFile(path, f"a bucket that makes no sense: {error}", frame.offset) from error
+            raise DamagedFile(path, f"a block that makes no sense: {error}", frame.offset) from error
 
     def _load_bucket(
         self,
