@@ -88,6 +88,10 @@ class Proxy:
         """All connections that there are, on both sides; with a FIN, or with a RST."""
         self._run(self._cut_all(reset=reset))
 
+    def hang_up(self) -> None:
+        """The clients are told that their connections have ended; what they have sent still goes through."""
+        self._do(lambda: [link.hang_up() for link in self._links.values()])
+
     def cut_after(self, direction: Direction, count: int, *, reset: bool = False) -> Cut:
         """So many bytes more go through; where the next would, its connection is cut. Then this is over.
 
@@ -213,6 +217,10 @@ class _Link:
     def directions(self) -> Iterator[tuple[Direction, socket.socket, socket.socket]]:
         yield Direction.REQUESTS, self.client, self.daemon
         yield Direction.REPLIES, self.daemon, self.client
+
+    def hang_up(self) -> None:
+        with suppress(OSError):  # the client has gone
+            self.client.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         for sock in (self.client, self.daemon):

@@ -186,6 +186,18 @@ def test_what_is_held_is_late_where_its_sender_has_gone(proxy: Proxy, echo: Echo
     wait_until(lambda: echo.received == b"helloagain")
 
 
+def test_hang_up(proxy: Proxy, echo: Echo, client: socket.socket) -> None:
+    ask(client)
+    proxy.hold(REQUESTS)
+    client.sendall(b"again")
+    proxy.hang_up()
+    assert client.recv(1) == b""
+    client.close()
+    assert echo.received == b"hello"
+    proxy.heal()
+    wait_until(lambda: echo.received == b"helloagain")
+
+
 def test_half_open_towards_the_client(proxy: Proxy, echo: Echo, client: socket.socket) -> None:
     ask(client)
     proxy.hold(REPLIES)

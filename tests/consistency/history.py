@@ -63,7 +63,7 @@ def lines(history: Iterable[Operation]) -> Iterator[str]:
 def _outcome(operation: Operation) -> str:
     if not operation.answered:
         return "no answer"
-    return "done" if operation.method == "set" else str(operation.result)
+    return str(operation.result) if operation.method in ("get", "compare_and_set") else "done"
 
 
 def _ms(seconds: float) -> str:
