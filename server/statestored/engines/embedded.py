@@ -26,7 +26,7 @@ from statestored.engines.leases import MAX_SESSIONS, Leases
 from statestored.engines.queries import count, scan
 from statestored.engines.recovery import recover
 from statestored.engines.saver import Saver, SnapshotSchedule
-from statestored.engines.sessions import DONE, EXPIRED, MAX_ID, OPENED
+from statestored.engines.sessions import DONE, EXPIRED, MAX_ID, OPENED, Done
 from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import Table
 from statestored.errors import NoRoom, StartError
@@ -122,10 +122,13 @@ class EmbeddedEngine:
             return done.reply()
         changes = self.states.changes
         reply = write()
+        if isinstance(reply, Held):
+            session.done[number.seq] = Done(reply.packed, reply)
+            reply.until.then(session.forget_refused, number.seq)
+        else:
+            session.done[number.seq] = Done(reply)
         if self.states.changes != changes:
-            packed = reply.packed if isinstance(reply, Held) else reply
-            self.commits.commit(((DONE, *number, packed),))
-            session.done[number.seq].held = reply if isinstance(reply, Held) else None
+            self.commits.commit(((DONE, *number, session.done[number.seq].answer),))
         return reply
 
     def space(self, name: bytes) -> "EmbeddedSpace":

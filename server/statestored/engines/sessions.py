@@ -1,12 +1,13 @@
 """The clients' sessions: the answers to their writes, for as long as a client may ask for one again.
 
 A client numbers its writes, and says with each from which number on it has no answer yet. Where it repeats a write that
-was applied, it gets the answer of that one application (this is RIFL; Lee et al., SOSP 2015). A write that changed
-nothing is not remembered: to carry it out anew comes to the same as if it had come late.
+was carried out, it gets the answer of that one time (this is RIFL; Lee et al., SOSP 2015).
 
-Sessions change by effects, as the tables do, and in the same batches:
+Sessions change by effects, as the tables do, and in the same batches. A write that changed nothing has none, and is
+remembered in memory only: after a restart no copy of it can come but one that its client still waits for, and to carry
+that out anew comes to the same as if it had come late.
 
-    (DONE, session, seq, oldest, answer)   a write was applied, and was answered so
+    (DONE, session, seq, oldest, answer)   a write changed something, and was answered so
     (OPENED, session)
     (EXPIRED, session)
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from statestore.errors import StateStoreError
 from statestored.engines.base import Held, Reply
 
 DONE, OPENED, EXPIRED = 3, 4, 5
@@ -24,13 +26,16 @@ Dump = tuple[int, int, list[tuple[int, bytes]]]  # session, oldest, and (seq, an
 
 
 class Done:
-    """A write that was applied, and its result as packed for the wire."""
+    """A write that was carried out, and its result as packed for the wire.
+
+    held: the same, as long as it follows from something that is not durable.
+    """
 
     __slots__ = ("answer", "held")
 
-    def __init__(self, answer: bytes) -> None:
+    def __init__(self, answer: Any, held: Held[Any] | None = None) -> None:
         self.answer = answer
-        self.held: Held[Any] | None = None  # the answer, as long as the write is not durable
+        self.held = held
 
     def reply(self) -> Reply:
         if self.held is not None and self.held.until.is_settled:
@@ -39,7 +44,7 @@ class Done:
 
 
 class ClientSession:
-    """oldest: the client has the answers to all writes with smaller numbers. done: the others that were applied."""
+    """oldest: the client has the answers to all writes with smaller numbers. done: the others that were carried out."""
 
     __slots__ = ("done", "oldest")
 
@@ -53,6 +58,11 @@ class ClientSession:
             self.oldest = oldest
             for seq in [seq for seq in self.done if seq < oldest]:
                 del self.done[seq]
+
+    def forget_refused(self, seq: int, error: StateStoreError | None) -> None:
+        """Where what the write follows from was taken back."""
+        if error is not None:
+            self.done.pop(seq, None)
 
 
 class ClientSessions:
@@ -123,7 +133,7 @@ class ClientSessions:
             return False
         found.tell(oldest)
         if seq >= found.oldest:
-            found.done[seq] = Done(answer)
+            found.done.setdefault(seq, Done(answer))
             self._undo.append(partial(found.done.pop, seq, None))
         return True
 
