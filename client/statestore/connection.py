@@ -10,31 +10,27 @@ from typing import Any
 from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
 from statestore.errors import Unavailable
-from statestore.protocol import READ_SIZE, ClientProtocol, Response, Welcome, WrongServer, identify
+from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer, identify
 
 HELLO_PATIENCE = 2.0  # seconds of silence after which we ask what it is that does not answer
 # What makes a server of a line-based protocol say something, and one of TLS: a greeting that is empty.
 QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", b"\x16\x03\x01\x00\x04\x01\x00\x00\x00")
 
 
-class ConnectionLost(Exception):
-    """The connection cannot be used any more. `sent`: the server may have received the request."""
-
-    def __init__(self, reason: str, *, sent: bool) -> None:
-        super().__init__(reason)
-        self.sent = sent
-
-
 class Connection:
     """Greeted and ready. After any exception out of `call` the owner must `close` it: a late answer may still come."""
 
-    def __init__(self, address: Address, namespace: str, token: str | None, deadline: Deadline) -> None:
+    def __init__(
+        self, address: Address, namespace: str, token: str | None, deadline: Deadline, session: int | None = None
+    ) -> None:
         """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
         self.address = address
         self._protocol = ClientProtocol()
         self._socket = _connect(address, deadline)
         try:
-            response = self._exchange(self._protocol.hello(namespace, token), deadline, patience=HELLO_PATIENCE)
+            response = self._exchange(
+                self._protocol.hello(namespace, token, session), deadline, patience=HELLO_PATIENCE
+            )
             if response.error is not None:
                 raise response.error
             self.welcome = Welcome.parse(response.result)

@@ -1,13 +1,12 @@
 """A bounded pool of connections, for threads, across forks."""
 
-import os
 import queue
-import weakref
 from collections.abc import Callable
-from typing import Any
 
+from statestore.calls import Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
+from statestore.forks import begin_anew_in_child
 from statestore.protocol import Response
 
 
@@ -18,18 +17,19 @@ class Pool:
         self._connect = connect
         self._size = size
         self._start_anew()
-        _pools.add(self)
+        begin_anew_in_child(self)
 
-    def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
-        """Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
+    def call(self, call: Call) -> Response:
+        """One attempt. Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
+        deadline = call.deadline
         try:
             self._permits.get(timeout=deadline.left())
         except queue.Empty:
             raise TimeoutError(f"all {self._size} connections were busy for {deadline.seconds:g} s") from None
         try:
-            connection = self._take(deadline)
+            connection = self._take(call)
             try:
-                response = connection.call(method, params, deadline)
+                response = connection.call(call.method, call.parameters(connection.welcome), deadline)
             except BaseException:  # KeyboardInterrupt too: its answer must not reach the next caller
                 self._drop(connection)
                 raise
@@ -43,12 +43,12 @@ class Pool:
         while (connection := self._pop_idle()) is not None:
             self._drop(connection)
 
-    def _take(self, deadline: Deadline) -> Connection:
+    def _take(self, call: Call) -> Connection:
         while (connection := self._pop_idle()) is not None:
             if not connection.is_stale:
                 return connection
             self._drop(connection)
-        connection = self._connect(deadline)
+        connection = self._connect(call.deadline)
         self._open.add(connection)
         return connection
 
@@ -77,15 +77,3 @@ class Pool:
         self._start_anew()
         for connection in inherited:
             connection.close()
-
-
-_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for pool in list(_pools):
-        pool.after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,35 +1,21 @@
 """`RemoteStorage`: a state storage whose states live in a daemon."""
 
-import logging
 import math
-import random
-import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from statestore.address import parse_addresses
-from statestore.base import Entry, Limits, Pair, Sender, StateStorage, Swap, Triple
-from statestore.connection import Connection, ConnectionLost
+from statestore.address import Address, parse_addresses
+from statestore.base import Entry, Pair, Sender, StateStorage, Swap, Triple
+from statestore.calls import Call
+from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.errors import (
-    Forbidden,
-    Full,
-    StateStoreError,
-    TooLong,
-    Unauthorized,
-    Unavailable,
-    Uncertain,
-)
+from statestore.errors import StateStoreError
 from statestore.pool import Pool
-from statestore.protocol import WrongServer
-
-log = logging.getLogger("statestore")
-
-# Until the daemon has said what its limits are; it refuses itself what is over them.
-UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize)
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between attempts; each is drawn from half of it to all of it
+from statestore.protocol import ConnectionLost
+from statestore.store import Store
 
 
 class RemoteStorage(StateStorage):
@@ -69,50 +55,48 @@ class RemoteStorage(StateStorage):
         self._token = token
         self._deadline = deadline
         self._write_deadline = write_deadline
-        self._store_id = store_id
-        self._limits = UNLIMITED
+        self._store = Store(",".join(map(str, self._addresses)), store_id)
         self._pool = Pool(self._connect, pool)
-        self._away = False
 
     def get(self, module: str, sender: Sender) -> str:
-        self._limits.check_key(module, sender)
+        self._store.limits.check_key(module, sender)
         state: str = self._read("get", module, sender)
         return state
 
     def set(self, module: str, sender: Sender, state: str) -> None:
-        self._limits.check_key(module, sender)
-        self._limits.check_state(state)
+        self._store.limits.check_key(module, sender)
+        self._store.limits.check_state(state)
         self._write("set", module, sender, state)
 
     def set_all(self, sender: Sender, state: str) -> int:
-        self._limits.check_sender(sender)
-        self._limits.check_state(state)
+        self._store.limits.check_sender(sender)
+        self._store.limits.check_state(state)
         changed: int = self._write("set_all", sender, state)
         return changed
 
     def compare_and_set(self, module: str, sender: Sender, expected: str, state: str) -> Swap:
         """Raises Uncertain where the connection breaks before the answer: `get` tells what came of it."""
-        self._limits.check_key(module, sender)
-        self._limits.check_state(expected)
-        self._limits.check_state(state)
+        self._store.limits.check_key(module, sender)
+        self._store.limits.check_state(expected)
+        self._store.limits.check_state(state)
         return Swap(*self._call("compare_and_set", (module, sender, expected, state), self._write_deadline))
 
     def get_many(self, pairs: Iterable[Pair]) -> list[str]:
         """At most 1,000 pairs, where the daemon's settings do not say otherwise (`info`)."""
-        states: list[str] = self._read("get_many", self._limits.check_pairs(pairs))
+        states: list[str] = self._read("get_many", self._store.limits.check_pairs(pairs))
         return states
 
     def set_many(self, triples: Iterable[Triple]) -> None:
         """At most 1,000 triples, where the daemon's settings do not say otherwise (`info`)."""
-        self._write("set_many", self._limits.check_triples(triples))
+        self._write("set_many", self._store.limits.check_triples(triples))
 
     def scan(self, module: str | None = None, prefix: str = "", state: str | None = None) -> Iterator[Entry]:
         """Fetched page by page: each page has its own deadline, and a restart of the daemon in between does no harm."""
-        self._limits.check_filter(module, prefix, state)
+        self._store.limits.check_filter(module, prefix, state)
         return self._scan(module, prefix, state)
 
     def count(self, module: str | None = None, state: str | None = None) -> int:
-        self._limits.check_filter(module, "", state)
+        self._store.limits.check_filter(module, "", state)
         answer = self._read("count", module, state)
         if state is not None and answer["uncounted"]:
             return sum(1 for _ in self.scan(module, state=state))
@@ -150,7 +134,7 @@ class RemoteStorage(StateStorage):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<RemoteStorage {self._where} namespace={self._namespace!r}>"
+        return f"<RemoteStorage {self._store.where} namespace={self._namespace!r}>"
 
     def _scan(self, module: str | None, prefix: str, state: str | None) -> Iterator[Entry]:
         cursor = None
@@ -169,44 +153,22 @@ class RemoteStorage(StateStorage):
 
     def _call(self, method: str, params: tuple[Any, ...], seconds: float) -> Any:
         """Ask until there is an answer, or the deadline passes."""
-        deadline = Deadline(seconds)
-        sent = False  # whether a write may have reached the daemon
-        pause = 0.0  # an idle connection that a restart has broken deserves a second attempt at once
-        failure: Exception = TimeoutError(f"no answer within {seconds:g} s")
-        while not deadline.passed:
-            try:
-                response = self._pool.call(method, params, deadline)
-            except ConnectionLost as lost:
-                self._pool.drop_idle()
-                failure = lost
-                sent = sent or (lost.sent and method in _WRITES)
-                if sent and method not in _REPEATABLE:
-                    break
-            except TimeoutError as late:
-                if isinstance(failure, TimeoutError):  # else what was wrong before says more
-                    failure = late
-            except TooLong:
-                raise
-            except StateStoreError as refused:
-                failure = refused
-                if not refused.retry:
-                    break
-            except Exception as fault:  # whatever it is, to a mail server it must be a store that is away
-                failure = fault
-                break
-            else:
-                if response.error is None:
-                    self._back()
-                    return response.result
-                if not (response.error.retry or sent):
-                    raise response.error
-                failure = response.error
-                if not failure.retry:
-                    break  # this attempt was refused, but an earlier one may have been applied
-            deadline.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # spreads clients, guards nothing
-            pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-        ending = f"; gave up after {seconds:g} s" if deadline.passed else ""
-        raise self._gone(failure, ending, f"; {method} may have been applied" if sent else "") from failure
+        call = Call(self._store, method, params, Deadline(seconds))
+        try:
+            while True:
+                while pause := call.pause():
+                    time.sleep(pause)
+                try:
+                    response = self._pool.call(call)
+                except Exception as failure:
+                    if isinstance(failure, ConnectionLost):
+                        self._pool.drop_idle()
+                    call.failed(failure)
+                else:
+                    if call.answered(response):
+                        return response.result
+        finally:
+            self._store.session.unanswered.pop(call, None)
 
     def _connect(self, deadline: Deadline) -> Connection:
         """A connection to the first address that gives one, and to the right store."""
@@ -214,47 +176,24 @@ class RemoteStorage(StateStorage):
         for number, address in enumerate(self._addresses):
             share = Deadline(deadline.left() / (len(self._addresses) - number))
             try:
-                connection = Connection(address, self._namespace, self._token, share)
+                return self._greet(address, share)
             except (ConnectionLost, TimeoutError) as failure:
                 failures.append(str(failure))
             except StateStoreError as refused:
                 if not refused.retry:
                     raise
                 failures.append(refused.detail)
-            else:
-                self._pin(connection)
-                return connection
         raise ConnectionLost("; ".join(failures), sent=False)
 
-    def _pin(self, connection: Connection) -> None:
-        """Another store is not ours come back: to it every sender would be a stranger."""
-        welcome = connection.welcome
-        if self._store_id is None:
-            self._store_id = welcome.store_id
-        if welcome.store_id != self._store_id:
+    def _greet(self, address: Address, deadline: Deadline) -> Connection:
+        """A connection in the session that all of them are in."""
+        while True:
+            session = self._store.session.id
+            connection = Connection(address, self._namespace, self._token, deadline, session)
+            try:
+                if self._store.accepts(connection.welcome, session):
+                    return connection
+            except BaseException:
+                connection.close()
+                raise
             connection.close()
-            raise WrongServer(f"the store {welcome.store_id} answers where {self._store_id} was expected")
-        self._limits = welcome.limits
-
-    def _gone(self, failure: Exception, ending: str, maybe_applied: str) -> StateStoreError:
-        """The error to raise when the store could not be asked; the first one is logged."""
-        text = f"{self._where}: {getattr(failure, 'detail', failure)}{ending}"
-        if not self._away:
-            self._away = True
-            log.warning("state store unavailable: %s", text)
-        if maybe_applied:
-            return Uncertain(text + maybe_applied)
-        return failure if isinstance(failure, Unauthorized | Forbidden | Full) else Unavailable(text)
-
-    def _back(self) -> None:
-        if self._away:
-            self._away = False
-            log.warning("state store is back: %s", self._where)
-
-    @property
-    def _where(self) -> str:
-        return ",".join(map(str, self._addresses))
-
-
-_WRITES = frozenset({"set", "set_all", "set_many", "compare_and_set", "clear"})
-_REPEATABLE = _WRITES - {"compare_and_set"}  # doing it twice comes to the same, unless somebody else wrote in between

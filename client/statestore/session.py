@@ -1,0 +1,57 @@
+"""Exactly once: the session of one client with its store, and the numbers of its writes.
+
+The server remembers what it answered to the numbers of a session, so a write may be repeated under its number.
+Each step that others depend on is one call into C, which a signal comes before or after and no thread divides: a lock
+that an exception leaves held would stop all writing.
+"""
+
+from itertools import count
+
+from statestore.errors import Unavailable
+from statestore.forks import begin_anew_in_child
+
+# How far a write's number may be from that of the oldest without an answer. The server bears 1,024; the rest is for
+# threads that look at the same moment.
+WINDOW = 1000
+
+
+class Session:
+    """One for each client; its numbers are never given twice, in whatever session.
+
+    unanswered: a write is in it from before it has a number until its call has ended, whichever way. The number beside
+    it is its own or a lower one. Whoever ends a call removes it: `unanswered.pop(write, None)`.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork_in_child()
+        begin_anew_in_child(self)
+
+    def after_fork_in_child(self) -> None:
+        """A child's writes are others than its parent's: it has a session of its own."""
+        self.id = 0  # what to ask for in the next `hello`; 0: a new one
+        self._given: dict[int, int] = {}  # what was given instead of what was asked for
+        self.unanswered: dict[object, int] = {}
+        self._numbers = count(1)
+        self._last = 0
+
+    def joins(self, asked: int, given: int | None) -> bool:
+        """Whether a connection that asked for the session `asked` and was given another can be used.
+
+        If not, another connection was faster, and this one has to be made again, asking for what `id` is then.
+        """
+        if given is None or given == asked:
+            return True
+        self.id = self._given.setdefault(asked, given)
+        return self.id == given
+
+    def number(self, write: object) -> int:
+        """The next number. Raises Unavailable where too many wait for their answers."""
+        if self._last - self.oldest() >= WINDOW:
+            raise Unavailable(f"{WINDOW} writes wait for their answers")
+        self.unanswered[write] = self._last + 1  # nobody's `oldest` may pass the number that it is about to have
+        self.unanswered[write] = self._last = number = next(self._numbers)
+        return number
+
+    def oldest(self) -> int:
+        """A number that no write without an answer is below."""
+        return min(self.unanswered.copy().values(), default=self._last)
