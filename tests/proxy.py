@@ -54,7 +54,8 @@ class Proxy:
         self.target = target
         self.address = ""
         self.connections = 0  # accepted so far
-        self.passed: Counter[Direction] = Counter()  # bytes
+        self.came: Counter[Direction] = Counter()  # bytes
+        self.passed: Counter[Direction] = Counter()  # and those of them that are through
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="test-proxy")
         self._listener: socket.socket | None = None
@@ -163,6 +164,7 @@ class Proxy:
         gate = self._open[direction]
         await gate.wait()
         while data := await self._loop.sock_recv(source, READ_SIZE):
+            self.came[direction] += len(data)
             for piece in _pieces(data, self._piece):
                 await asyncio.sleep(self._delay)
                 await gate.wait()

@@ -190,12 +190,14 @@ def test_hang_up(proxy: Proxy, echo: Echo, client: socket.socket) -> None:
     ask(client)
     proxy.hold(REQUESTS)
     client.sendall(b"again")
+    wait_until(lambda: proxy.came[REQUESTS] == 10)
     proxy.hang_up()
     assert client.recv(1) == b""
     client.close()
     assert echo.received == b"hello"
     proxy.heal()
     wait_until(lambda: echo.received == b"helloagain")
+    assert proxy.passed[REQUESTS] == 10
 
 
 def test_half_open_towards_the_client(proxy: Proxy, echo: Echo, client: socket.socket) -> None:

@@ -1,7 +1,6 @@
 """Who calls: processes, each with a `RemoteStorage` that several threads share."""
 
 import logging
-import math
 import multiprocessing
 import os
 import time
@@ -22,6 +21,8 @@ SENDERS = tuple(f"sender{number}" for number in range(8))
 THREADS = 2
 POOL = 2
 DEADLINE = 1.0  # seconds for a get
+# Seconds, from before a call to where its deadline begins: after that the daemon does not execute it any more.
+SLACK = 0.02
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Actor:
         except StateStoreError as error:
             returned = time.monotonic()
             if error.applied == "maybe":
-                self._note(method, sender, arguments, called, math.inf, answered=False)
+                until = max(returned, called + self._job.write_deadline) + SLACK
+                self._note(method, sender, arguments, called, until, answered=False)
             else:
                 self.record.refused += 1
             return
