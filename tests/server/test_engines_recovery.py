@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from statestore import wire
 from statestored.engines import recovery
 from statestored.engines.recovery import recover
+from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.snapshots import write_states
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, States
 from statestored.errors import DamagedFile, TooNew
@@ -414,7 +415,7 @@ async def appended(path: Path, payload: bytes) -> None:
     daemon.stop()
 
 
-@pytest.mark.parametrize("kind", [0, 3, 7, b"put", None, {}, (1,)])
+@pytest.mark.parametrize("kind", [0, 6, 7, b"put", None, {}, (1,)])
 async def test_an_effect_of_a_later_release_is_too_new(tmp_path: Path, kind: object) -> None:
     await appended(tmp_path, wire.packer()([put("ann", "A"), (kind, b"default", 5)]))
     with pytest.raises(TooNew, match=r"00000001\.journal has an effect of kind"):
@@ -423,7 +424,12 @@ async def test_an_effect_of_a_later_release_is_too_new(tmp_path: Path, kind: obj
 
 @pytest.mark.parametrize(
     "effects",
-    [5, b"effects", [5], [[]], [[PUT]], [[PUT, b"default", b"m"]], [[CLEAR]], {"a": 1}, [put("ann", "A"), [PUT, b"d"]]],
+    [
+        *(5, b"effects", [5], [[]], {"a": 1}),
+        *([[PUT]], [[PUT, b"default", b"m"]], [[CLEAR]], [put("ann", "A"), [PUT, b"d"]]),
+        *([[OPENED]], [[OPENED, 0]], [[OPENED, b"7"]], [[OPENED, 7, 1]], [[EXPIRED, -7]], [[EXPIRED, 7, 7]]),
+        *([[DONE, 7]], [[DONE, 7, 1, 1]], [[DONE, 7, 1, 2, b""]], [[DONE, 7, 1, 1, 0]], [[DONE, 7, 0, 0, b""]]),
+    ],
 )
 async def test_a_batch_that_makes_no_sense_is_damage(tmp_path: Path, effects: Any) -> None:
     """In spite of its checksum."""

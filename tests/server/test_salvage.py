@@ -230,8 +230,8 @@ def test_of_a_batch_that_makes_no_sense_nothing_is_applied(path: Path) -> None:
 
 
 def test_an_unknown_kind_is_of_a_later_release_and_not_damage(path: Path) -> None:
-    append(segment(path, 3), Sequence(3, 3), b"\x91\x92\x05\x01")
-    with pytest.raises(TooNew, match="effect of kind 5"):
+    append(segment(path, 3), Sequence(3, 3), b"\x91\x92\x06\x01")
+    with pytest.raises(TooNew, match="effect of kind 6"):
         salvaged(path)
 
 
