@@ -1,12 +1,11 @@
 """One deadline for a whole call: each of its steps asks how much time is left."""
 
 import time
-
-LAST_ATTEMPT = 0.05  # seconds
+from typing import Self
 
 
 class Deadline:
-    """`seconds` from now, on the monotonic clock."""
+    """`seconds` from now; `at` is when, on the monotonic clock."""
 
     __slots__ = ("at", "seconds")
 
@@ -25,9 +24,7 @@ class Deadline:
     def passed(self) -> bool:
         return time.monotonic() >= self.at
 
-    def shorten(self, pause: float) -> float:
-        """So many seconds; where that is more than is left, until a last attempt is just possible, or to the end."""
-        left = max(0.0, self.at - time.monotonic())
-        if pause < left:
-            return pause
-        return left - LAST_ATTEMPT if left > 2 * LAST_ATTEMPT else left
+    def within(self, seconds: float) -> Self:
+        """The earlier one of this deadline and that in so many seconds."""
+        earlier = type(self)(seconds)
+        return earlier if earlier.at < self.at else self

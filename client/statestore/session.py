@@ -7,12 +7,9 @@ that an exception leaves held would stop all writing.
 
 from itertools import count
 
-from statestore.errors import Unavailable
 from statestore.forks import begin_anew_in_child
 
-# How far a write's number may be from that of the oldest without an answer. The server bears 1,024; the rest is for
-# threads that look at the same moment.
-WINDOW = 1000
+MOST_APART = 1023  # the server remembers the answers of so many numbers behind a write's own
 
 
 class Session:
@@ -45,13 +42,14 @@ class Session:
         return self.id == given
 
     def number(self, write: object) -> int:
-        """The next number. Raises Unavailable where too many wait for their answers."""
-        if self._last - self.oldest() >= WINDOW:
-            raise Unavailable(f"{WINDOW} writes wait for their answers")
+        """The next number, which is `write`'s from now on."""
         self.unanswered[write] = self._last + 1  # nobody's `oldest` may pass the number that it is about to have
         self.unanswered[write] = self._last = number = next(self._numbers)
         return number
 
-    def oldest(self) -> int:
-        """A number that no write without an answer is below."""
-        return min(self.unanswered.copy().values(), default=self._last)
+    def oldest(self, number: int) -> int:
+        """The lowest number without an answer, to go with `number`. Raises TimeoutError where it is too far behind."""
+        oldest = min(self.unanswered.copy().values(), default=number)
+        if number - oldest > MOST_APART:
+            raise TimeoutError(f"more than {MOST_APART} writes wait for their answers")
+        return oldest

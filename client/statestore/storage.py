@@ -17,6 +17,8 @@ from statestore.pool import Pool
 from statestore.protocol import ConnectionLost
 from statestore.store import Store
 
+CONNECT_PATIENCE = 3.0  # seconds for one address: for a lost packet or two, not for a host that is down
+
 
 class RemoteStorage(StateStorage):
     """The states that the daemon at `address` holds, for any number of processes.
@@ -170,11 +172,11 @@ class RemoteStorage(StateStorage):
         finally:
             self._store.session.unanswered.pop(call, None)
 
-    def _connect(self, deadline: Deadline) -> Connection:
+    def _connect(self, call: Call) -> Connection:
         """A connection to the first address that gives one, and to the right store."""
         failures = []
         for number, address in enumerate(self._addresses):
-            share = Deadline(deadline.left() / (len(self._addresses) - number))
+            share = Deadline(min(call.deadline.left() / (len(self._addresses) - number), CONNECT_PATIENCE))
             try:
                 return self._greet(address, share)
             except (ConnectionLost, TimeoutError) as failure:

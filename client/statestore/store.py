@@ -4,6 +4,7 @@ import logging
 import sys
 
 from statestore.base import Limits
+from statestore.outage import Outage
 from statestore.protocol import Welcome, WrongServer
 from statestore.session import Session
 
@@ -21,7 +22,8 @@ class Store:
         self.store_id = store_id
         self.limits = UNLIMITED
         self.session = Session()
-        self._away = False
+        self.outage: Outage | None = None
+        self._refusals: set[bool] = set()  # what it answers that it cannot do now: to write (True), to read (False)
 
     def accepts(self, welcome: Welcome, asked: int) -> bool:
         """Whether a connection that was greeted so, having asked for the session `asked`, can be used.
@@ -36,14 +38,34 @@ class Store:
         self.limits = welcome.limits
         return self.session.joins(asked, welcome.session)
 
-    def gone(self, why: str) -> None:
-        """It could not be asked; the log has one line of it, for a mail's 451 leaves none in Salmon's."""
-        if not self._away:
-            self._away = True
+    def unreached(self, call: object, failure: Exception, *, is_slip: bool = False) -> Outage:
+        """`call` made an attempt that nobody answered."""
+        if self.outage is None:
+            self.outage = Outage(failure, is_slip=is_slip)
+        else:
+            self.outage.failed(call, failure)
+        return self.outage
+
+    def gone(self, why: str, outage: Outage | None, *, writing: bool) -> None:
+        """A call was given up. The log has one line of it, for the mail's 451 leaves none in Salmon's.
+
+        outage: None where the store does answer, but that it cannot do it now.
+        """
+        if outage is None:
+            news = writing not in self._refusals
+            self._refusals.add(writing)
+        else:
+            news = not outage.reported
+            outage.reported = True
+        if news:
             log.warning("state store unavailable: %s", why)
 
-    def back(self) -> None:
-        """It has answered."""
-        if self._away:
-            self._away = False
+    def answered(self, *, writing: bool) -> None:
+        """It did what it was asked for."""
+        if self.outage is None and not self._refusals:
+            return
+        outage, self.outage = self.outage, None
+        news = (outage is not None and outage.reported) or writing in self._refusals
+        self._refusals.discard(writing)
+        if news:
             log.warning("state store is back: %s", self.where)

@@ -49,6 +49,8 @@ def test_hello_says_who_we_are_and_no_token_where_there_is_none() -> None:
     assert msgpack.unpackb(data)[2:] == ["hello", [about]]
     _, data = ClientProtocol().hello("shop", "secret")
     assert msgpack.unpackb(data)[3] == [about | {"token": "secret"}]
+    _, data = ClientProtocol().hello("shop", None, 0)
+    assert msgpack.unpackb(data)[3] == [about | {"session": 0}]
 
 
 def test_ids_are_different_and_begin_anew_after_the_last() -> None:
@@ -185,7 +187,15 @@ def test_whatever_it_says_the_name_is_one_line_of_ascii(said: bytes) -> None:
 
 
 def test_a_welcome_may_hold_what_we_do_not_know() -> None:
-    assert Welcome.parse(GREETING) == Welcome("6c7f", 1, Limits(1, 2, 3, 4))
+    assert Welcome.parse(GREETING) == Welcome("6c7f", 1, Limits(1, 2, 3, 4), features=frozenset({"later"}))
+
+
+def test_a_welcome_says_the_session_the_features_and_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 50.0)
+    welcome = Welcome.parse(GREETING | {"session": 2**62, "features": ["sessions", "later"], "time": 1000.5})
+    assert (welcome.session, welcome.features) == (2**62, {"sessions", "later"})
+    assert welcome.server_time(at=52.0) == 1002.5
+    assert Welcome.parse(GREETING | {"session": None}).session is None
 
 
 @pytest.mark.parametrize(
@@ -199,6 +209,9 @@ def test_a_welcome_may_hold_what_we_do_not_know() -> None:
         GREETING | {"limits": {"module": 1}},
         GREETING | {"limits": {"module": "x", "sender": 1, "state": 1, "items": 1}},
         GREETING | {"version": None},
+        GREETING | {"session": "x"},
+        GREETING | {"features": None},
+        GREETING | {"time": "noon"},
     ],
 )
 def test_another_welcome_is_from_another_server(greeting: object) -> None:
