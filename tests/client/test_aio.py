@@ -334,6 +334,7 @@ async def test_who_was_to_find_out_whether_the_store_is_back_may_be_cancelled() 
             calls[0].cancel()
             with takes(0):
                 await eventually(lambda: finding_out() not in (None, first))
+            await eventually(lambda: server.connections)
             calls[1].cancel()
             await asyncio.wait(calls)
 
@@ -656,14 +657,14 @@ async def test_a_call_may_begin_while_the_client_is_being_closed() -> None:
     with says(b"") as server:
         storage = AsyncRemoteStorage(server.address)
         before = asyncio.create_task(storage.get("m", "a"))
-        await eventually(lambda: storage._attempt)
+        await eventually(lambda: server.connections == 1)
         closing = asyncio.create_task(storage.close())
         await asyncio.sleep(0)
         after = asyncio.create_task(storage.get("m", "a"))
         await closing
         with pytest.raises(Unavailable, match="the client was closed"):
             await before
-        await eventually(lambda: storage._attempt)
+        await eventually(lambda: server.connections == 2)
         assert not after.done()
         await storage.close()
         with pytest.raises(Unavailable, match="the client was closed"):
