@@ -419,7 +419,6 @@ async def test_sessions_are_there_as_they_were(tmp_path: Path) -> None:
         (OPENED, 9),
         (DONE, 9, 1, 1, b"C"),
     ]
-    before.append((DONE, 9, 1, 1, b"C"))
     after = [(DONE, 7, 3, 2, b"D"), (EXPIRED, 8), (OPENED, 10), (DONE, 10, 5, 4, b"E")]
     daemon = await Daemon(tmp_path).start()
     daemon.write(Batch([*before[:2], put("ann", "A")]), Batch(before[2:]))
