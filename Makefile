@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 ROUNDS ?= 1000
+RUNS ?= 100
 
 .DEFAULT_GOAL := help
 .PHONY: help run test torture demo bench lint format clean
@@ -19,8 +20,9 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, and see that nothing it acknowledged is lost
+torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, and lose nothing; fail in 100 other ways, and do nothing twice
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
+	$(BIN)/python -m tests.consistency --runs $(RUNS)
 
 demo: $(VENV)/dev ## Three real mail processes share one store, which is restarted in the middle
 	$(BIN)/python -m examples.demo
