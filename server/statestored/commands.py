@@ -7,6 +7,7 @@ then.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from asyncio import Future
@@ -17,7 +18,7 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from statestore.base import Limits
-from statestore.errors import BadRequest, Forbidden, TooLong, Unauthorized, UnknownMethod
+from statestore.errors import BadRequest, Forbidden, StateStoreError, TooLong, Unauthorized, UnknownMethod
 from statestore.wire import PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
 from statestored import __version__
 from statestored.clock import SteadyClock
@@ -116,8 +117,24 @@ def hello(caller: Caller, about: object) -> Reply:
     if asked is None:
         return _pack(welcome)
     session = service.engine.open_session(asked) if caller.role >= Role.WRITE else None
-    caller.session = session.value if isinstance(session, Held) else session
-    return _answer(session, lambda session: _pack({**welcome, "session": session}))
+    if isinstance(session, Held):
+        return _welcome_later(caller, welcome, session)
+    caller.session = session
+    return _pack({**welcome, "session": session})
+
+
+def _welcome_later(caller: Caller, welcome: dict[str, Any], opened: Held[int]) -> Future[bytes]:
+    """When the session is durable; where it cannot be, the caller has none."""
+    caller.session = opened.value
+    answer: Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def tell(_: None, error: StateStoreError | None) -> None:
+        if error is not None:
+            caller.session = None
+        answer.set_result(_pack({**welcome, "session": caller.session}))
+
+    opened.until.then(tell, None)
+    return answer
 
 
 def ping(_caller: Caller) -> Reply:

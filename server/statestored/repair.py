@@ -91,6 +91,8 @@ async def _read_back(directory: DataDirectory, states: States, snapshot: Path) -
         await load_snapshot(snapshot, directory.store_id, again)
         if len(again) != len(states):
             raise DamagedFile(snapshot, f"{len(states)} entries were written, and {len(again)} read back")
+        if len(again.sessions) != len(states.sessions):
+            raise DamagedFile(snapshot, f"{len(states.sessions)} sessions, and {len(again.sessions)} read back")
     except DamagedFile:
         files.remove(snapshot)
         raise

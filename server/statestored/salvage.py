@@ -175,6 +175,7 @@ def _load(directory: DataDirectory, path: Path, found: Salvage) -> Content:
             else:
                 content.entries += _load_over(path, piece, found.states)
         except DamagedFile as damage:
+            _take_back(found.states)
             content.damage.append(damage)
         else:
             content.count(piece)
@@ -311,5 +312,6 @@ def _go_on(found: Salvage, after: framing.Sequence) -> None:
 def _take_back(states: States) -> None:
     """What was applied of something that then made no sense."""
     states.revert()
+    states.sessions.revert()
     for table in states.tables.values():
         table.revert()

@@ -23,9 +23,10 @@ T = TypeVar("T")
 
 
 class Commit(Protocol):
-    """Writes that become durable together. `is_settled`: they are, or have been taken back."""
+    """Writes that become durable together. `is_settled`: they are, or have been taken back, because of `error`."""
 
     is_settled: bool
+    error: StateStoreError | None
 
     def then(self, callback: Callable[[T, StateStoreError | None], None], argument: T) -> None:
         """Calls back once they are durable; with an error where they have been taken back instead."""
@@ -151,8 +152,11 @@ class Engine(Protocol):
     def space(self, name: bytes) -> Space:
         """Raises Full where there are too many namespaces."""
 
-    def open_session(self, asked: int) -> int | Held[int | None] | None:
-        """For one more connection: the session that was asked for, else a new one, or None where none can be had."""
+    def open_session(self, asked: int) -> int | Held[int] | None:
+        """For one more connection: the session that was asked for, else a new one, or None where none can be had.
+
+        Where the opening of a new one is taken back there is no such session.
+        """
 
     def leave_session(self, session: int) -> None:
         """The connection has been closed."""
@@ -160,7 +164,8 @@ class Engine(Protocol):
     def once(self, number: Number, write: Callable[[], Reply]) -> Reply:
         """Carry the write out, unless it was before: then this is the answer it had.
 
-        Raises what the write does; Uncertain where its session has expired, or the client has had its answer.
+        Raises what the write does; Uncertain where its session has expired, or the client has had its answer;
+        Unavailable where no more answers can be remembered.
         """
 
     def info(self) -> dict[str, Any]:

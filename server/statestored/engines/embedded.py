@@ -3,12 +3,13 @@
 import asyncio
 import secrets
 import time
+from asyncio import Future
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from statestore.errors import Full, Unavailable, Uncertain
+from statestore.errors import Full, StateStoreError, Unavailable, Uncertain
 from statestored.datadir import DataDirectory
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
@@ -26,7 +27,7 @@ from statestored.engines.leases import MAX_SESSIONS, Leases
 from statestored.engines.queries import count, scan
 from statestored.engines.recovery import recover
 from statestored.engines.saver import Saver, SnapshotSchedule
-from statestored.engines.sessions import DONE, EXPIRED, MAX_ID, OPENED, Done
+from statestored.engines.sessions import DONE, EXPIRED, MAX_ID, OPENED, packed
 from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import Table
 from statestored.errors import NoRoom, StartError
@@ -34,6 +35,7 @@ from statestored.errors import NoRoom, StartError
 T = TypeVar("T")
 
 LOOK_EVERY = 30.0  # seconds, for sessions that have expired
+MAX_ANSWERS = 2**26  # bytes of memory for those that are remembered; then the session that was left first goes
 
 
 class EmbeddedEngine:
@@ -90,14 +92,12 @@ class EmbeddedEngine:
     def snapshot_soon(self) -> None:
         self.saver.ask()
 
-    def open_session(self, asked: int) -> int | Held[int | None] | None:
+    def open_session(self, asked: int) -> int | Held[int] | None:
         sessions = self.states.sessions
         if sessions.get(asked) is not None:
             self._leases.take(asked)
             return asked
-        if len(sessions) >= MAX_SESSIONS and (ended := self._leases.end_one()) is not None:
-            self._expire(ended)
-        if len(sessions) >= MAX_SESSIONS:
+        if len(sessions) >= MAX_SESSIONS and not self._end_one():
             return None
         new = 1 + secrets.randbelow(MAX_ID)  # nobody can guess another client's
         try:
@@ -105,30 +105,34 @@ class EmbeddedEngine:
         except Unavailable:
             return None
         self._leases.take(new)
-        return new if batch is None else Held(new, batch)
+        if batch is None:
+            return new
+        batch.then(self._opened, new)
+        return Held(new, batch)
 
     def leave_session(self, session: int) -> None:
         self._leases.leave(session, time.monotonic())
 
     def once(self, number: Number, write: Callable[[], Reply]) -> Reply:
-        session = self.states.sessions.get(number.session)
+        states, sessions = self.states, self.states.sessions
+        session = sessions.get(number.session)
         if session is None:
             raise Uncertain("the session has expired: whether the write was applied before is not known any more")
-        session.tell(number.oldest)
+        sessions.tell(session, number.oldest)
         if number.seq < session.oldest:
             raise Uncertain(f"the client has had its answer to everything before number {session.oldest}")
-        done = session.done.get(number.seq)
-        if done is not None:
-            return done.reply()
-        changes = self.states.changes
+        known = session.reply(number.seq)
+        if known is not None:
+            return known
+        if sessions.size >= MAX_ANSWERS and not self._end_one():
+            raise Unavailable("too many answers are remembered: the clients have not said that they have them")
+        changes = states.changes
         reply = write()
-        if isinstance(reply, Held):
-            session.done[number.seq] = Done(reply.packed, reply)
-            reply.until.then(session.forget_refused, number.seq)
-        else:
-            session.done[number.seq] = Done(reply)
-        if self.states.changes != changes:
-            self.commits.commit(((DONE, *number, session.done[number.seq].answer),))
+        if isinstance(reply, Future):
+            raise TypeError("an answer that comes later cannot be remembered")
+        if states.changes != changes:
+            self.commits.commit(((DONE, *number, packed(reply)),))
+        sessions.remember(session, number.seq, reply)
         return reply
 
     def space(self, name: bytes) -> "EmbeddedSpace":
@@ -162,10 +166,28 @@ class EmbeddedEngine:
             for session in self._leases.end(time.monotonic()):
                 self._expire(session)
 
-    def _expire(self, session: int) -> None:
+    def _end_one(self) -> bool:
+        """To make room. Returns whether there was one without a connection."""
+        ended = self._leases.end_one()
+        return ended is not None and self._expire(ended)
+
+    def _expire(self, session: int) -> bool:
+        """Returns whether that can be written now."""
         try:
-            self.commits.commit(((EXPIRED, session),))
-        except Unavailable:  # later, then
+            batch = self.commits.commit(((EXPIRED, session),))
+        except Unavailable as error:
+            self._expired(session, error)
+            return False
+        if batch is not None:
+            batch.then(self._expired, session)
+        return True
+
+    def _opened(self, session: int, error: StateStoreError | None) -> None:
+        if error is not None:
+            self._leases.forget(session)
+
+    def _expired(self, session: int, error: StateStoreError | None) -> None:
+        if error is not None:  # it is still there, and expires later
             self._leases.take(session)
             self._leases.leave(session, time.monotonic())
 

@@ -25,10 +25,17 @@ class Leases:
 
     def leave(self, session: int, now: float) -> None:
         """One less."""
+        if session not in self._connections:
+            return  # it is forgotten
         self._connections[session] -= 1
         if not self._connections[session]:
             del self._connections[session]
             self._left[session] = now
+
+    def forget(self, session: int) -> None:
+        """There is no such session."""
+        self._connections.pop(session, None)
+        self._left.pop(session, None)
 
     def end(self, now: float) -> list[int]:
         """Those that have expired by now; they are not looked after any more."""

@@ -16,59 +16,42 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from statestore.errors import StateStoreError
-from statestored.engines.base import Held, Reply
+from statestored.engines.base import Held
 
 DONE, OPENED, EXPIRED = 3, 4, 5
 MAX_ID = 2**63 - 1
+ANSWER_SIZE = 300  # bytes of memory that go with an answer, about
 
 Dump = tuple[int, int, list[tuple[int, bytes]]]  # session, oldest, and (seq, answer) of what was done from there on
 
 
-class Done:
-    """A write that was carried out, and its result as packed for the wire.
-
-    held: the same, as long as it follows from something that is not durable.
-    """
-
-    __slots__ = ("answer", "held")
-
-    def __init__(self, answer: Any, held: Held[Any] | None = None) -> None:
-        self.answer = answer
-        self.held = held
-
-    def reply(self) -> Reply:
-        if self.held is not None and self.held.until.is_settled:
-            self.held = None
-        return self.answer if self.held is None else self.held
-
-
 class ClientSession:
-    """oldest: the client has the answers to all writes with smaller numbers. done: the others that were carried out."""
+    """oldest: the client has the answers to all writes with smaller numbers. done: those to the others, as far as they
+    were carried out.
+    """
 
     __slots__ = ("done", "oldest")
 
     def __init__(self) -> None:
         self.oldest = 1
-        self.done: dict[int, Done] = {}
+        self.done: dict[int, bytes | Held[Any]] = {}
 
-    def tell(self, oldest: int) -> None:
-        """What the client has the answer to need not be remembered."""
-        if oldest > self.oldest:
-            self.oldest = oldest
-            for seq in [seq for seq in self.done if seq < oldest]:
-                del self.done[seq]
-
-    def forget_refused(self, seq: int, error: StateStoreError | None) -> None:
-        """Where what the write follows from was taken back."""
-        if error is not None:
-            self.done.pop(seq, None)
+    def reply(self, seq: int) -> bytes | Held[Any] | None:
+        """Held as long as it follows from something that is not durable. None: the write was not carried out."""
+        reply = self.done.get(seq)
+        if isinstance(reply, Held) and reply.until.is_settled:
+            return reply.packed if reply.until.error is None else None
+        return reply
 
 
 class ClientSessions:
-    """All that are known. What was applied can be taken back until it is settled, as `States` has it."""
+    """All that are known. What was applied can be taken back until it is settled, as `States` has it.
+
+    size: bytes of memory that the answers take, about.
+    """
 
     def __init__(self) -> None:
+        self.size = 0
         self._sessions: dict[int, ClientSession] = {}
         self._undo: list[Callable[[], object]] = []  # since the last cut; each takes one effect back
         self._undo_cut: list[Callable[[], object]] = []  # before that, and not settled
@@ -81,6 +64,22 @@ class ClientSessions:
 
     def get(self, session: int) -> ClientSession | None:
         return self._sessions.get(session)
+
+    def tell(self, session: ClientSession, oldest: int) -> None:
+        """What the client has the answers to need not be remembered."""
+        if oldest <= session.oldest:
+            return
+        is_near = oldest - session.oldest <= len(session.done)
+        told = range(session.oldest, oldest) if is_near else [seq for seq in session.done if seq < oldest]
+        for seq in told:
+            self._forget(session, seq)
+        session.oldest = oldest
+
+    def remember(self, session: ClientSession, seq: int, reply: bytes | Held[Any]) -> None:
+        """In place of what was remembered for this number."""
+        self._forget(session, seq)
+        session.done[seq] = reply
+        self.size += _size(reply)
 
     def apply(self, effects: Iterable[Sequence[Any]]) -> int:
         """Returns how many changed anything. Raises ValueError or TypeError for what is none of the effects above."""
@@ -104,13 +103,14 @@ class ClientSessions:
         found = self._sessions.get(session)
         if found is None:
             return None
-        return session, found.oldest, [(seq, done.answer) for seq, done in found.done.items()]
+        answers = ((seq, found.reply(seq)) for seq in found.done)
+        return session, found.oldest, [(seq, packed(reply)) for seq, reply in answers if reply is not None]
 
     def load(self, dumps: Iterable[Dump]) -> None:
         """Into sessions that are none so far. Raises ValueError or TypeError where these are no dumps."""
         for session, oldest, answers in dumps:
             self._apply((OPENED, session))
-            self._sessions[session].tell(_number(oldest))
+            self.tell(self._sessions[session], _number(oldest))
             for seq, answer in answers:
                 self._apply((DONE, session, seq, oldest, answer))
         self.cut()
@@ -131,24 +131,51 @@ class ClientSessions:
         found = self._sessions.get(session)
         if found is None:  # it expires further down in the journal that is replayed
             return False
-        found.tell(oldest)
-        if seq >= found.oldest:
-            found.done.setdefault(seq, Done(answer))
-            self._undo.append(partial(found.done.pop, seq, None))
+        self.tell(found, oldest)
+        if seq >= found.oldest and found.reply(seq) is None:
+            self.remember(found, seq, answer)
+            self._undo.append(partial(self._forget, found, seq))
         return True
 
     def _open(self, session: int) -> bool:
         if session in self._sessions:
             return False
-        self._sessions[session] = ClientSession()
-        self._undo.append(partial(self._sessions.pop, session, None))
+        self._put(session, ClientSession())
+        self._undo.append(partial(self._take, session))
         return True
 
     def _expire(self, session: int) -> bool:
-        expired = self._sessions.pop(session, None)
-        if expired is not None:
-            self._undo.append(partial(self._sessions.__setitem__, session, expired))
-        return expired is not None
+        if session not in self._sessions:
+            return False
+        self._undo.append(partial(self._put, session, self._take(session)))
+        return True
+
+    def _put(self, session: int, client: ClientSession) -> None:
+        self._sessions[session] = client
+        self.size += sum(map(_size, client.done.values()))
+
+    def _take(self, session: int) -> ClientSession:
+        client = self._sessions.pop(session)
+        self.size -= sum(map(_size, client.done.values()))
+        return client
+
+    def _forget(self, session: ClientSession, seq: int) -> None:
+        reply = session.done.pop(seq, None)
+        if reply is not None:
+            self.size -= _size(reply)
+
+
+def packed(reply: bytes | Held[Any]) -> bytes:
+    """The answer as it goes over the wire."""
+    if isinstance(reply, bytes):
+        return reply
+    if reply.packed is None:
+        raise TypeError("an answer that nobody has packed")
+    return reply.packed
+
+
+def _size(reply: bytes | Held[Any]) -> int:
+    return ANSWER_SIZE + len(packed(reply))
 
 
 def _number(value: object) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from statestored import framing
+from statestored.engines.sessions import ClientSessions, Dump
 from statestored.engines.states import States
 from statestored.engines.table import Cell, Held, Range, Table, cells_of
 from statestored.engines.threads import in_thread
@@ -25,7 +26,7 @@ from statestored.snapshot import SnapshotWriter, content_of, footer_of, read_sna
 log = structlog.get_logger()
 
 FLUSH_EVERY = 2**20  # bytes; one sync of a large file would hold up everybody else's
-SESSIONS_A_BLOCK = 250
+SESSIONS_A_BLOCK = 1000  # sessions and answers, or a few more
 PROGRESS_EVERY = 1_000_000  # entries
 
 
@@ -41,11 +42,24 @@ async def write_states(states: States, writer: SnapshotWriter) -> int:
                 columns = _columns(namespace, covered)
                 entries += _count_entries(columns)
                 await _add(writer, Kind.BUCKET, columns)
-    sessions = list(states.sessions)
-    for start in range(0, len(sessions), SESSIONS_A_BLOCK):
-        dumps = map(states.sessions.dump, sessions[start : start + SESSIONS_A_BLOCK])
-        await _add(writer, Kind.SESSIONS, [dump for dump in dumps if dump is not None])
+    await _write_sessions(states.sessions, writer)
     return entries
+
+
+async def _write_sessions(sessions: ClientSessions, writer: SnapshotWriter) -> None:
+    block: list[Dump] = []
+    size = 0
+    for session in list(sessions):
+        dump = sessions.dump(session)
+        if dump is None:
+            continue
+        block.append(dump)
+        size += 1 + len(dump[2])
+        if size >= SESSIONS_A_BLOCK:
+            await _add(writer, Kind.SESSIONS, block)
+            block, size = [], 0
+    if block:
+        await _add(writer, Kind.SESSIONS, block)
 
 
 async def _add(writer: SnapshotWriter, kind: Kind, content: Sequence[Any]) -> None:
