@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 ROUNDS ?= 1000
+INPUTS ?= 1000000
 
 .DEFAULT_GOAL := help
 .PHONY: help run test torture demo bench lint format clean
@@ -19,10 +20,12 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, and under real mail: nothing acknowledged is lost, and no mail
+torture: $(VENV)/dev ## The long tests: a busy daemon killed 1,000 times, real mail, fuzzed input, hostile clients
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
 	tests/install-tools.sh
 	$(BIN)/python -m tests.mail
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+	$(BIN)/python -m tests.hostile
 
 demo: $(VENV)/dev ## Three real mail processes share one store, which is restarted in the middle
 	$(BIN)/python -m examples.demo

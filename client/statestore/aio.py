@@ -173,6 +173,8 @@ class AsyncRemoteStorage:
         else:
             await room.acquire()
         try:
+            if room is not self._room:
+                raise Unavailable(f"{self._store.where}: the client was closed")
             return await self._call(method, params, deadline)
         finally:
             room.release()
@@ -187,6 +189,8 @@ class AsyncRemoteStorage:
                 while pause := call.pause():  # noqa: ASYNC110  # how long is known
                     await asyncio.sleep(pause)
                 try:
+                    if closings != self._closings:
+                        raise ConnectionLost("the client was closed", sent=False)
                     connection = self._connection
                     if connection is None or connection.lost is not None:
                         connection = await self._connected(call)
@@ -229,7 +233,8 @@ class AsyncRemoteStorage:
         except Exception as failure:
             return failure
         finally:
-            self._attempt = None
+            if self._attempt is asyncio.current_task():  # else the client was closed, and another may be under way
+                self._attempt = None
 
     async def _try_all(self, deadline: Deadline) -> AsyncConnection:
         """A connection to the first address that gives one, and to the right store."""

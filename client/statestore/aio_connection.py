@@ -31,8 +31,7 @@ class AsyncConnection(asyncio.Protocol):
 
     welcome: Welcome
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    def __init__(self) -> None:
         self.lost: Exception | None = None  # why it cannot be used any more
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -242,14 +241,14 @@ async def _open(address: Address, deadline: Deadline) -> AsyncConnection:
     for number, target in enumerate(targets):
         try:
             async with asyncio.timeout(deadline.left() / (len(targets) - number)):  # each its share
-                return await _open_target(address, *target)
+                return await _open_target(*target)
         except OSError as error:  # TimeoutError is one
             failure = _connection_lost(error, sent=False)
     raise failure
 
 
-async def _open_target(address: Address, family: int, target: Any) -> AsyncConnection:
-    loop, connection = asyncio.get_running_loop(), AsyncConnection(address)
+async def _open_target(family: int, target: Any) -> AsyncConnection:
+    loop, connection = asyncio.get_running_loop(), AsyncConnection()
     try:
         if family == getattr(socket, "AF_UNIX", None):
             await loop.create_unix_connection(lambda: connection, target)

@@ -4,6 +4,7 @@ import logging
 import sys
 
 from statestore.base import Limits
+from statestore.forks import begin_anew_in_child
 from statestore.outage import Outage
 from statestore.protocol import Welcome, WrongServer
 from statestore.session import Session
@@ -22,8 +23,13 @@ class Store:
         self.store_id = store_id
         self.limits = UNLIMITED
         self.session = Session()
-        self.outage: Outage | None = None
+        self.after_fork_in_child()
+        begin_anew_in_child(self)
         self._refusals: set[bool] = set()  # what it answers that it cannot do now: to write (True), to read (False)
+
+    def after_fork_in_child(self) -> None:
+        """Nobody has been reached yet; so one connection is made before all others, and gives them their session."""
+        self.outage: Outage | None = Outage()
 
     def accepts(self, welcome: Welcome, asked: int) -> bool:
         """Whether a connection that was greeted so, having asked for the session `asked`, can be used.
@@ -36,15 +42,15 @@ class Store:
         if welcome.store_id != self.store_id:
             raise WrongServer(f"the store {welcome.store_id} answers where {self.store_id} was expected")
         self.limits = welcome.limits
+        if self.outage is not None and not self.outage.reported:
+            self.outage = None  # else the log's next word on it is for its first answer
         return self.session.joins(asked, welcome.session)
 
     def unreached(self, call: object, failure: Exception, *, is_slip: bool = False) -> Outage:
         """`call` made an attempt that nobody answered."""
-        if self.outage is None:
-            self.outage = Outage(failure, is_slip=is_slip)
-        else:
-            self.outage.failed(call, failure)
-        return self.outage
+        outage = self.outage = self.outage or Outage()
+        outage.failed(call, failure, is_slip=is_slip)
+        return outage
 
     def gone(self, why: str, outage: Outage | None, *, writing: bool) -> None:
         """A call was given up. The log has one line of it, for the mail's 451 leaves none in Salmon's.

@@ -77,6 +77,7 @@ _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # o
 # The loop has one thread, and what is read is used up at once: all connections can read into the same place, and use
 # the same decoder, which holds nothing between two turns.
 _buffer = memoryview(bytearray(READ_SIZE))
+_NOBODY = asyncio.BufferedProtocol()
 
 
 class NotYet(Exception):
@@ -195,6 +196,9 @@ class Session(asyncio.BufferedProtocol):
             self._budget.forget(self)
             self._service.connections -= 1
             self._caller.leave()
+        # What leads back here would keep all of this, and what TLS has for it, until the collector comes.
+        self._responses.then = None
+        self._transport.set_protocol(_NOBODY)
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return _buffer
@@ -352,7 +356,7 @@ class Session(asyncio.BufferedProtocol):
         except Incomplete:
             is_cut = True
         except (*DECODE_ERRORS, Garbage) as error:
-            broken = error
+            broken = error.with_traceback(None)  # which has this frame, and that has `broken`
         if sets:
             self._set_each(set_heads, sets)
         if gets:
@@ -403,9 +407,15 @@ class Session(asyncio.BufferedProtocol):
     def _run(self, head: bytes, command: Command | None, message: Any) -> bool:
         """Returns whether it was, or has to wait for its turn."""
         try:
-            if command is not None and type(message[3]) is tuple and len(message[3]) == command.arity:
+            params = None if command is None else message[3]
+            if command is None or type(params) is not tuple:
+                reply = self._run_unusual(message)
+            elif len(params) == command.arity:
                 self._service.calls[message[2]] += 1
-                reply = command.run(self._caller, *message[3])
+                reply = command.run(self._caller, *params)
+            elif len(params) == command.arity + 1 and type(params[-1]) is dict:
+                self._service.calls[message[2]] += 1
+                reply = run_with(self._caller, command, params[:-1], params[-1])
             else:
                 reply = self._run_unusual(message)
         except Garbage:
@@ -419,7 +429,7 @@ class Session(asyncio.BufferedProtocol):
         return True
 
     def _run_unusual(self, message: Any) -> Reply:
-        """What is not as it mostly is: a hello, something heavy, an option, or an error, which is raised."""
+        """What is not as it mostly is: a hello, something heavy, or an error, which is raised."""
         if not isinstance(message, tuple):
             raise Garbage("a message is no array")
         _, _, name, params = message

@@ -31,7 +31,11 @@ from statestore import (
     Unavailable,
     Uncertain,
 )
+from statestore.address import Address
+from statestore.aio_connection import AsyncConnection, connect
 from statestore.calls import Call
+from statestore.outage import Outage
+from statestore.protocol import ConnectionLost
 from tests.client.scripts import run_script
 from tests.client.servers import WELCOME, Server, Severing, answers, black_hole, hanging_look_up, refused, says
 from tests.daemon import Daemon
@@ -316,6 +320,20 @@ async def test_who_waits_for_a_connection_can_be_cancelled_and_the_others_go_on(
         assert all(isinstance(each, asyncio.CancelledError) for each in results[::2])
 
 
+async def test_who_was_to_find_out_whether_the_store_is_back_may_be_cancelled(daemon: Daemon) -> None:
+    """Another does it then, at once."""
+    async with storage_at(daemon.address) as storage:
+        storage._store.outage = Outage(ConnectionLost("it was away", sent=False), is_slip=True)
+        finding_out = asyncio.create_task(storage.get("m", "a"))
+        await eventually(lambda: storage._attempt)
+        other = asyncio.create_task(storage.get("m", "a"))
+        await asyncio.sleep(0)
+        finding_out.cancel()
+        with takes(0):
+            assert await other == START
+        assert storage._store.outage is None
+
+
 # Once
 
 
@@ -460,6 +478,30 @@ async def test_the_next_address_is_tried(shared_daemon: Daemon, namespace: str) 
             assert await storage.get("m", "a") == "A"
 
 
+async def test_while_the_store_is_known_to_be_away_calls_fail_at_once_and_few_connect() -> None:
+    attempts: list[Address] = []
+
+    async def note_and_connect(address: Address, *arguments: Any) -> AsyncConnection:
+        attempts.append(address)
+        return await connect(address, *arguments)
+
+    with patch("statestore.aio.connect", note_and_connect):
+        async with storage_at(refused(), deadline=0.2) as storage:
+            with pytest.raises(Unavailable):
+                await storage.get("m", "a")
+            await eventually(lambda: storage._store.outage and time.monotonic() - storage._store.outage.since > 0.3)
+            attempts.clear()
+
+            async def fail(number: int) -> None:
+                for _ in range(20):
+                    with pytest.raises(Unavailable, match="connection refused"):
+                        await storage.get("m", str(number))
+
+            with takes(0.1):
+                await in_all_tasks(fail)
+            assert len(attempts) <= 2
+
+
 async def test_another_store_is_refused_at_once(daemon: Daemon, tmp_path: Path) -> None:
     async with storage_at(daemon.address) as storage:
         await storage.set("m", "a", "A")
@@ -591,6 +633,39 @@ async def test_closing_ends_what_is_under_way_and_leaves_nothing(
                     await call
         assert asyncio.all_tasks() == {asyncio.current_task()}
     assert caplog.messages == []
+
+
+async def test_what_waits_for_another_attempt_or_for_room_ends_with_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not connect anew afterwards."""
+    monkeypatch.setattr("statestore.aio.WRITES_AT_ONCE", 2)
+    storage = AsyncRemoteStorage(refused())
+    waiting = [asyncio.create_task(storage.set("m", str(number), "A")) for number in range(5)]
+    await eventually(lambda: storage._store.outage)
+    await storage.close()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(each) for each in results] == [Unavailable] * 5
+    assert all("the client was closed" in str(each) for each in results)
+    assert storage._attempt is storage._connection is None
+
+
+async def test_a_call_may_begin_while_the_client_is_being_closed() -> None:
+    with says(b"") as server:
+        storage = AsyncRemoteStorage(server.address)
+        before = asyncio.create_task(storage.get("m", "a"))
+        await eventually(lambda: storage._attempt)
+        closing = asyncio.create_task(storage.close())
+        await asyncio.sleep(0)
+        after = asyncio.create_task(storage.get("m", "a"))
+        await closing
+        with pytest.raises(Unavailable, match="the client was closed"):
+            await before
+        attempt = storage._attempt
+        assert attempt is not None
+        assert not attempt.done()
+        await storage.close()
+        with pytest.raises(Unavailable, match="the client was closed"):
+            await after
+        assert attempt.cancelled()
 
 
 async def test_a_client_that_was_closed_connects_anew(shared_daemon: Daemon, namespace: str) -> None:

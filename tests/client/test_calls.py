@@ -39,7 +39,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def store(clock: Clock) -> Store:
     assert clock.now
-    return Store("there:1")
+    store = Store("there:1")
+    store.answered(writing=False)
+    return store
 
 
 def call(store: Store, method: str = "set", seconds: float = 10) -> Call:

@@ -183,7 +183,11 @@ def test_a_look_up_that_hangs_is_given_up_at_the_deadline() -> None:
 def test_a_pool_that_is_busy_is_waited_for_until_the_deadline() -> None:
     connected = threading.Event()
 
-    async def serve(reader: StreamReader, _: StreamWriter) -> None:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        messages = Messages(reader)
+        await messages.read()
+        writer.write(msgpack.packb([1, 1, None, WELCOME]))
+        await messages.read()
         connected.set()
         await reader.read()
 
@@ -196,7 +200,7 @@ def test_a_pool_that_is_busy_is_waited_for_until_the_deadline() -> None:
         assert connected.wait(PATIENCE)
         with takes(READ_DEADLINE), pytest.raises(Unavailable, match="all 1 connections were busy"):
             storage.get("m", "a")
-        with pytest.raises(Unavailable):
+        with pytest.raises(Uncertain):
             busy.result(PATIENCE)
 
 
@@ -385,15 +389,99 @@ def test_a_set_that_is_cut_is_repeated_once(remote: RemoteStorage, proxy: Proxy,
     assert store.get("m", "a") == "AFTER"
 
 
-@pytest.mark.parametrize("cut", [Cut(reply=0), Cut(reply=1), Cut(reply=6)])
-def test_a_compare_and_set_that_is_cut_is_uncertain_and_not_repeated(
+@pytest.mark.parametrize("cut", [Cut(request=10), Cut(reply=0), Cut(reply=1), Cut(reply=4)])
+def test_a_write_that_is_cut_is_applied_once_and_answered_what_it_did(
     remote: RemoteStorage, proxy: Proxy, store: RemoteStorage, cut: Cut
 ) -> None:
-    proxy.cuts["compare_and_set"] = [cut]
-    with pytest.raises(Uncertain, match="compare_and_set may have been applied"):
-        remote.compare_and_set("m", "a", "BEFORE", "AFTER")
-    assert proxy.methods == ["compare_and_set"]
-    assert store.get("m", "a") == remote.get("m", "a") == "AFTER"
+    """K2"""
+    proxy.cuts["compare_and_set"] = [cut, cut]
+    assert remote.compare_and_set("m", "a", "BEFORE", "AFTER") == (True, "BEFORE")
+    proxy.cuts["set_all"] = [cut, cut]
+    assert remote.set_all("a", START) == 1
+    assert proxy.methods == ["compare_and_set"] * 3 + ["set_all"] * 3
+    assert store.get("m", "a") == START
+
+
+def test_a_write_that_is_repeated_does_not_undo_anothers(
+    remote: RemoteStorage, proxy: Proxy, store: RemoteStorage
+) -> None:
+    """K2: the other one comes between the first attempt and the second."""
+
+    async def keep(_: StreamWriter, __: bytes) -> None:
+        proxy.write_reply = write_all
+        await asyncio.get_running_loop().run_in_executor(None, store.set, "m", "a", "OTHER")
+        raise ConnectionResetError
+
+    proxy.write_reply = keep
+    remote.set("m", "a", "AFTER")
+    assert proxy.methods == ["set", "set"]
+    assert store.get("m", "a") == "OTHER"
+
+
+def test_a_write_is_applied_once_across_a_restart(daemon: Daemon) -> None:
+    """K2"""
+    with Proxy(daemon.address) as proxy, RemoteStorage(proxy.address) as remote:
+        remote.set("m", "a", "BEFORE")
+
+        async def restart(_: StreamWriter, __: bytes) -> None:
+            proxy.write_reply = write_all
+            await asyncio.get_running_loop().run_in_executor(None, daemon.kill)
+            await asyncio.get_running_loop().run_in_executor(None, daemon.start)
+            raise ConnectionResetError
+
+        proxy.write_reply = restart
+        assert remote.compare_and_set("m", "a", "BEFORE", "AFTER") == (True, "BEFORE")
+        assert proxy.methods == ["set", "compare_and_set", "compare_and_set"]
+
+
+def without_sessions(answer: Callable[[str], tuple[Any, Any]]) -> Server:
+    """A server that knows none, and answers anything but a `hello` with `answer(method)`."""
+    return answers(lambda method, _: (None, WELCOME) if method == "hello" else answer(method))
+
+
+def test_where_there_are_no_sessions_a_compare_and_set_that_is_cut_is_uncertain_and_not_repeated() -> None:
+    methods = []
+
+    def hang_up(method: str) -> tuple[Any, Any]:
+        methods.append(method)
+        raise ConnectionResetError
+
+    with without_sessions(hang_up) as server, RemoteStorage(server.address, write_deadline=0.3) as storage:
+        with pytest.raises(Uncertain, match="compare_and_set may have been applied"):
+            storage.compare_and_set("m", "a", "BEFORE", "AFTER")
+        assert methods == ["compare_and_set"]
+        with pytest.raises(Uncertain, match=r"set may have been applied"):
+            storage.set("m", "a", "AFTER")
+        assert "set" in methods
+
+
+def test_a_write_that_was_sent_in_a_session_that_is_lost_is_uncertain_and_the_next_is_not() -> None:
+    sessions, writes = iter([7, 8, 8]), []
+
+    def answer(method: str, params: list[Any]) -> tuple[Any, Any]:
+        if method == "hello":
+            return None, WELCOME | {"features": ["sessions"], "session": next(sessions)}
+        writes.append(params)
+        if len(writes) == 1:
+            raise ConnectionResetError
+        return None, None
+
+    with answers(answer) as server, RemoteStorage(server.address) as storage:
+        with pytest.raises(Uncertain, match="the session in which it was sent is lost"):
+            storage.set("m", "a", "A")
+        storage.set("m", "a", "B")
+    assert writes == [["m", "a", "A", {"seq": 1, "oldest": 1}], ["m", "a", "B", {"seq": 2, "oldest": 2}]]
+
+
+def test_a_write_that_comes_too_late_is_not_applied(daemon: Daemon) -> None:
+    """A daemon that stood still finds it in its buffers, long after it was given up."""
+    with RemoteStorage(daemon.address, write_deadline=0.3) as storage, RemoteStorage(daemon.address) as other:
+        storage.set("m", "a", "BEFORE")
+        daemon.send_signal(signal.SIGSTOP)
+        with pytest.raises(Uncertain):
+            storage.set("m", "a", "AFTER")
+        daemon.send_signal(signal.SIGCONT)
+        assert other.get("m", "a") == "BEFORE"
 
 
 @pytest.mark.parametrize("outage", [nobody, hanging_up])

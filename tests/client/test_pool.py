@@ -64,7 +64,13 @@ def factory() -> Factory:
 
 
 def ask(pool: Pool, method: str = "get", seconds: float = PATIENCE) -> Any:
-    return pool.call(Call(Store("there"), method, (), Deadline(seconds))).result
+    return pool.call(Call(reached(), method, (), Deadline(seconds))).result
+
+
+def reached() -> Store:
+    store = Store("there")
+    store.answered(writing=False)
+    return store
 
 
 class Gate:
@@ -247,7 +253,9 @@ def test_interrupts_at_any_moment_lose_no_permit() -> None:
             def close(self):
                 pass
 
-        store, pool = Store("there"), Pool(lambda call: Connection(), 1)
+        store = Store("there")
+        store.answered(writing=False)
+        pool = Pool(lambda _: Connection(), 1)
         signal.signal(signal.SIGALRM, interrupt)
         for _ in range(3000):
             try:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from statestore import Limits
+from statestore import Limits, forks
 from statestore.protocol import Welcome, WrongServer
 from statestore.store import UNLIMITED, Store
 
@@ -14,7 +14,10 @@ FAILURE = ConnectionRefusedError("refused")
 
 @pytest.fixture
 def store() -> Store:
-    return Store("there:1")
+    store = Store("there:1")
+    assert store.outage is not None  # until somebody has answered
+    store.answered(writing=False)
+    return store
 
 
 def test_the_first_that_answers_is_the_store_from_then_on(store: Store) -> None:
@@ -46,6 +49,15 @@ def test_an_outage_that_nobody_suffers_from_is_not_in_the_log(store: Store, capl
     assert caplog.messages == []
 
 
+def test_a_greeting_ends_what_the_log_does_not_know_of(store: Store) -> None:
+    store.unreached("a", FAILURE)
+    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    assert store.outage is None
+    store.gone("refused", store.unreached("a", FAILURE), writing=True)
+    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    assert store.outage is not None
+
+
 def test_an_outage_is_in_the_log_when_it_begins_and_when_it_ends(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -75,3 +87,9 @@ def test_of_one_outage_there_is_one_since_and_the_last_failure(store: Store) -> 
     last = TimeoutError("silent")
     assert store.unreached("b", last) is first
     assert first.failure is last
+
+
+def test_a_child_has_reached_nobody_yet(store: Store) -> None:
+    forks._after_fork_in_child()
+    assert store.outage is not None
+    assert store.session.id == 0

@@ -245,7 +245,7 @@ async def some_turns() -> None:
 class Wire(asyncio.Transport):
     """A session's transport, and the client behind it: reads what it is sent when the test says so."""
 
-    def __init__(self, service: Service, *, high_water: int = 65536) -> None:
+    def __init__(self, service: Service, *, high_water: int = 65536, sessions: Sessions | None = None) -> None:
         super().__init__()
         self._high_water = high_water
         self._unsent = bytearray()
@@ -255,7 +255,7 @@ class Wire(asyncio.Transport):
         self._closing = False
         self._is_reading_paused = False
         self.writes = 0
-        self.sessions = Sessions()
+        self.sessions = Sessions() if sessions is None else sessions
         self._turns: deque[Callable[[], None]] = deque()
         self.session = Session(service, self.sessions, self._turns.append)
         self.session.connection_made(self)
@@ -318,6 +318,8 @@ class Wire(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._is_reading_paused = False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
 
     def can_write_eof(self) -> bool:
         return True

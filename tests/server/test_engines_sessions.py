@@ -109,8 +109,8 @@ class SessionsAgainstDicts(RuleBasedStateMachine):
         found = self.sessions.get(session)
         if found is not None:
             self.sessions.tell(found, oldest)
-        for model in (self.model, self.settled, self.at_cut):
-            told(model, session, oldest)
+            for model in (self.model, self.settled, self.at_cut):
+                told(model, session, oldest)
 
     @rule()
     def cut(self) -> None:

@@ -394,6 +394,36 @@ async def test_who_ends_a_tls_connection_ends_both_sides(
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("with_tls", [False, True])
+@pytest.mark.parametrize("ends", ["client", "server"])
+async def test_a_connection_that_has_ended_leaves_nothing_behind(
+    authority: Authority, tls: ServerTls, with_tls: bool, ends: str
+) -> None:
+    """The collector may come much later, and with TLS there is a lot behind each."""
+
+    def sessions() -> int:
+        return sum(isinstance(each, Session) for each in gc.get_objects())
+
+    gc.collect()
+    before = sessions()
+    service = make_service(tls=tls if with_tls else None)
+    async with listening(ANY_PORT, service=service) as (address,):
+        gc.disable()
+        try:
+            for _ in range(10):
+                reader, writer = await (connect_by_tls(address, authority) if with_tls else connect(address))
+                writer.write(request(1, "ping"))
+                await reader.readexactly(len(PONG))
+                if ends == "server":
+                    writer.write(b"\xc1")
+                    assert await reader.read() == b""
+                writer.close()
+            await eventually(lambda: service.connections == 0)
+            await eventually(lambda: sessions() == before)
+        finally:
+            gc.enable()
+
+
 async def test_closing_ends_tls_connections_too(
     authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

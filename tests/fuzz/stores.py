@@ -1,0 +1,151 @@
+"""What a target does with the files of a store: start on them, check, repair; and what must hold then."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from structlog.testing import capture_logs
+
+from statestored.check import Checked, check
+from statestored.datadir import IDENTITY, DataDirectory
+from statestored.engines.base import START, Entry
+from statestored.engines.recovery import recover
+from statestored.engines.states import States
+from statestored.engines.table import position_of
+from statestored.errors import DamagedFile, Exit, StartError, TooNew
+from statestored.repair import repair
+from tests.fuzz.place import place
+from tests.server.damaged import bytes_of
+from tests.server.models import Model, content, entries_in
+
+# What the files of a store may make a start, a check, and a repair raise. Nothing else.
+DOCUMENTED = (DamagedFile, TooNew, StartError)
+
+Files = Mapping[str, bytes]
+States_ = dict[bytes, Model]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A store to damage. states: what a start may find, where it finds anything."""
+
+    files: Files
+    states: Collection[States_]
+
+    @functools.cached_property
+    def entries(self) -> set[tuple[bytes, Entry]]:
+        """All that there ever were, with their namespaces."""
+        return {one for states in self.states for one in _entries(states)}
+
+
+class Started(NamedTuple):
+    """What a start found, or what it raised."""
+
+    states: States_ | None
+    refusal: Exception | None
+
+
+@functools.cache
+def directory() -> Path:
+    return place() / "data"
+
+
+def write(files: Files) -> Path:
+    """A data directory with these in it, and nothing else."""
+    path = directory()
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def start(path: Path) -> Started:
+    """As a daemon does, up to where it would listen."""
+    opened = DataDirectory(path)
+    with closing(opened), capture_logs():
+        try:
+            opened.open()
+            if opened.is_new:
+                return Started({}, None)
+            states = States()
+            asyncio.run(recover(opened, states))
+        except DOCUMENTED as error:
+            return Started(None, error)
+    look_at(states)
+    return Started(content(states), None)
+
+
+def look_at(states: States) -> None:
+    """Whether a table is as it says, and holds what a client could have stored, or a client would notice."""
+    for namespace, table in states.tables.items():
+        assert type(namespace) is bytes
+        entries = entries_in(table)
+        assert len(entries) == len(table)
+        for module, sender, state, day in entries:
+            assert type(module) is bytes
+            assert sender is None or type(sender) is bytes
+            assert type(state) is bytes
+            assert state != START
+            assert type(day) is int
+            assert day >= 0
+            assert table.get(module, sender) == state
+        for covered in table.walk():
+            assert all(covered.start <= position_of(sender) < covered.end for sender in covered.bucket)
+        assert sum(kind.count for kind in table.kinds() if kind.counted) + table.uncounted(None) >= len(table)
+
+
+def offline(path: Path, started: Started) -> Checked | None:
+    """`statestored check`: it agrees with the start, and nothing is changed."""
+    before = bytes_of(path)
+    try:
+        with capture_logs():
+            checked = check(path)
+    except (TooNew, StartError) as error:
+        assert started.states in (None, {}), f"{error}, but a daemon starts"
+        return None
+    assert bytes_of(path) == before
+    assert checked.code in (Exit.STOPPED, Exit.DAMAGED)
+    assert (checked.code == Exit.STOPPED) == (started.refusal is None), (checked.report, started.refusal)
+    return checked
+
+
+def mended(path: Path) -> States_ | None:
+    """`statestored repair`: what a start finds after it; None where there was nothing to save, or it was refused."""
+    try:
+        with capture_logs():
+            repaired = repair(path)
+    except (TooNew, StartError):
+        return None
+    if repaired.code != Exit.STOPPED:
+        return None
+    started = start(path)
+    assert started.refusal is None, f"repaired, and yet: {started.refusal}"
+    offline(path, started)
+    return started.states
+
+
+def judge(base: Base, files: Files, *, with_repair: bool) -> None:
+    """What was changed in the base's files is noticed, or takes the last batches away and nothing else."""
+    path = write(files)
+    started = start(path)
+    if started.states is not None and IDENTITY in files:
+        assert started.states in base.states, "a wrong value is served"
+    offline(path, started)
+    if with_repair and (found := mended(path)) is not None:
+        assert _entries(found) <= base.entries, "repair made something up"
+
+
+def _entries(states: States_) -> set[tuple[bytes, Entry]]:
+    return {
+        (namespace, Entry(module, sender, state, day))
+        for namespace, model in states.items()
+        for (module, sender), (state, day) in model.items()
+    }

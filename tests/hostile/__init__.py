@@ -1,0 +1,1 @@
+"""Clients by the hundred that mean no good, and what a well-behaved one beside them notices of it."""

@@ -1,0 +1,124 @@
+"""What reads bytes that others wrote: a little of `python -m tests.fuzz`, and whether that would notice.
+
+`make torture` has many more inputs.
+"""
+
+import time
+from itertools import repeat
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from statestored import session
+from tests.fuzz import __main__ as command
+from tests.fuzz import driver
+from tests.fuzz.driver import Run, fuzz
+from tests.fuzz.sessions import session_messages
+from tests.fuzz.targets import TARGETS
+from tests.server.journals import without_syncs
+
+inputs = st.one_of(st.binary(max_size=64), st.binary(min_size=64, max_size=500))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_nothing_is_wrong(name: str) -> None:
+    with without_syncs():
+        _try(name)
+
+
+def _try(name: str) -> None:
+    @settings(suppress_health_check=list(HealthCheck))
+    @given(inputs)
+    def run(data: bytes) -> None:
+        TARGETS[name](data)
+
+    run()
+
+
+# Whether the driver notices
+
+
+def test_a_failure_is_noticed_and_those_of_a_kind_count_once() -> None:
+    def target(data: bytes) -> None:
+        assert data != b"bad"
+        if data == b"worse":
+            raise KeyError(data)
+
+    run = fuzz(target, iter([b"bad", b"good", b"worse", b"bad"]), 4, print)
+    assert run.inputs == 4
+    assert [(fault.kind.partition(" ")[0], fault.data) for fault in run.faults.values()] == [
+        ("AssertionError", b"bad"),
+        ("KeyError", b"worse"),
+    ]
+
+
+def test_what_takes_too_long_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "MAX_SECONDS", 0.01)
+
+    def target(_data: bytes) -> None:
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    assert set(fuzz(target, repeat(b""), 1, print).faults) == {"slow"}
+
+
+def test_what_never_ends_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "STUCK", 0.02)
+
+    def target(_data: bytes) -> None:
+        while True:
+            try:
+                time.sleep(1)
+            except Exception:  # nobody stops us
+                continue
+
+    assert [fault.kind.partition(" ")[0] for fault in fuzz(target, repeat(b""), 1, print).faults.values()] == ["Stuck"]
+
+
+def test_memory_that_is_not_given_back_is_noticed() -> None:
+    kept: list[bytes] = []
+
+    def leaking(_data: bytes) -> None:
+        kept.append(b"x" * 2**20)
+
+    assert set(fuzz(leaking, repeat(b""), 40, print).faults) == {"memory"}
+
+
+def test_memory_that_is_given_back_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([100, 50, 90, 40, 70, 90, 50, 90])
+    monkeypatch.setattr(driver, "resident", lambda: next(sizes) * 2**20)
+    run = fuzz(lambda _: None, repeat(b""), 8, print)
+    assert (run.faults, run.grown) == ({}, -40 * 2**20)
+
+
+# Whether the targets notice
+
+
+def fails(name: str, *, inputs: int = 60) -> Run:
+    return fuzz(TARGETS[name], driver.at_random(Random(1)), inputs, print)
+
+
+def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "get", lambda _caller, _module, _sender: b"\xa1X")
+    assert fails("session_messages").faults
+
+
+def test_an_answer_that_does_not_come_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.Responses, "refuse", lambda *_: None)
+    assert fails("session_messages").faults
+
+
+def test_the_command_says_what_failed_and_how_to_see_it_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(session, "get", lambda _caller, _module, _sender: b"\xa1X")
+    assert command.main(["session_messages", "--inputs", "60", "--seed", "1"]) == 1
+    output = capsys.readouterr().out
+    assert "\nFAILED: " in output
+    replay = output.partition("again: python -m tests.fuzz session_messages --replay ")[2].split()[0]
+    with pytest.raises(AssertionError):
+        session_messages(bytes.fromhex(replay))
