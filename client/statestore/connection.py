@@ -4,16 +4,32 @@ import contextlib
 import select
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from statestore.address import Address
+from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
 from statestore.dial import TICK, connect, reason
 from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer, identify
+from statestore.tls import Tls
+
+if TYPE_CHECKING:
+    import ssl
 
 HELLO_PATIENCE = 2.0  # seconds of silence after which we ask what it is that does not answer
-# What makes a server of a line-based protocol say something, and one of TLS: a greeting that is empty.
-QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", b"\x16\x03\x01\x00\x04\x01\x00\x00\x00")
+# A ClientHello of TLS 1.2, with the usual ciphers, groups and signatures.
+TLS_QUESTION = bytes.fromhex(
+    "160301005b"
+    "01000057"
+    "0303" + "00" * 32 + "00"
+    "000cc02bc02fc02cc030cca9cca8"
+    "0100"
+    "0022"
+    "000a00080006001d00170018"
+    "000b00020100"
+    "000d000c000a04030804040105030501"
+)
+# What makes a server of a line-based protocol say something, and one of TLS.
+QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", TLS_QUESTION)
 _NOT_WAITING = getattr(socket, "MSG_DONTWAIT", 0)
 
 
@@ -21,12 +37,21 @@ class Connection:
     """Greeted and ready. After any exception out of `call` the owner must `close` it: a late answer may still come."""
 
     def __init__(
-        self, address: Address, namespace: str, token: str | None, deadline: Deadline, session: int | None = None
+        self,
+        address: Address,
+        namespace: str,
+        token: str | None,
+        deadline: Deadline,
+        session: int | None = None,
+        tls: "ssl.SSLContext | None" = None,
     ) -> None:
         """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
         self._protocol = ClientProtocol()
+        self._tls: Tls | None = None
         self._socket = connect(address, deadline)
         try:
+            if tls is not None and isinstance(address, TcpAddress):
+                self._tls = self._agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
             response = self._exchange(self._protocol.hello(namespace, token, session), deadline.within(HELLO_PATIENCE))
             if response.error is not None:
                 raise response.error
@@ -37,7 +62,9 @@ class Connection:
             raise _silence(address, deadline) from None
         except OSError as error:
             self.close()
-            raise ConnectionLost(reason(error), sent=False) from error
+            # In TLS 1.3 a client is done before the server has looked for its certificate, and some just hang up then.
+            hint = "" if self._tls is None else ": does it ask for a client's certificate (tls_cert)?"
+            raise ConnectionLost(reason(error) + hint, sent=False) from error
         except BaseException:
             self.close()
             raise
@@ -67,6 +94,8 @@ class Connection:
     def _exchange(self, request: tuple[int, bytes], deadline: Deadline) -> Response:
         """Raises WrongServer or OSError, of which TimeoutError is one."""
         msgid, data = request
+        if self._tls is not None:
+            data = self._tls.encrypt(data)
         # One send and one receive mostly do, without a look whether the socket is ready. None of them takes longer than
         # a TICK; where so little is left, or one took so long, it is looked.
         is_quick = deadline.at - time.monotonic() > TICK
@@ -81,6 +110,16 @@ class Connection:
         if response.msgid != msgid:
             raise WrongServer(f"an answer to request {response.msgid} came where {msgid} was asked")
         return response
+
+    def _agree(self, tls: Tls, deadline: Deadline) -> Tls:
+        """The TLS handshake."""
+        self._send_rest(tls.handshake(b""), deadline)
+        while not tls.is_ready:
+            _wait(self._socket, deadline.left())
+            if not (received := self._socket.recv(READ_SIZE)):
+                raise ConnectionLost("the server closed the connection: does it speak TLS?", sent=False)
+            self._send_rest(tls.handshake(received), deadline)
+        return tls
 
     def _send(self, data: bytes, flags: int) -> int:
         """How much of it the system took."""
@@ -102,6 +141,8 @@ class Connection:
             return None
         if not received:
             raise ConnectionResetError("the server closed the connection")
+        if self._tls is not None:
+            received = self._tls.decrypt(received)
         self._protocol.feed(received)
         return self._protocol.next_response()
 

@@ -177,5 +177,6 @@ _FIRST_WORDS = (
     (b"SSH-", "an SSH server"),
     (b"+OK", "a POP3 server"),
     (b"* OK", "an IMAP server"),
-    (b"\x15\x03", "a TLS server"),
+    (b"\x15\x03", "a TLS server (for statestored with TLS, set tls or STATESTORE_TLS)"),
+    (b"\x16\x03", "a TLS server (for statestored with TLS, set tls or STATESTORE_TLS)"),
 )

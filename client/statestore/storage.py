@@ -1,13 +1,12 @@
 """`RemoteStorage`: a state storage whose states live in a daemon."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from statestore.address import Address, parse_addresses
+from statestore.address import Address
 from statestore.base import Entry, Pair, Sender, StateStorage, Swap, Triple
 from statestore.calls import Call
 from statestore.connection import Connection
@@ -15,7 +14,13 @@ from statestore.deadline import Deadline
 from statestore.errors import StateStoreError
 from statestore.pool import Pool
 from statestore.protocol import ConnectionLost
+from statestore.settings import Settings
 from statestore.store import Store
+from statestore.tls import client_context
+
+if TYPE_CHECKING:
+    import os
+    import ssl
 
 CONNECT_PATIENCE = 3.0  # seconds for one address: for a lost packet or two, not for a host that is down
 
@@ -26,39 +31,57 @@ class RemoteStorage(StateStorage):
     address: `host[:port]`, `[v6]:port` or `unix:/path`; several with commas are tried in turn.
     namespace: applications with different ones do not see each other's states.
     token: the daemon's, where it asks for one.
+    tls: True to encrypt, and to believe the authorities that the system trusts; the path of a file with those to
+        believe instead; or an `ssl.SSLContext`. The server's name is checked. A unix socket is never encrypted.
+    tls_cert, tls_key: the paths of our own certificate and its key, for a daemon that asks for them.
     deadline: seconds that one call may take, whatever happens; `write_deadline` for those that write.
     pool: connections at most.
     store_id: the store that must answer; without it, the first that answers.
 
-    Connects when first used. Safe to share between threads and to inherit across a fork. Every method raises
-    `StateStoreError`: `Unavailable` where the deadline passes, `Uncertain` where a write may or may not have been
-    applied. A lost connection is made anew, and the request repeated, until the deadline; only a
-    `compare_and_set` that may have been applied is not repeated.
+    What is not given is taken from the environment: STATESTORE_ADDRESS, STATESTORE_NAMESPACE, and so on; else it is
+    127.0.0.1:7828, the namespace `default`, no TLS, 5 and 60 seconds, and 8 connections.
+
+    Connects when first used. Safe to share between threads, to inherit across a fork, and to interrupt by whatever a
+    signal's handler raises. Every method raises `StateStoreError`: `Unavailable` where the deadline passes, or at once
+    where the store has been away for longer than that; `Uncertain` where a write may or may not have been applied. A
+    lost connection is made anew and the request repeated until the deadline, and what was repeated is applied once.
     """
 
     def __init__(
         self,
-        address: str = "127.0.0.1:7828",
+        address: str | None = None,
         *,
-        namespace: str = "default",
+        namespace: str | None = None,
         token: str | None = None,
-        deadline: float = 5.0,
-        write_deadline: float = 60.0,
-        pool: int = 8,
+        tls: "bool | str | os.PathLike[str] | ssl.SSLContext | None" = None,
+        tls_cert: "str | os.PathLike[str] | None" = None,
+        tls_key: "str | os.PathLike[str] | None" = None,
+        deadline: float | None = None,
+        write_deadline: float | None = None,
+        pool: int | None = None,
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        self._addresses = parse_addresses(address)
-        if not (0 < deadline < math.inf and 0 < write_deadline < math.inf):
-            raise ValueError("deadline and write_deadline must be finite, and above 0 seconds")
-        if pool < 1:
-            raise ValueError("pool must be at least 1 connection")
-        self._namespace = namespace
-        self._token = token
-        self._deadline = deadline
-        self._write_deadline = write_deadline
-        self._store = Store(",".join(map(str, self._addresses)), store_id)
-        self._pool = Pool(self._connect, pool)
+        settings = Settings.gather(
+            address=address,
+            namespace=namespace,
+            token=token,
+            tls=tls,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            deadline=deadline,
+            write_deadline=write_deadline,
+            pool=pool,
+            store_id=store_id,
+        )
+        self._addresses = settings.address
+        self._namespace = settings.namespace
+        self._token = settings.token
+        self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
+        self._deadline = settings.deadline
+        self._write_deadline = settings.write_deadline
+        self._store = Store(",".join(map(str, settings.address)), settings.store_id)
+        self._pool = Pool(self._connect, settings.pool)
 
     def get(self, module: str, sender: Sender) -> str:
         self._store.limits.check_key(module, sender)
@@ -77,11 +100,14 @@ class RemoteStorage(StateStorage):
         return changed
 
     def compare_and_set(self, module: str, sender: Sender, expected: str, state: str) -> Swap:
-        """Raises Uncertain where the connection breaks before the answer: `get` tells what came of it."""
+        """Raises Uncertain where the deadline passes before the answer comes: `get` tells what came of it.
+
+        With a daemon that knows no sessions, also where the connection breaks before that.
+        """
         self._store.limits.check_key(module, sender)
         self._store.limits.check_state(expected)
         self._store.limits.check_state(state)
-        return Swap(*self._call("compare_and_set", (module, sender, expected, state), self._write_deadline))
+        return Swap(*self._write("compare_and_set", module, sender, expected, state))
 
     def get_many(self, pairs: Iterable[Pair]) -> list[str]:
         """At most 1,000 pairs, where the daemon's settings do not say otherwise (`info`)."""
@@ -136,7 +162,8 @@ class RemoteStorage(StateStorage):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<RemoteStorage {self._store.where} namespace={self._namespace!r}>"
+        tls = "" if self._tls is None else " with TLS"
+        return f"<RemoteStorage {self._store.where} namespace={self._namespace!r}{tls}>"
 
     def _scan(self, module: str | None, prefix: str, state: str | None) -> Iterator[Entry]:
         cursor = None
@@ -191,7 +218,7 @@ class RemoteStorage(StateStorage):
         """A connection in the session that all of them are in."""
         while True:
             session = self._store.session.id
-            connection = Connection(address, self._namespace, self._token, deadline, session)
+            connection = Connection(address, self._namespace, self._token, deadline, session, self._tls)
             try:
                 if self._store.accepts(connection.welcome, session):
                     return connection
