@@ -9,7 +9,7 @@ PUT_OFF = "said: 451 4.3.0 state store unavailable, try again later"
 
 
 def test_mail_waits_in_the_queue_and_completes_when_it_is_flushed(tmp_path: Path) -> None:
-    outcome = run_behind_postfix(tmp_path, CONVERSATIONS, every=4, seed=1, outage=3.0)
+    outcome = run_behind_postfix(tmp_path, CONVERSATIONS, every=6, seed=1, outage=3.0)
     assert outcome.faults == []
     assert set(outcome.replies) == {250, 451}
     assert outcome.kills >= 2

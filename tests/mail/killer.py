@@ -2,16 +2,17 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from random import Random
-from types import TracebackType
-from typing import Self
 
 from examples.demo.mta import Mta, Reply
 from examples.demo.sink import Mail
 
 from tests.daemon import Daemon
+from tests.mail.postfix import PostfixMta
 
 LONGEST_OUTAGE = 1.0  # seconds, where no mail is put off in that time
 
@@ -20,7 +21,7 @@ class Killer:
     """A kill comes at the Nth reply or answer since the daemon was there, N being drawn from 1 to 2 * `every`.
 
     Every other time the daemon is started at once, so that mail which is under way waits for it; else when a mail has
-    been put off. The context ends with the daemon running.
+    been put off.
     """
 
     def __init__(self, daemon: Daemon, random: Random, every: int) -> None:
@@ -29,7 +30,7 @@ class Killer:
         self._random = random
         self._every = every
         self._lock = threading.Lock()  # protects _left
-        self._left = 0  # events until the next kill; at and below 0 the daemon is not there
+        self._left = 0  # events until the next kill; from 0 on there is none
         self._killed: SimpleQueue[bool] = SimpleQueue()  # False at the end
         self._put_off = threading.Event()
 
@@ -43,23 +44,18 @@ class Killer:
         if mail.message["List-Id"] is None:
             self._happened()
 
-    def watch(self, mta: Mta) -> Self:
-        """For use as a context: until its end the daemon is killed. Where it does not start, mail is not retried."""
-        self._mta = mta
-        return self
-
-    def __enter__(self) -> Self:
+    @contextmanager
+    def at_work(self, mta: Mta | PostfixMta) -> Iterator[None]:
+        """Ends with the daemon running. Where that does not start, `mta` stops retrying."""
         self._draw()
-        self._pool = ThreadPoolExecutor(1)
-        self._operator = self._pool.submit(self._run)
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        with self._lock:
-            self._left = 0
-        self._killed.put(False)
-        with self._pool:
-            self._operator.result()
+        with ThreadPoolExecutor(1) as pool:
+            operator = pool.submit(self._run, mta)
+            try:
+                yield
+            finally:
+                self._killed.put(False)
+                operator.result()
+                self._left = 0  # nothing happens any more until somebody goes on
 
     def _happened(self) -> None:
         with self._lock:
@@ -70,7 +66,7 @@ class Killer:
         self._put_off.clear()
         self._killed.put(True)
 
-    def _run(self) -> None:
+    def _run(self, mta: Mta | PostfixMta) -> None:
         try:
             while self._killed.get():
                 self.kills += 1
@@ -78,10 +74,10 @@ class Killer:
                 if self.kills % 2:
                     self._put_off.wait(LONGEST_OUTAGE)
                 self._daemon.start()
-                self._mta.flush()
+                mta.flush()
                 self._draw()
         except BaseException:
-            self._mta.stop_retrying()
+            mta.stop_retrying()
             raise
 
     def _draw(self) -> None:

@@ -46,7 +46,7 @@ def run_with_kills(directory: Path, conversations: int, every: int, seed: int) -
         mta = Mta(ports, killer.on_reply)
         site.sink.before_accepting = killer.on_answer
         mails = Correspondence(make_conversations(conversations), mta, site.sink, WORKERS)
-        with killer.watch(mta):
+        with killer.at_work(mta):
             for step in (mails.subscribe, mails.confirm, mails.post, mails.end):
                 mails.take(step)
         return Outcome(site.faults(mails.conversations) + _strange(mta.replies), mta.replies, killer.kills)
@@ -63,7 +63,7 @@ def run_behind_postfix(directory: Path, conversations: int, every: int, seed: in
         mta = stack.enter_context(PostfixMta(postfix, killer.on_reply))
         site.sink.before_accepting = killer.on_answer
         mails = Correspondence(make_conversations(conversations), mta, site.sink, workers=conversations)
-        with killer.watch(mta):
+        with killer.at_work(mta):
             mails.take(mails.subscribe)
         deferred = _confirm_in_an_outage(site.daemon, mails, mta, postfix, outage)
         mails.take(mails.post)
