@@ -323,6 +323,7 @@ async def serving(directory: Path, fsync: str) -> AsyncIterator[tuple["asyncio.T
         path = f"{short}/s"
         asked = replace(settings([f"unix:{path}"], f"unix:{short}/a"), data_dir=directory, fsync=fsync)
         asked = replace(asked, max_module=9, max_sender=99, max_state=99, max_namespaces=9)
+        asked = replace(asked, max_modules=9, max_memory=0, max_connections=99, max_buffers=4)
         asked = replace(asked, snapshot_interval=0, snapshot_journal_size=0)
         task = asyncio.create_task(serve(asked, None))
         try:
