@@ -511,6 +511,8 @@ class Session(asyncio.BufferedProtocol):
             self._held_of_budget = held
             responses.then = self._after_waiting
             self._budget.hold(self, held)
+        if self._short and held <= OWN:
+            self.resume()
 
     def _mind_what_is_held(self) -> None:
         """Where it is too much, for one or for all together, this one has to wait."""
@@ -537,7 +539,7 @@ class Session(asyncio.BufferedProtocol):
         self._has_turn = False
 
     def resume(self) -> None:
-        """Called when there is room in the budget again."""
+        """There is room in the budget again, or this one takes nothing of it any more."""
         self._short = False
         self._call_soon(self._go_on)
 

@@ -238,7 +238,7 @@ async def some_turns() -> None:
 class Wire(asyncio.Transport):
     """A session's transport, and the client behind it: reads what it is sent when the test says so."""
 
-    def __init__(self, service: Service, *, high_water: int = 65536) -> None:
+    def __init__(self, service: Service, *, high_water: int = 65536, sessions: Sessions | None = None) -> None:
         super().__init__()
         self._high_water = high_water
         self._unsent = bytearray()
@@ -248,7 +248,7 @@ class Wire(asyncio.Transport):
         self._closing = False
         self._is_reading_paused = False
         self.writes = 0
-        self.sessions = Sessions()
+        self.sessions = Sessions() if sessions is None else sessions
         self._turns: deque[Callable[[], None]] = deque()
         self.session = Session(service, self.sessions, self._turns.append)
         self.session.connection_made(self)
@@ -285,6 +285,12 @@ class Wire(asyncio.Transport):
     def hang_up(self) -> None:
         self._closing = True
         self.session.connection_lost(None)
+
+    def look(self, times: int = 1) -> None:
+        """So many seconds pass."""
+        for _ in range(times):
+            self.sessions.watch.tick()
+            self.session._budget.tick()
 
     def _deliver(self) -> None:
         while (self._unsent and not (self._is_reading_paused or self._closing)) or self._turns:

@@ -456,7 +456,7 @@ def test_an_answer_that_would_be_too_long_is_refused(caller: Caller) -> None:
         if fits:
             assert len(call(caller, "get_many", (ANN,) * limits.items)) == limits.items
         else:
-            with pytest.raises(TooLong, match="^items "):
+            with pytest.raises(TooLong, match=r"^items "):
                 call(caller, "get_many", (ANN,) * limits.items)
 
 

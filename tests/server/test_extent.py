@@ -5,7 +5,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestore.wire import MAX_MESSAGE
@@ -16,10 +16,11 @@ TRIPLES = msgpack.packb([0, 1, "set_many", [[["m" * 40, "s" * 300, "A"]] * 1000,
 
 def end_of(data: bytes, step: int) -> int | None:
     """After how many bytes of `data`, which come so many at a time, the message is whole."""
-    extent = Extent(1024)
-    for size in [*range(step, len(data), step), len(data)]:
-        if extent.is_within(data[:size]):
-            return size
+    extent, come = Extent(1024), bytearray()
+    while len(come) < len(data):
+        come += data[len(come) : len(come) + step]
+        if extent.is_within(come):
+            return len(come)
     return None
 
 
@@ -30,9 +31,8 @@ scalars = (
     | st.floats()
     | st.text(max_size=300)
     | st.binary(max_size=300)
-    | st.binary(min_size=65536, max_size=65537)
     | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=300))
-    | st.sampled_from([b"x" * size for size in (31, 32, 255, 256)])
+    | st.sampled_from([b"x" * size for size in (31, 32, 255, 256, 65535, 65536)])
 )
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
 
@@ -42,11 +42,12 @@ def depth_of(value: Any) -> int:
     return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
 
 
+@settings(max_examples=60)
 @given(value=values, behind=st.binary(max_size=5), bins=st.booleans())
 def test_a_message_is_whole_with_its_last_byte(value: Any, behind: bytes, bins: bool) -> None:
     data = msgpack.packb(value, use_bin_type=bins)
     try:
-        assert [end_of(data + behind, 1) for _ in "x" if len(data) < 3000] in ([len(data)], [])
+        assert end_of(data + behind, 1) == len(data)
         assert Extent(1024).is_within(data + behind)
         assert not Extent(1024).is_within(data[:-1])
     except Garbage:
@@ -70,7 +71,7 @@ def test_each_kind_of_value_ends_where_the_decoder_says(first: int) -> None:
     assert not Extent(1024).is_within(data[: end - 1])
 
 
-@pytest.mark.parametrize("step", [1, 7, 16384])
+@pytest.mark.parametrize("step", [7, 16384])
 def test_the_longest_call_is_measured_however_it_is_cut(step: int) -> None:
     assert end_of(TRIPLES, step) == len(TRIPLES)
 
@@ -97,8 +98,6 @@ REFUSED = {
 @pytest.mark.parametrize("step", [1, 1000])
 def test_over_a_limit_it_is_garbage_without_being_whole(data: bytes, step: int) -> None:
     """L1."""
-    if len(data) > 100_000 and step == 1:
-        step = 100
     with pytest.raises(Garbage):
         end_of(data, step)
 
