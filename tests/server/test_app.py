@@ -688,3 +688,19 @@ def test_a_socket_that_a_kill_left_is_replaced(make: Make) -> None:
     daemon.start()
     with RawClient(daemon.unix_address) as client:
         assert client.ask("ping") is None
+
+
+# Limits that contradict each other
+
+
+def test_more_modules_than_fit_into_an_answer_are_refused_with_their_name(make: Make) -> None:
+    """L1."""
+    said = refusal(make("--max-modules=101", "--max-sender=16384"), Exit.CANNOT_START)
+    assert "--max-modules 101" in said
+    assert "--max-sender 16384" in said
+
+
+def test_without_a_setting_the_states_may_take_half_of_the_memory(daemon: Daemon) -> None:
+    """L5."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < ask(daemon, "info")["max_memory"] <= machine // 2

@@ -35,7 +35,7 @@ b"x" * 900_000  # the first one to be freed
 before, blocks, between = resident(), [], []
 for _ in range(100):
     blocks.append(b"x" * 500_000)
-    between.append(b"x" * 600)  # stays, where it may be in the way of others
+    between.append(b"x" * 20_000)  # stays, where it may be in the way of others
 blocks.clear()
 print(resident() - before)
 """
