@@ -1,4 +1,4 @@
-"""`python -m tests.hostile`: each kind in turn, with a daemon of its own; exits 1 where the daemon does not keep to L2."""
+"""`python -m tests.hostile`: each kind in turn, with a daemon of its own; exits 1 where it does not keep to L2."""
 
 import argparse
 import sys
