@@ -117,5 +117,8 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
     return found
 
 
-def reason(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()
+def reason(error: Exception) -> str:
+    """What to say of it: `connection refused`."""
+    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+        return (error.strerror or str(error) or type(error).__name__).lower()
+    return getattr(error, "detail", str(error))
