@@ -91,7 +91,6 @@ class Connection:
         return _is_ready(self._socket, 0)
 
     def close(self) -> None:
-        """Only the file descriptor goes; a `shutdown` would reach a parent process that shares the connection."""
         with contextlib.suppress(OSError):
             self._socket.close()
 
