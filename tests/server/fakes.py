@@ -315,7 +315,8 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         self._is_reading_paused = False
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.asked_high_water = high
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
 
