@@ -315,7 +315,7 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         self._is_reading_paused = False
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:  # noqa: ARG002
         self.asked_high_water = high
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
