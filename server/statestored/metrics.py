@@ -13,6 +13,7 @@ from statestored.commands import COMMANDS, Service
 ENGINE_METRICS: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = {
     "entries": (GaugeMetricFamily, "statestored_entries", "States stored."),
     "namespaces": (GaugeMetricFamily, "statestored_namespaces", "Namespaces that have states."),
+    "sessions": (GaugeMetricFamily, "statestored_sessions", "Sessions of clients, in use or left not long ago."),
     "changes_since_snapshot": (
         GaugeMetricFamily,
         "statestored_changes_since_snapshot",

@@ -33,7 +33,6 @@ from statestored.commands import (
     NIL,
     Caller,
     Command,
-    Reply,
     Service,
     check_params,
     find_command,
@@ -42,8 +41,10 @@ from statestored.commands import (
     set_,
     set_together,
 )
+from statestored.engines.base import Reply
 from statestored.responses import Responses
 from statestored.tokens import Role
+from statestored.writes import run_with
 
 log = structlog.get_logger()
 
@@ -127,6 +128,7 @@ class Session(asyncio.BufferedProtocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self._sessions.remove(self)
         self._service.connections -= 1
+        self._caller.leave()
         # What leads back here would keep all of this, and what TLS has for it, until the collector comes.
         self._responses.then = None
         self._transport.set_protocol(_NOBODY)
@@ -296,9 +298,15 @@ class Session(asyncio.BufferedProtocol):
 
     def _run(self, head: bytes, command: Command | None, message: Any) -> None:
         try:
-            if command is not None and type(message[3]) is tuple and len(message[3]) == command.arity:
+            params = None if command is None else message[3]
+            if command is None or type(params) is not tuple:
+                reply = self._run_unusual(message)
+            elif len(params) == command.arity:
                 self._service.calls[message[2]] += 1
-                reply = command.run(self._caller, *message[3])
+                reply = command.run(self._caller, *params)
+            elif len(params) == command.arity + 1 and type(params[-1]) is dict:
+                self._service.calls[message[2]] += 1
+                reply = run_with(self._caller, command, params[:-1], params[-1])
             else:
                 reply = self._run_unusual(message)
         except Garbage:
@@ -309,7 +317,7 @@ class Session(asyncio.BufferedProtocol):
             self._responses.add(head, reply)
 
     def _run_unusual(self, message: Any) -> Reply:
-        """What is not as it mostly is: a hello, something heavy, an option, or an error, which is raised."""
+        """What is not as it mostly is: a hello, something heavy, or an error, which is raised."""
         if not isinstance(message, tuple):
             raise Garbage("a message is no array")
         _, _, name, params = message
@@ -318,13 +326,13 @@ class Session(asyncio.BufferedProtocol):
         command = find_command(self._caller, name)
         if command.run is hello:
             return self._hello(command, params)
-        params = check_params(command, params)
+        params, options = check_params(command, params)
         self._service.calls[name] += 1
         if command.heavy:
             self._stop = True
             self._transport.pause_reading()
             self._call_soon(self._go_on)
-        return command.run(self._caller, *params)
+        return run_with(self._caller, command, params, options) if options else command.run(self._caller, *params)
 
     def _hello(self, command: Command, params: Any) -> Reply:
         """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
@@ -332,7 +340,8 @@ class Session(asyncio.BufferedProtocol):
             if not self._responses.untouched():
                 raise BadRequest("hello must come before everything else")
             self._service.calls[b"hello"] += 1
-            reply = hello(self._caller, *check_params(command, params))
+            params, options = check_params(command, params)
+            reply = run_with(self._caller, command, params, options)
         except StateStoreError:
             self._refused = self._stop = True
             raise

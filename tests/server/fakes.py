@@ -125,12 +125,15 @@ class HeldCommit:
     """Writes that become durable, or are taken back, when the test says so."""
 
     def __init__(self) -> None:
+        self.is_settled = False
+        self.error: StateStoreError | None = None
         self._waiting: list[tuple[Callable[[Any, StateStoreError | None], None], Any]] = []
 
     def then(self, callback: Callable[[T, StateStoreError | None], None], argument: T) -> None:
         self._waiting.append((callback, argument))
 
     def settle(self, error: StateStoreError | None = None) -> None:
+        self.is_settled, self.error = True, error
         for callback, argument in self._waiting:
             callback(argument, error)
 

@@ -6,7 +6,8 @@ import select
 import sys
 import termios
 import threading
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from structlog.testing import capture_logs
 from statestore.errors import Forbidden, Unavailable
 from statestore.wire import MAX_MESSAGE
 from statestored import session as session_module
-from statestored.commands import Service
+from statestored.commands import Caller, Role, Service
 from statestored.datadir import DataDirectory
+from statestored.engines import embedded
 from statestored.engines.base import START, Held
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
@@ -29,6 +31,7 @@ from statestored.journal import Journal
 from tests.daemon import Daemon
 from tests.server.fakes import (
     NEVER,
+    Disk,
     Gate,
     HeldCommit,
     HoldingEngine,
@@ -860,14 +863,154 @@ async def test_no_client_sees_a_write_before_the_sync_has_returned(
     directory.close()
 
 
+# Sessions of clients
+
+
+def once(msgid: int, seq: int, state: str, oldest: int = 1) -> bytes:
+    return request(msgid, "set", *ANN, state, {"seq": seq, "oldest": oldest})
+
+
+@asynccontextmanager
+async def service_on(path: Path) -> AsyncIterator[Service]:
+    """With the default engine."""
+    directory = DataDirectory(path)
+    directory.open()
+    engine = EmbeddedEngine(directory, Fsync.ALWAYS, NEVER, 1000)
+    await engine.open()
+    yield make_service(engine)
+    await engine.close()
+    directory.close()
+
+
+def sessions_of(service: Service) -> int:
+    return service.engine.info()["sessions"]
+
+
+def test_a_hello_without_a_session_has_none(wire: Wire, service: Service) -> None:
+    (welcome,) = wire.ask(hello(1))
+    assert "session" not in welcome[3]
+    assert [error_of(answer) for answer in wire.ask(once(2, 1, "A"))] == ["bad_request"]
+    assert sessions_of(service) == 0
+
+
+@pytest.mark.parametrize("session", [-1, 2**63, "7", 1.0, True, [7]])
+def test_a_session_that_makes_no_sense_is_a_refused_hello(wire: Wire, service: Service, session: object) -> None:
+    answers = wire.ask(hello(1, session=session), request(2, "set", *ANN, "A"))
+    assert [error_of(answer) for answer in answers] == ["bad_request"]
+    assert wire.is_closing()
+    assert sessions_of(service) == 0
+
+
+def test_a_session_goes_on_over_another_connection(service: Service) -> None:
+    first = Wire(service)
+    (welcome,) = first.ask(hello(1, session=0))
+    assert welcome[3]["session"] > 0
+    first.ask(once(2, 1, "A"))
+    first.hang_up()
+    second = Wire(service)
+    assert second.ask(hello(1, session=welcome[3]["session"]))[0][3]["session"] == welcome[3]["session"]
+    assert second.ask(once(2, 1, "B"), once(3, 2, "C"), once(4, 1, "B")) == [ok(number, None) for number in (2, 3, 4)]
+    assert state(service) == b"C"
+    assert sessions_of(service) == 1
+
+
+def test_a_session_that_is_not_known_is_answered_with_a_new_one(service: Service) -> None:
+    answers = [Wire(service).ask(hello(1, session=asked))[0] for asked in (5, 5, 0)]
+    assert len({welcome[3]["session"] for welcome in answers} | {5}) == 4
+
+
+def test_who_may_only_read_gets_no_session(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    become = Caller.become
+    monkeypatch.setattr(Caller, "become", lambda caller, _: become(caller, Role.READ))
+    (welcome,) = Wire(service).ask(hello(1, session=0))
+    assert welcome[3]["session"] is None
+    assert sessions_of(service) == 0
+
+
+def test_the_end_of_its_last_connection_leaves_a_session(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "MAX_SESSIONS", 1)
+    first = Wire(service)
+    session = first.ask(hello(1, session=0))[0][3]["session"]
+    second = Wire(service)
+    second.ask(hello(1, session=session))
+    first.hang_up()
+    assert Wire(service).ask(hello(1, session=0))[0][3]["session"] is None
+    second.hang_up()
+    assert Wire(service).ask(hello(1, session=0))[0][3]["session"] not in (None, session)
+
+
+def test_a_refused_hello_leaves_no_session() -> None:
+    service = make_service(token="sesame")
+    Wire(service).ask(hello(1, session=0, token="wrong"))
+    Wire(service).ask(hello(1, session=0, namespace=5, token="sesame"))
+    assert sessions_of(service) == 0
+
+
+async def test_a_new_session_is_told_when_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs = Gate(monkeypatch, Journal, "sync")
+    async with service_on(tmp_path) as service:
+        wire = Wire(service)
+        with syncs:
+            wire.send(hello(1, session=0), request(2, "set", *ANN, "A"), request(3, "ping"), hello(4))
+            await eventually(lambda: syncs.waiting)
+            await some_turns()
+            assert [(answer[1], code_of(answer[2])) for answer in wire.read()] == [(3, ""), (4, "bad_request")]
+        await eventually(lambda: len(wire.read()) == 4)
+        told = {answer[1]: answer for answer in wire.read()}
+        assert told[2] == ok(2, None)
+        assert told[1][3]["session"] in service.engine.states.sessions  # type: ignore[attr-defined]
+        known = Wire(service)
+        assert known.ask(hello(1, session=told[1][3]["session"]))[0][3]["session"] == told[1][3]["session"]
+
+
+async def test_where_a_new_session_cannot_be_written_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And everything else is as it is without."""
+    disk = Disk(monkeypatch)
+    async with service_on(tmp_path) as service:
+        wire = Wire(service)
+        disk.fill()
+        wire.send(hello(1, session=0, namespace="default"), once(2, 1, "A"), request(3, "get", "lists", "ben"))
+        await eventually(lambda: len(wire.read()) == 3)
+        told = {answer[1]: answer for answer in wire.read()}
+        assert told[1][2:] == [None, {**told[1][3], "session": None}]
+        assert error_of(told[2]) == "unavailable"
+        assert told[3] == ok(3, "START")
+        assert [error_of(answer) for answer in wire.ask(once(4, 2, "A"))] == ["bad_request"]
+        wire.hang_up()
+        assert Wire(service).ask(hello(1, session=0))[0][3]["session"] is None
+        assert sessions_of(service) == 0
+        disk.make_room()
+
+
+async def test_a_client_that_has_gone_before_its_session_is_durable_has_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "MAX_SESSIONS", 1)
+    syncs = Gate(monkeypatch, Journal, "sync")
+    async with service_on(tmp_path) as service:
+        wire = Wire(service)
+        with syncs:
+            wire.send(hello(1, session=0))
+            wire.hang_up()
+        await eventually(lambda: sessions_of(service) == 1 and not service.engine.commits.batch.effects)  # type: ignore[attr-defined]
+        after = Wire(service)
+        after.send(hello(1, session=0))
+        await eventually(after.read)
+        assert after.read()[0][3]["session"] is not None
+        assert wire.unread == 0
+
+
 # The end
 
 
 def test_a_draining_session_says_so_and_changes_nothing(wire: Wire, service: Service) -> None:
     wire.ask(request(1, "set", *ANN, "A"))
     wire.session.drain()
-    answers = wire.ask(request(2, "set", *ANN, "B"), request(3, "get", *ANN), request(4, "hello", {}))
-    assert [error_of(answer) for answer in answers] == ["shutting_down"] * 3
+    writes = request(2, "set", *ANN, "B"), request(3, "set", *ANN, "B", {"seq": 1, "oldest": 1})
+    answers = wire.ask(*writes, request(4, "get", *ANN), request(5, "hello", {}))
+    assert [error_of(answer) for answer in answers] == ["shutting_down"] * 4
     assert state(service) == b"A"
 
 

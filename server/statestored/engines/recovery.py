@@ -11,6 +11,7 @@ import structlog
 
 from statestored import framing
 from statestored.datadir import DataDirectory, number_of
+from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.snapshots import load_snapshot
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect, States
 from statestored.errors import DamagedFile, TooNew
@@ -60,7 +61,7 @@ def effects_of(path: Path, frame: framing.Frame) -> Sequence[Effect]:
     if not isinstance(effects, tuple) or not all(isinstance(effect, tuple) and effect for effect in effects):
         raise DamagedFile(path, "a batch that makes no sense", frame.offset)
     for kind, *_ in effects:
-        if kind not in (PUT, CLEAR):
+        if kind not in (PUT, CLEAR, DONE, OPENED, EXPIRED):
             raise TooNew(path, f"an effect of kind {kind!r}", framing.FORMAT)
     return effects
 
