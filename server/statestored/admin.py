@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 from pathlib import Path
+from typing import cast
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -51,8 +52,7 @@ class Admin:
 
     def _handler(self) -> asyncio.BaseProtocol:
         """Of a new connection."""
-        server = self._runner.server
-        assert server is not None  # since it was set up
+        server = cast(web.Server, self._runner.server)  # it was set up before
         for oldest in server.connections[: 1 - MAX_CONNECTIONS]:
             oldest.force_close()
         return server()
