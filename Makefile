@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 ROUNDS ?= 1000
+RUNS ?= 100
 INPUTS ?= 1000000
 
 .DEFAULT_GOAL := help
@@ -20,9 +21,10 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-torture: $(VENV)/dev ## The long tests: a busy daemon killed 1,000 times, real mail, fuzzed input, hostile clients
-	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
+torture: $(VENV)/dev ## The long tests: kills, histories, real mail, fuzzed input, hostile clients
 	tests/install-tools.sh
+	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
+	$(BIN)/python -m tests.consistency --runs $(RUNS)
 	$(BIN)/python -m tests.mail
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
 	$(BIN)/python -m tests.hostile

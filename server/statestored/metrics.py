@@ -12,6 +12,8 @@ from statestored.commands import COMMANDS, Service
 # What an engine says of itself in `info`, where it does: the metric's kind, name and help.
 ENGINE_METRICS: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = {
     "entries": (GaugeMetricFamily, "statestored_entries", "States stored."),
+    "memory": (GaugeMetricFamily, "statestored_memory_bytes", "Memory that the states take, as it is estimated."),
+    "max_memory": (GaugeMetricFamily, "statestored_max_memory_bytes", "Where it is reached, nothing new is stored."),
     "namespaces": (GaugeMetricFamily, "statestored_namespaces", "Namespaces that have states."),
     "sessions": (GaugeMetricFamily, "statestored_sessions", "Sessions of clients, in use or left not long ago."),
     "changes_since_snapshot": (

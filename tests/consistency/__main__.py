@@ -19,24 +19,24 @@ WIDTH = 34
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    directory = Path(tempfile.mkdtemp(prefix="statestored-consistency-"))
+    directory = options.directory or Path(tempfile.mkdtemp(prefix="statestored-consistency-"))
     started, results = time.monotonic(), list[Result]()
     with client_processes(options.clients) as clients:
         for number in range(1, options.runs + 1):
             seed = f"{options.seed}/{number}"
             of_run = directory / str(number)
-            of_run.mkdir()
             result = run(of_run, clients, seed=seed, operations=options.operations, fsync=options.fsync)
             results.append(result)
             if _is_bad(result):
                 _say(f"\nFAILED in run {number}, seed {seed}; its directory is kept: {of_run}", *_explain(result), "")
             else:
-                shutil.rmtree(of_run)
+                shutil.rmtree(of_run, ignore_errors=True)
     _say(*_summary(results))
     _say(f"seed {options.seed}, fsync {options.fsync}, {time.monotonic() - started:.0f} seconds")
     if any(map(_is_bad, results)):
         return 1
-    shutil.rmtree(directory)
+    if options.directory is None:
+        shutil.rmtree(directory)
     return 0
 
 
@@ -47,6 +47,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=8, help="processes (default: %(default)s)")
     parser.add_argument("--fsync", choices=["always", "everysec", "never"], default="always")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="default: another each time")
+    parser.add_argument("--directory", type=Path, help="for what is to be kept (default: a temporary one)")
     options = parser.parse_args(arguments)
     if min(options.runs, options.clients) < 1 or options.operations < 2 * options.clients:
         parser.error("--runs and --clients must be at least 1, --operations twice the clients")
@@ -68,7 +69,7 @@ def _explain(result: Result) -> Iterator[str]:
 
 def _summary(results: list[Result]) -> Iterator[str]:
     calls = Counter(operation.method for result in results for operation in result.history if operation.answered)
-    troubles = sum((result.troubles.made for result in results), Counter[str]())
+    troubles = sum((result.troubles for result in results), Counter[str]())
     yield _row("runs", len(results))
     yield _row("calls", sum(len(result.history) + result.refused for result in results))
     for method, count in sorted(calls.items()):

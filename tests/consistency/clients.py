@@ -21,13 +21,15 @@ SENDERS = tuple(f"sender{number}" for number in range(8))
 THREADS = 2
 POOL = 2
 DEADLINE = 1.0  # seconds for a get
+AFTER_REFUSAL = 0.01  # seconds
+MOST_REFUSED = 20  # for each call that counts: then the daemon does not come back
 # Seconds, from before a call to where its deadline begins: after that the daemon does not execute it any more.
 SLACK = 0.02
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does in a run. `write_deadline`: in seconds."""
+    """What one process does in a run. operations: that are not refused; write_deadline: in seconds."""
 
     name: str
     addresses: str
@@ -57,9 +59,9 @@ class Actor:
         self._written = 0
 
     def run(self) -> Record:
-        for _ in range(self._job.operations // THREADS):
-            method, sender, arguments = self._draw()
-            self._call(method, sender, arguments)
+        wanted, history = self._job.operations // THREADS, self.record.history
+        while len(history) < wanted and self.record.refused < wanted * MOST_REFUSED:
+            self._call(*self._draw())
         return self.record
 
     def _draw(self) -> tuple[str, str, tuple[str, ...]]:
@@ -90,6 +92,7 @@ class Actor:
                 self._note(method, sender, arguments, called, until, answered=False)
             else:
                 self.record.refused += 1
+                time.sleep(AFTER_REFUSAL)
             return
         returned = time.monotonic()
         result = tuple(result) if method == "compare_and_set" else result

@@ -8,7 +8,7 @@ import pytest
 from statestore.calls import Call
 from statestore.connection import Connection
 from statestore.pool import Pool
-from statestore.protocol import Response, Welcome
+from statestore.protocol import ClientProtocol, Response, Welcome
 from statestore.session import Session
 from statestored import writes
 from statestored.engines import embedded, leases
@@ -117,8 +117,8 @@ def new_number_for_each_attempt(patch: Patch) -> None:
     patch.setattr(Call, "parameters", parameters_anew)
 
 
-def new_session_for_each_connection(patch: Patch) -> None:
-    """And what was sent in another is sent again."""
+def lost_session_ignored(patch: Patch) -> None:
+    """What was sent in it is sent again in another."""
     parameters = Call.parameters
 
     def parameters_anew(call: Call, welcome: Welcome) -> tuple[Any, ...]:
@@ -130,39 +130,23 @@ def new_session_for_each_connection(patch: Patch) -> None:
 
 
 def oldest_passes_the_unanswered(patch: Patch) -> None:
-    patch.setattr(Session, "oldest", lambda session: session._last)
+    patch.setattr(Session, "oldest", lambda _session, number: number)
 
 
 def reply_taken_by_whoever_is_next(patch: Patch) -> None:
     """A connection goes on after an interrupted call, and nobody looks at the id of what comes."""
-    exchange = Connection._exchange
+    next_response, take, kept = ClientProtocol.next_response, Pool._take, list[Connection]()
 
-    def exchange_any(connection: Connection, request: tuple[int, bytes], *rest: Any) -> Response:
-        protocol = connection._protocol
-        with pytest.MonkeyPatch.context() as blind:
-            next_response = protocol.next_response
+    def next_whatever(protocol: ClientProtocol) -> Response | None:
+        response = next_response(protocol)
+        return response and response._replace(msgid=protocol._last_msgid)
 
-            def any_response() -> Response | None:
-                response = next_response()
-                return response and response._replace(msgid=request[0])
+    def take_kept(pool: Pool, *rest: Any) -> Connection:
+        return kept.pop() if kept else take(pool, *rest)
 
-            blind.setattr(protocol, "next_response", any_response)
-            return exchange(connection, request, *rest)
-
-    patch.setattr(Connection, "_exchange", exchange_any)
-    patch.setattr(Connection, "is_stale", False)
-    patch.setattr(Pool, "_drop", lambda pool, connection: pool._idle.append(connection))
-    patch.setattr(Pool, "drop_idle", lambda _: None)
-
-
-OF_THE_CLIENT = frozenset(
-    {
-        new_number_for_each_attempt,
-        new_session_for_each_connection,
-        oldest_passes_the_unanswered,
-        reply_taken_by_whoever_is_next,
-    }
-)
+    patch.setattr(ClientProtocol, "next_response", next_whatever)
+    patch.setattr(Connection, "close", lambda connection: kept.append(connection))
+    patch.setattr(Pool, "_take", take_kept)
 
 
 # No fault

@@ -5,7 +5,6 @@ to what the tests use: `python -m pytest -p tests.consistency.faulty --fault=FAU
 """
 
 import sys
-from collections.abc import Sequence
 
 import pytest
 
@@ -14,9 +13,9 @@ from tests.consistency import faults
 from tests.consistency.faults import Fault
 
 
-def program_with(fault: Fault) -> Sequence[str]:
+def program_with(fault: Fault) -> tuple[str, ...]:
     """The command of a daemon that has it."""
-    return (sys.executable, "-m", __spec__.name if __spec__ else __name__, fault.__name__)
+    return (sys.executable, "-m", "tests.consistency.faulty", fault.__name__)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,11 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Here, and in the daemons."""
     fault = _named(config.getoption("--fault"))
-    if fault in faults.OF_THE_CLIENT:
-        fault(pytest.MonkeyPatch())
-    else:
-        daemon.STATESTORED = tuple(program_with(fault))  # type: ignore[assignment]
+    fault(pytest.MonkeyPatch())
+    daemon.STATESTORED = program_with(fault)
 
 
 def _named(name: str) -> Fault:

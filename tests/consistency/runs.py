@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,8 +28,8 @@ class Result:
     """faults: of the daemon itself. wrong: for each sender whose history is not linearizable, the shortest of it."""
 
     history: list[Operation]
-    refused: int
-    troubles: Troubles
+    refused: int = 0
+    troubles: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     wrong: list[list[Operation]] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Result:
 def run(directory: Path, clients: Clients, *, seed: str, operations: int, fsync: str = "always") -> Result:
     """The same seed gives the same calls and troubles, not the same times."""
     random = Random(seed)
+    directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         daemon = stack.enter_context(Daemon(directory, f"--fsync={fsync}"))
         proxies = [stack.enter_context(Proxy(daemon.address)) for _ in range(PROXIES)]
@@ -46,7 +48,7 @@ def run(directory: Path, clients: Clients, *, seed: str, operations: int, fsync:
         records = [future.result() for future in running]
         history = [operation for record in records for operation in record.history]
         history += _look(daemon.address)
-        result = Result(history, sum(record.refused for record in records), troubles)
+        result = Result(history, sum(record.refused for record in records), troubles.made)
         if code := daemon.stop():
             result.faults.append(f"exit code {code}")
         result.faults += re.findall(r"^.* level=(?:error|critical) .*$", daemon.log(), re.M)

@@ -293,6 +293,12 @@ class Wire(asyncio.Transport):
         self._closing = True
         self.session.connection_lost(None)
 
+    def look(self, times: int = 1) -> None:
+        """So many seconds pass."""
+        for _ in range(times):
+            self.sessions.watch.tick()
+            self.session._budget.tick()
+
     def _deliver(self) -> None:
         while (self._unsent and not (self._is_reading_paused or self._closing)) or self._turns:
             if self._turns:

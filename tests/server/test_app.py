@@ -324,6 +324,7 @@ async def serving(directory: Path, fsync: str) -> AsyncIterator[tuple["asyncio.T
         path = f"{short}/s"
         asked = replace(settings([f"unix:{path}"], f"unix:{short}/a"), data_dir=directory, fsync=fsync)
         asked = replace(asked, max_module=9, max_sender=99, max_state=99, max_namespaces=9)
+        asked = replace(asked, max_modules=9, max_memory=0, max_connections=99, max_buffers=4)
         asked = replace(asked, snapshot_interval=0, snapshot_journal_size=0)
         task = asyncio.create_task(serve(asked, Access(), None))
         try:
@@ -683,3 +684,19 @@ def test_a_socket_that_a_kill_left_is_replaced(make: Make) -> None:
     daemon.start()
     with RawClient(daemon.unix_address) as client:
         assert client.ask("ping") is None
+
+
+# Limits that contradict each other
+
+
+def test_more_modules_than_fit_into_an_answer_are_refused_with_their_name(make: Make) -> None:
+    """L1."""
+    said = refusal(make("--max-modules=101", "--max-sender=16384"), Exit.CANNOT_START)
+    assert "--max-modules 101" in said
+    assert "--max-sender 16384" in said
+
+
+def test_without_a_setting_the_states_may_take_half_of_the_memory(daemon: Daemon) -> None:
+    """L5."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < ask(daemon, "info")["max_memory"] <= machine // 2

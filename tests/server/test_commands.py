@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from statestore.errors import (
 )
 from statestore.protocol import ClientProtocol
 from statestored import commands
-from statestored.commands import COMMANDS, Caller, check_params, find_command
+from statestored.commands import COMMANDS, MAX_REPLY, Caller, check_params, find_command, set_together
 from statestored.engines.base import Filter, Held
+from statestored.engines.queries import longest_page
+from statestored.engines.quota import Quota
 from statestored.settings import Settings
 from statestored.tokens import ROLES, Role
 from statestored.writes import run_with
@@ -514,26 +517,64 @@ def largest(setting: str) -> int:
 
 
 def test_the_longest_answers_fit_into_what_a_client_takes() -> None:
-    """With the largest limits that the settings allow."""
+    """L1, with the largest names and states that the settings allow, and as many modules as then are allowed."""
     limits = Limits(largest("max_module"), largest("max_sender"), largest("max_state"))
-    caller = Caller(make_service(limits=limits))
-    pairs = [(b"%d" % number, b"ann") for number in range(limits.items)]
-    for module, sender in pairs:
-        number = module.rjust(5, b"0")
-        call(caller, "set", module, sender, b"t" * (limits.state - 5) + number)
-        call(caller, "set", b"m" * (limits.module - 5) + number, b"ben", b"t" * (limits.state - 5) + number)
-        call(caller, "set", module, b"s" * (limits.sender - 5) + number, b"A")
-    for method, params in (
-        ("get_many", (tuple(pairs),)),
-        ("count", (None, None)),
-        ("scan", (None, None, None, None)),
-    ):
-        result = COMMANDS[method.encode()].run(caller, *params)
+    modules = next(n for n in count(1) if longest_page(limits.module + limits.sender + limits.state, n + 1) > MAX_REPLY)
+    caller = Caller(make_service(engine_without_files(quota=Quota(modules=modules)), limits=limits))
+    for number in range(300):
+        text = b"%05d" % number
+        call(caller, "set", b"m" * (limits.module - 5) + text[-2:], b"ben" + text, b"t" * (limits.state - 5) + text)
+    for number in range(modules):
+        module = b"m" * (limits.module - 5) + b"%05d" % number
+        call(caller, "set", module, b"s" * limits.sender, b"t" * (limits.state - 5) + b"%05d" % number)
+    pairs = tuple((b"m" * (limits.module - 5) + b"00", b"ben%05d" % (100 * number)) for number in range(3))
+    answers = [
+        COMMANDS[b"get_many"].run(caller, pairs * (MAX_REPLY // (3 * limits.state + 9))),
+        COMMANDS[b"count"].run(caller, None, None),
+    ]
+    cursor = None
+    while True:
+        answers.append(page := COMMANDS[b"scan"].run(caller, cursor, None, None, None))
+        cursor = msgpack.unpackb(page, raw=True)[0]
+        if cursor is None:
+            break
+    for result in answers:
+        assert isinstance(result, bytes)
+        assert len(result) <= MAX_REPLY
         client = ClientProtocol()
-        client.feed(b"\x94\x01\x01\xc0")
-        for start in range(0, len(result), 65536):
-            client.feed(result[start : start + 65536])
-        assert client.next_response() is not None, method
+        client.feed(b"\x94\x01\x01\xc0" + result)
+        assert client.next_response() is not None
+
+
+def test_an_answer_that_would_be_too_long_is_refused(caller: Caller) -> None:
+    """L1: all states that may be asked for at once fit, with the default limits; with others they may not."""
+    limits = Limits(state=4096)
+    caller = Caller(make_service(limits=limits))
+    for limit, fits in ((1024, True), (4096, False)):
+        call(caller, "set", *ANN, b"A" * limit)
+        if fits:
+            assert len(call(caller, "get_many", (ANN,) * limits.items)) == limits.items
+        else:
+            with pytest.raises(TooLong, match=r"^items "):
+                call(caller, "get_many", (ANN,) * limits.items)
+
+
+async def test_an_answer_that_comes_later_and_is_too_long_is_refused() -> None:
+    engine = LaterEngine()
+    reply = COMMANDS[b"get_many"].run(Caller(make_service(engine)), (ANN,))
+    engine.answers[0].set_result([b"A" * MAX_REPLY])
+    assert isinstance(reply, asyncio.Future)
+    with pytest.raises(TooLong):
+        await reply
+
+
+def test_sets_that_come_together_get_their_own_due_where_there_is_no_room_for_all() -> None:
+    """L5: those that change what is there are not refused for the sake of the new ones, nor new ones that fit."""
+    caller = Caller(make_service(engine_without_files(quota=Quota.of(Limits(), 5000, modules=2))))
+    call(caller, "set", *ANN, b"A")
+    assert set_together(caller, [(b"m%d" % number, b"ben", b"A") for number in range(3)]) is None
+    assert call(caller, "count", None, None)[b"total"] == 1
+    assert set_together(caller, [(*ANN, b"B"), (b"lists", b"ben", b"A")]) is not None
 
 
 # Engines that answer later

@@ -409,6 +409,31 @@ async def test_a_snapshot_made_after_all_that_the_journal_has_is_good(tmp_path: 
     assert (await recovered(tmp_path)).states == PREFIXES[-1]
 
 
+async def test_sessions_are_there_as_they_were(tmp_path: Path) -> None:
+    """Some in the snapshot, some in the journal, one in both; what is ended or told is forgotten."""
+    before = [
+        (OPENED, 7),
+        (DONE, 7, 1, 1, b"A"),
+        (DONE, 7, 2, 1, b"B"),
+        (OPENED, 8),
+        (OPENED, 9),
+        (DONE, 9, 1, 1, b"C"),
+    ]
+    after = [(DONE, 7, 3, 2, b"D"), (EXPIRED, 8), (OPENED, 10), (DONE, 10, 5, 4, b"E")]
+    daemon = await Daemon(tmp_path).start()
+    daemon.write(Batch([*before[:2], put("ann", "A")]), Batch(before[2:]))
+    daemon.journal.rotate()
+    with SnapshotWriter(daemon.directory.snapshot(2), daemon.directory.store_id, 0) as writer:
+        writer.finish(await write_states(daemon.states, writer), daemon.journal.last)
+    daemon.write(*(Batch([effect]) for effect in after))
+    daemon.kill()
+    assert (await recovered(tmp_path)).sessions == {
+        7: (2, {2: b"B", 3: b"D"}),
+        9: (1, {1: b"C"}),
+        10: (4, {5: b"E"}),
+    }
+
+
 async def appended(path: Path, payload: bytes) -> None:
     daemon = await Daemon(path).start()
     daemon.journal.append(TODAY * MS_A_DAY, payload)

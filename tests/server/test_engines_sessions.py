@@ -1,6 +1,5 @@
 """What is remembered of clients' writes, held against plain dicts."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,51 +19,12 @@ from statestored.engines.sessions import (
     ClientSessions,
     packed,
 )
+from statestored.engines.states import Effect
 from tests.server.fakes import HeldCommit
-
-Known = dict[int, tuple[int, dict[int, bytes]]]  # session -> oldest, and the answers by their numbers
-Effect = tuple[Any, ...]
-
-ids = st.integers(1, 4)
-seqs = st.integers(1, 8)
+from tests.server.models import Remembered, possible, remember, remembered, remembered_after, session_effects, tell
 
 
-@st.composite
-def done_effects(draw: st.DrawFn) -> Effect:
-    """The same write has the same answer wherever it comes up."""
-    session, seq = draw(ids), draw(seqs)
-    return (DONE, session, seq, draw(st.integers(1, seq)), b"%d of %d" % (seq, session))
-
-
-effects = done_effects() | done_effects() | st.tuples(st.sampled_from([OPENED, OPENED, EXPIRED]), ids)
-
-
-def known(sessions: ClientSessions) -> Known:
-    dumps = filter(None, map(sessions.dump, sessions))
-    return {session: (oldest, dict(answers)) for session, oldest, answers in dumps}
-
-
-def apply(model: Known, effect: Effect) -> None:
-    kind, session, *rest = effect
-    if kind == OPENED:
-        model.setdefault(session, (1, {}))
-    elif kind == EXPIRED:
-        model.pop(session, None)
-    elif session in model:
-        seq, told, answer = rest
-        oldest, answers = model[session]
-        oldest = max(oldest, told)
-        model[session] = oldest, {s: a for s, a in {seq: answer, **answers}.items() if s >= oldest}
-
-
-def model_of(stream: Sequence[Effect]) -> Known:
-    model: Known = {}
-    for effect in stream:
-        apply(model, effect)
-    return model
-
-
-def size(model: Known) -> int:
+def size(model: Remembered) -> int:
     return sum(ANSWER_SIZE + len(answer) for _, answers in model.values() for answer in answers.values())
 
 
@@ -94,23 +54,23 @@ class SessionsAgainstDicts(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.sessions = ClientSessions()
-        self.model: Known = {}
-        self.settled: Known = {}  # as the model was when what is there now was last settled
-        self.at_cut: Known = {}
+        self.model: Remembered = {}
+        self.settled: Remembered = {}  # as the model was when what is there now was last settled
+        self.at_cut: Remembered = {}
         self.is_cut = False
 
-    @rule(effect=effects)
+    @rule(effect=session_effects)
     def effect(self, effect: Effect) -> None:
-        apply(self.model, effect)
+        remember(self.model, effect)
         self.sessions.apply([effect])
 
-    @rule(session=ids, oldest=seqs)
+    @rule(session=st.integers(1, 4), oldest=st.integers(1, 8))
     def tell(self, session: int, oldest: int) -> None:
         found = self.sessions.get(session)
         if found is not None:
             self.sessions.tell(found, oldest)
             for model in (self.model, self.settled, self.at_cut):
-                told(model, session, oldest)
+                tell(model, session, oldest)
 
     @rule()
     def cut(self) -> None:
@@ -133,26 +93,19 @@ class SessionsAgainstDicts(RuleBasedStateMachine):
         oldest = {session: found.oldest for session in self.sessions if (found := self.sessions.get(session))}
         self.model = dict(self.settled)
         for session in self.model:
-            told(self.model, session, oldest[session])
+            tell(self.model, session, oldest[session])
         self.settled, self.is_cut = dict(self.model), False
 
     @rule()
     def load(self) -> None:
-        assert known(loaded(self.sessions)) == self.model
+        assert remembered(loaded(self.sessions)) == self.model
         assert loaded(self.sessions).size == self.sessions.size
 
     @invariant()
     def is_the_same(self) -> None:
-        assert known(self.sessions) == self.model
+        assert remembered(self.sessions) == self.model
         assert self.sessions.size == size(self.model)
         assert len(self.sessions) == len(self.model)
-
-
-def told(model: Known, session: int, oldest: int) -> None:
-    if session in model:
-        before, answers = model[session]
-        after = max(oldest, before)
-        model[session] = after, {seq: answer for seq, answer in answers.items() if seq >= after}
 
 
 def test_sessions_are_dicts_that_can_be_taken_back() -> None:
@@ -161,25 +114,8 @@ def test_sessions_are_dicts_that_can_be_taken_back() -> None:
     run.runTest()
 
 
-def lives(stream: Sequence[Effect]) -> list[Effect]:
-    """As it can come to pass: an id is given out once, and nothing is done in a session that is not there."""
-    opened: set[int] = set()
-    open_now: set[int] = set()
-    possible = []
-    for effect in stream:
-        kind, session = effect[:2]
-        if (session not in opened) if kind == OPENED else session in open_now:
-            possible.append(effect)
-            if kind == OPENED:
-                opened.add(session)
-                open_now.add(session)
-            elif kind == EXPIRED:
-                open_now.remove(session)
-    return possible
-
-
 @settings(max_examples=300)
-@given(stream=st.lists(effects, max_size=40).map(lives), data=st.data())
+@given(stream=st.lists(session_effects, max_size=40).map(possible), data=st.data())
 def test_a_fuzzy_snapshot_and_all_effects_again_are_the_same_as_no_snapshot(
     stream: list[Effect], data: st.DataObject
 ) -> None:
@@ -188,7 +124,7 @@ def test_a_fuzzy_snapshot_and_all_effects_again_are_the_same_as_no_snapshot(
     sessions = made(*stream[:begin])
     rest = stream[begin:]
     dumps, position = [], 0
-    for session in list(sessions) + data.draw(st.lists(ids, max_size=2)):
+    for session in list(sessions) + data.draw(st.lists(st.integers(1, 4), max_size=2)):
         until = data.draw(st.integers(position, len(rest)))
         sessions.apply(rest[position:until])
         position = until
@@ -197,16 +133,16 @@ def test_a_fuzzy_snapshot_and_all_effects_again_are_the_same_as_no_snapshot(
     again = ClientSessions()
     again.load(dumps)
     again.apply(rest)
-    assert known(again) == model_of(stream)
-    assert again.size == size(model_of(stream))
+    assert remembered(again) == remembered_after(stream)
+    assert again.size == size(remembered_after(stream))
 
 
-@given(stream=st.lists(effects, max_size=30).map(lives))
+@given(stream=st.lists(session_effects, max_size=30).map(possible))
 def test_effects_that_are_applied_again_do_no_harm(stream: list[Effect]) -> None:
     """Where a session has expired in between: it is opened and expires again."""
     sessions = made(*stream)
     sessions.apply(stream)
-    assert known(sessions) == model_of(stream)
+    assert remembered(sessions) == remembered_after(stream)
 
 
 # One by one
@@ -223,7 +159,7 @@ def test_an_answer_is_remembered_until_the_client_says_that_it_has_it() -> None:
 def test_what_a_client_tells_may_be_far_above(oldest: int) -> None:
     sessions = made((OPENED, 7), (DONE, 7, 1, 1, b"A"), (DONE, 7, 2, 1, b"B"))
     sessions.tell(the_session(sessions), oldest)
-    assert known(sessions) == {7: (oldest, {})}
+    assert remembered(sessions) == {7: (oldest, {})}
     assert sessions.size == 0
 
 
@@ -235,7 +171,7 @@ def test_a_held_answer_is_held_until_it_is_durable() -> None:
     assert the_session(sessions).reply(1) is held
     commit.settle()
     assert the_session(sessions).reply(1) == b"A"
-    assert known(sessions) == {7: (1, {1: b"A"})}
+    assert remembered(sessions) == {7: (1, {1: b"A"})}
 
 
 def test_one_that_was_refused_is_no_answer() -> None:
@@ -248,7 +184,7 @@ def test_one_that_was_refused_is_no_answer() -> None:
     commit.then(lambda _, error: found.append((error is not None, the_session(sessions).reply(1))), None)
     commit.settle(Unavailable("no room"))
     assert found == [(True, None)]
-    assert known(sessions) == {7: (1, {})}
+    assert remembered(sessions) == {7: (1, {})}
     sessions.apply([(DONE, 7, 1, 1, b"B")])
     assert the_session(sessions).reply(1) == b"B"
     assert sessions.size == ANSWER_SIZE + 1

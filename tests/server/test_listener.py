@@ -16,6 +16,7 @@ import pytest
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored import listener as listener_module
 from statestored import tls as tls_module
+from statestored.budget import Budget
 from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.listener import Listener
@@ -456,3 +457,62 @@ async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
     for _, writer in connections:
         writer.close()
     await listener.close()
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_one_connection_too_many_is_closed_and_the_others_notice_nothing(limit: int) -> None:
+    """L4."""
+    service = make_service(max_connections=limit)
+    async with listening(ANY_PORT, service=service) as (address,):
+        clients = [await connect(address) for _ in range(limit)]
+        await eventually(lambda: service.connections == limit)
+        for number in range(1, 4):
+            reader, writer = await connect(address)
+            assert await reader.read() == b""
+            writer.close()
+            assert service.dropped["too_many"] == number
+        for reader, writer in clients:
+            writer.write(request(1, "ping"))
+            assert await reader.readexactly(len(PONG)) == PONG
+        clients.pop()[1].close()
+        await eventually(lambda: service.connections == limit - 1)
+        assert await pings(address)
+        for _, writer in clients:
+            writer.close()
+    assert service.connections == 0
+
+
+async def test_dead_peers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L3: within a minute, by what a connection inherits from the socket that listens."""
+    options: list[int] = []
+
+    def look(session: Session, transport: asyncio.Transport) -> None:
+        sock = transport.get_extra_info("socket")
+        options.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"):
+            options.append(sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)))
+        connection_made(session, transport)
+
+    connection_made = Session.connection_made
+    monkeypatch.setattr(Session, "connection_made", look)
+    async with listening(ANY_PORT) as (address,):
+        assert await pings(address)
+    alive, idle, interval, count, unacknowledged = options
+    assert alive
+    assert idle + interval * count <= 60
+    assert unacknowledged <= 60_000
+
+
+async def test_connections_are_looked_at_while_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L3, and with a budget that is used up, L1."""
+    monkeypatch.setattr(listener_module, "EVERY", 0.01)
+    service = make_service(token="sesame", budget=Budget(100))
+    async with listening(ANY_PORT, service=service) as (address,):
+        reader, writer = await connect(address)
+        assert await reader.read() == b""
+        assert service.dropped["no_hello"] == 1
+        writer.close()
+        reader, writer = await connect(address)
+        writer.write(request(1, "hello", {"token": "sesame"}) + request(2, "set", "lists", "x" * 900, "A")[:-1])
+        await eventually(lambda: service.dropped["no_buffers"] == 1)
+        writer.close()

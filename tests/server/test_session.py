@@ -21,13 +21,16 @@ from structlog.testing import capture_logs
 from statestore.errors import Forbidden, Unavailable
 from statestore.wire import MAX_MESSAGE
 from statestored import session as session_module
+from statestored import timeouts
+from statestored.budget import Budget
 from statestored.commands import Caller, Role, Service
 from statestored.datadir import DataDirectory
 from statestored.engines import embedded
-from statestored.engines.base import START, Held
+from statestored.engines.base import START, Counts, Held
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.journal import Journal
+from statestored.session import Sessions
 from tests.daemon import Daemon
 from tests.server.fakes import (
     NEVER,
@@ -995,6 +998,215 @@ async def test_a_client_that_has_gone_before_its_session_is_durable_has_left_it(
         await eventually(after.read)
         assert after.read()[0][3]["session"] is not None
         assert wire.unread == 0
+
+
+# What a client may not do for long
+
+
+def test_a_stranger_has_little_time(holding: HoldingEngine) -> None:
+    """L3."""
+    service = make_service(holding, token="sesame")
+    silent, dripping, known = Wire(service), Wire(service), Wire(service)
+    known.send(hello(1, token="sesame"))
+    for byte in hello(1, token="sesame", client="x" * 50)[: timeouts.HELLO]:
+        dripping.send(bytes([byte]))
+        for wire in (silent, dripping, known):
+            assert not wire.is_closing()
+            wire.look()
+    for wire in (silent, dripping, known):
+        wire.look()
+    assert [wire.is_closing() for wire in (silent, dripping, known)] == [True, True, False]
+    assert service.dropped["no_hello"] == 2
+    known.look(1000)
+    assert not known.is_closing()
+
+
+def test_a_message_has_to_end(wire: Wire, service: Service) -> None:
+    """L3: a byte a second is too slow."""
+    for byte in request(1, "set", *ANN, "A")[: timeouts.REST_OF_MESSAGE]:
+        wire.send(bytes([byte]))
+        wire.look()
+        assert not wire.is_closing()
+    wire.look()
+    assert wire.is_closing()
+    assert service.dropped["unfinished"] == 1
+
+
+def test_each_message_has_its_own_time(wire: Wire) -> None:
+    """Each read ends in the middle of a message, and none of them takes long."""
+    sent = b"".join(request(number, "set", *ANN, "A") for number in range(50))
+    for start in range(0, len(sent), len(request(1, "set", *ANN, "A")) - 1):
+        wire.send(sent[start : start + len(request(1, "set", *ANN, "A")) - 1])
+        wire.look(timeouts.REST_OF_MESSAGE - 1)
+    assert not wire.is_closing()
+    wire.send(sent[-3:])
+    wire.look(1000)  # saying nothing is no fault
+    assert len(wire.read()) >= 48
+
+
+def test_a_message_is_not_late_while_we_do_not_read(holding: HoldingEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MAX_HELD", 3)
+    wire = Wire(make_service(holding))
+    wire.send(*[set_(number) for number in range(10)], set_(10)[:-3])
+    wire.look(50)
+    assert not wire.is_closing()
+    holding.commit.settle()
+    wire.look(timeouts.REST_OF_MESSAGE)
+    assert not wire.is_closing()
+    wire.look()
+    assert wire.is_closing()
+
+
+def flood(service: Service, sessions: Sessions | None = None) -> Wire:
+    """A client that asks for much and reads nothing."""
+    wire = Wire(service, high_water=session_module.HIGH_WATER, sessions=sessions)
+    wire.send(request(0, "set", *ANN, "A" * 1000))
+    wire.send(*[request(number, "get", *ANN) for number in range(3000)])
+    assert wire.unread > 0
+    return wire
+
+
+def test_a_client_that_does_not_read_is_closed_at_last(service: Service) -> None:
+    """L2."""
+    wire = flood(service)
+    wire.look(timeouts.READING)
+    assert not wire.is_closing()
+    wire._unread = wire._unread[:-1]  # it takes a byte
+    wire.look(timeouts.READING)
+    assert not wire.is_closing()
+    wire.look(2)
+    assert wire.is_closing()
+    assert service.dropped["not_reading"] == 1
+
+
+def test_what_is_answered_to_a_client_that_does_not_read_is_little(service: Service) -> None:
+    """L2: one write, and that is no more than what was asked for in a part of one read."""
+    assert flood(service).unread < 300 * 1024
+
+
+def test_too_much_that_is_not_taken_ends_the_connection_within_a_second(service: Service) -> None:
+    """L2: the transport goes on to keep what is written, however often it has said that this is enough."""
+    wire = flood(service)
+    wire.write(b"x" * session_module.MAX_UNSENT)
+    wire.look()
+    assert wire.is_closing()
+
+
+def test_a_connection_that_is_to_be_closed_does_not_wait_for_a_client_that_does_not_read(service: Service) -> None:
+    wire = Wire(service, high_water=10)
+    wire.send(request(1, "info"), b"\xc1")
+    aborted: list[bool] = []
+    wire.abort = lambda: aborted.append(True)  # type: ignore[method-assign]
+    wire.look(timeouts.CLOSING)
+    assert not aborted
+    wire.look(2)
+    assert aborted
+
+
+# What all clients together may make us hold
+
+
+def test_what_a_connection_makes_us_keep_is_counted_until_it_is_gone(service: Service) -> None:
+    """L1."""
+    budget = service.budget
+    half, slow, gone = Wire(service), flood(service), Wire(service)
+    half.send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[:100_000])
+    gone.send(request(1, "set", *ANN, "A")[:-1])
+    assert budget.used >= 100_000 + slow.unread
+    gone.hang_up()
+    slow.read()
+    assert 100_000 <= budget.used < 101_000
+    half.send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[100_000:])
+    assert budget.used == 0
+    assert half.read() == [ok(1, None)]
+
+
+def test_garbage_is_not_kept(service: Service) -> None:
+    wire = Wire(service)
+    wire.send(b"\x94\x00\x01\xa3get\xdc\x04\x00", b"\xdc\x04\x00" * 20)
+    assert wire.is_closing()
+    assert service.budget.used == 0
+
+
+@pytest.fixture
+def tight() -> Service:
+    """With a budget that one client has used up."""
+    service = make_service(budget=Budget(100_000))
+    Wire(service).send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[:101_000])
+    assert service.budget.used_up
+    return service
+
+
+def test_where_the_budget_is_used_up_others_are_still_answered(tight: Service) -> None:
+    """L1: those that ask for little, and take their answers."""
+    wire = Wire(tight)
+    assert wire.ask(request(1, "set", *ANN, "A" * 1000), request(2, "get", *ANN)) == [ok(1, None), ok(2, "A" * 1000)]
+    assert wire.ask(request(3, "get_many", [ANN] * 3)) == [ok(3, ["A" * 1000] * 3)]
+    assert error_of(wire.ask(request(4, "get_many", [ANN] * 500))[0]) == "unavailable"
+    answers = wire.ask(*[request(number, "get", *ANN) for number in range(200)])
+    assert [answer[1] for answer in answers] == list(range(200))
+
+
+def test_where_the_budget_is_used_up_nobody_takes_much_more(tight: Service) -> None:
+    """L2."""
+    used = tight.budget.used
+    slow = [flood(tight) for _ in range(5)]
+    assert max(wire.unread for wire in slow) < 40_000
+    assert tight.budget.used - used < 5 * (40_000 + session_module.READ_SIZE)
+
+
+def test_whoever_waits_for_the_budget_goes_on_when_there_is_room() -> None:
+    service = make_service(budget=Budget(100_000))
+    call = request(1, "set_many", [[*ANN, "A" * 900]] * 70)
+    one, other = Wire(service), Wire(service)
+    one.send(call[:-10])
+    other.send(call)  # its second half is not read
+    assert other.read() == []
+    assert other._unsent
+    one.send(call[-10:])
+    assert one.read() == [ok(1, None)]
+    assert other.ask() == [ok(1, None)]
+    assert service.budget.used == 0
+
+
+def test_where_all_wait_for_each_other_the_greediest_goes(tight: Service) -> None:
+    wire = Wire(tight)
+    wire.send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[:60_000])
+    assert tight.budget.used_up
+    dropped = tight.dropped["no_buffers"]
+    wire.look(2)
+    assert tight.dropped["no_buffers"] == dropped + 1
+
+
+# One heavy thing in a turn
+
+
+def test_heavy_requests_of_all_clients_take_turns(service: Service) -> None:
+    """L6."""
+    sessions = Sessions()
+    wires = [Wire(service, sessions=sessions) for _ in range(5)]
+    calls: list[int] = []
+    service.engine.space(b"default").count = lambda *_: calls.append(len(calls)) or Counts(0, [], 0)  # type: ignore
+    for wire in wires:
+        wire._is_reading_paused = True
+        wire.send()
+        wire._is_reading_paused = False
+    # All of them are heard before the first turn ends.
+    for wire in wires:
+        data = request(1, "count", None, None)
+        wire.session.get_buffer(-1)[: len(data)] = data
+        wire.session.buffer_updated(len(data))
+    assert len(calls) == 1
+    for expected in range(2, 6):
+        for wire in wires:
+            for _ in range(len(wire._turns)):
+                wire._turns.popleft()()
+        assert len(calls) >= expected - 1
+    for _ in range(10):
+        for wire in wires:
+            wire.send()
+    assert len(calls) == 5
+    assert [len(wire.read()) for wire in wires] == [1] * 5
 
 
 # The end

@@ -48,6 +48,10 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "max-sender": ("12", "12", 12),
     "max-state": ("13", "13", 13),
     "max-namespaces": ("14", "14", 14),
+    "max-modules": ("15", "15", 15),
+    "max-memory": ("16", "16", 16),
+    "max-connections": ("17", "17", 17),
+    "max-buffers": ("18", "18", 18),
     "log-level": ("error", '"error"', "error"),
     "log-format": ("json", '"json"', "json"),
 }
