@@ -4,13 +4,13 @@ when it has been mended all mail is handled.
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from examples.demo.mta import Mta, Reply
 
-from statestore import RemoteStorage, Unauthorized
+from statestore import START, Full, RemoteStorage, Unauthorized
 from statestored.commands import Role
 from statestored.tokens import add_token
 from tests.certificates import Authority
@@ -24,17 +24,22 @@ DEADLINES = {"STATESTORE_DEADLINE": "0.4", "STATESTORE_WRITE_DEADLINE": "0.6"}
 
 
 class GuardedSite(Site):
-    """Its daemon asks for a token and speaks TLS, but for us; its disk is small."""
+    """Its daemon asks for a token and speaks TLS, but for us; its disk and its share of the memory are small."""
 
     def __init__(self, stack: ExitStack, directory: Path) -> None:
         self.tokens = directory / "tokens.toml"
         self.authority = Authority(directory)
         server = self.authority.issue("server")
         daemon = Daemon(
-            directory, f"--tokens={self.tokens}", f"--tls-cert={server.certificate}", f"--tls-key={server.key}"
+            directory,
+            f"--tokens={self.tokens}",
+            f"--tls-cert={server.certificate}",
+            f"--tls-key={server.key}",
+            "--max-memory=1",
         )
         daemon.data_dir = stack.enter_context(small_filesystem(directory / "small", 16 * MIB)) / "data"
-        super().__init__(stack, directory, daemon, add_token(self.tokens, "lists", Role.WRITE, ()))
+        self.token = add_token(self.tokens, "lists", Role.WRITE, ())
+        super().__init__(stack, directory, daemon, self.token)
 
     def read_again(self) -> None:
         """Tokens and certificate."""
@@ -118,6 +123,28 @@ def disk_is_full(site: GuardedSite) -> Iterator[None]:
     filler.unlink()
 
 
+@contextmanager
+def memory_is_full(site: GuardedSite) -> Iterator[None]:
+    """Of another application's states. What is there can still be changed."""
+    with RemoteStorage(site.daemon.unix_address, namespace="another", token=site.token) as another:
+        taken = write_until_full(another)
+        yield
+        for sender in taken:
+            another.set("another", sender, START)
+
+
+def write_until_full(store: RemoteStorage) -> list[str]:
+    """The senders whose states it took: first long names, then short ones, so that there is no room for any."""
+    taken: list[str] = []
+    for length in (4000, 1):
+        with suppress(Full):
+            for number in range(1000):  # four times what there is room for
+                sender = f"{number}@{'x' * length}"
+                store.set("another", sender, "STATE")
+                taken.append(sender)
+    return taken
+
+
 # What goes wrong, and which mail is handled nevertheless.
 TROUBLES = [
     (store_is_down, set()),
@@ -125,6 +152,7 @@ TROUBLES = [
     (certificate_has_expired, set()),
     (another_store_answers, set()),
     (disk_is_full, {"post"}),  # a post only reads
+    (memory_is_full, {"confirm", "post", "bounce"}),  # the others make new entries
 ]
 
 
