@@ -21,8 +21,8 @@ SENDERS = tuple(f"sender{number}" for number in range(8))
 THREADS = 2
 POOL = 2
 DEADLINE = 1.0  # seconds for a get
-AFTER_REFUSAL = 0.01  # seconds
-MOST_REFUSED = 20  # for each call that counts: then the daemon does not come back
+AFTER_REFUSAL = 0.02  # seconds
+MOST_REFUSED = 5  # for each call that counts: then the daemon does not come back
 # Seconds, from before a call to where its deadline begins: after that the daemon does not execute it any more.
 SLACK = 0.02
 

@@ -20,7 +20,7 @@ from tests.daemon import Daemon
 from tests.proxy import Proxy
 
 PROXIES = 4
-WRITE_DEADLINES = (0.3, 1.0, 5.0)  # seconds
+WRITE_DEADLINES = (0.5, 1.0, 5.0)  # seconds
 
 
 @dataclass
