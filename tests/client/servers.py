@@ -202,3 +202,36 @@ class Proxy(Server):
                     return
         finally:
             to_daemon.close()
+
+
+class Severing(Server):
+    """Between a client that pipelines and the daemon at `target`: each connection is cut after so many bytes."""
+
+    def __init__(self, target: str, bytes_until_cut: Callable[[], int | None]) -> None:
+        """bytes_until_cut: asked for each direction of each connection; None: never."""
+        super().__init__(self._relay)
+        self._target = target
+        self._bytes_until_cut = bytes_until_cut
+
+    async def _relay(self, client: StreamReader, to_client: StreamWriter) -> None:
+        host, _, port = self._target.rpartition(":")
+        daemon, to_daemon = await asyncio.open_connection(host, int(port))
+        directions = [
+            asyncio.ensure_future(self._pass_on(client, to_daemon)),
+            asyncio.ensure_future(self._pass_on(daemon, to_client)),
+        ]
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for direction in directions:
+                direction.cancel()
+            await asyncio.wait(directions)
+            to_daemon.close()
+            to_client.transport.abort()  # what the client has not got yet it does not get
+
+    async def _pass_on(self, reader: StreamReader, writer: StreamWriter) -> None:
+        left = self._bytes_until_cut()
+        while data := await reader.read(2**16):
+            writer.write(data[:left])
+            if left is not None and (left := left - len(data)) <= 0:
+                return
