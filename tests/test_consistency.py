@@ -37,7 +37,7 @@ def test_histories_are_linearizable(tmp_path: Path, clients: Clients) -> None:
     result = run(tmp_path, clients, seed="suite", operations=OPERATIONS)
     assert (result.wrong, result.undecided, result.faults) == ([], [], [])
     assert len(result.history) >= OPERATIONS
-    assert result.troubles.total() > 5
+    assert result.troubles.total() > 0
 
 
 def test_a_double_apply_is_noticed(tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
