@@ -8,11 +8,11 @@ from pathlib import Path
 from tests.daemon import Daemon
 from tests.hostile.attack import ENVIRONMENT, Outcome, attack, fill
 from tests.hostile.bystander import Latency
-from tests.hostile.clients import KINDS
+from tests.hostile.clients import HASTY, KINDS
 from tests.hostile.crowd import SPARE_FILES, allow_files
 
 MAX_GROWTH = 100 * 2**20  # bytes
-FEW = {"endless": 4, "flooding": 4, "hasty": 50}  # of these that keep a whole processor busy
+FEW = {"endless": 1, "flooding": 1, HASTY: 50}  # of these that keep a whole processor busy
 LONG = {"deaf": 75.0, "dripping": 20.0}  # seconds, where the daemon has to lose its patience
 SECONDS = 10.0
 CALM = 5.0
@@ -47,6 +47,7 @@ def _lines(title: str, outcome: Outcome) -> list[str]:
         f"(+{_mib(outcome.memory_growth)}), afterwards {_mib(outcome.memory_after)}"
     )
     lines.append(f"  open files  {outcome.files_before}, at most {outcome.files_most}, then {outcome.files_after}")
+    lines.append(f"  processor   the daemon waited for one {outcome.waited:.0%} of the time")
     for fates in outcome.fates.values():
         after = f", after {min(fates.closed):.1f} to {max(fates.closed):.1f} s" if fates.closed else ""
         lines.append(

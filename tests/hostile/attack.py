@@ -30,6 +30,7 @@ class Outcome:
 
     memory_before, memory_most, memory_after: bytes of the daemon's, the last when all hostile clients have gone.
     files_before, files_most, files_after: how many it had open.
+    waited: which part of the time, meanwhile, the daemon had to wait for a processor; 0.0 to 1.0.
     """
 
     before: tuple[Latency, Latency]
@@ -41,6 +42,7 @@ class Outcome:
     files_before: int
     files_most: int
     files_after: int
+    waited: float
 
     @property
     def memory_growth(self) -> int:
@@ -59,6 +61,10 @@ class Watched:
 
     def files(self) -> int:
         return len(list((self._proc / "fd").iterdir()))
+
+    def waited(self) -> float:
+        """Seconds that it had to wait for a processor since it began."""
+        return int((self._proc / "schedstat").read_text().split()[1]) / 1e9
 
     def look(self) -> None:
         self.memory_most = max(self.memory_most, self.memory())
@@ -79,7 +85,9 @@ def attack(daemon: Daemon, counts: Mapping[str, int], *, seconds: float, calm: f
     before = bystander.ask_for(calm)
     memory_before, files_before = watched.memory(), watched.files()
     with _watching(watched), _crowd(daemon.address, counts) as crowd:
+        waited = watched.waited()
         during = bystander.ask_for(seconds)
+        waited = (watched.waited() - waited) / seconds
         fates = _end(crowd)
     wait_until(lambda: watched.files() <= files_before)
     bystander.ask_for(0.5)
@@ -94,6 +102,7 @@ def attack(daemon: Daemon, counts: Mapping[str, int], *, seconds: float, calm: f
         files_before,
         watched.files_most,
         watched.files(),
+        waited,
     )
 
 
