@@ -53,6 +53,7 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     # Requests leave no cycles behind; what the collector looks for comes from connections and tasks, which are few.
     gc.set_threshold(GC_THRESHOLD)
+    memory.give_back_large_blocks()
 
 
 def check_reach(settings: Settings, token: str | None) -> None:

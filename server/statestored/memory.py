@@ -1,5 +1,6 @@
-"""How much memory there is."""
+"""How much memory there is, and how it goes back to the system."""
 
+import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,3 +14,17 @@ def available() -> int:
     with suppress(OSError, ValueError):
         found = min(found, int(CGROUP.read_text()))
     return found
+
+
+M_MMAP_THRESHOLD = -3
+OF_ITS_OWN = 2**17  # bytes
+
+
+def give_back_large_blocks() -> None:
+    """What was a buffer of a client's is the system's again when it is freed.
+
+    Without this glibc, once a large block was freed, puts all others among the small ones, where they leave holes:
+    after clients with half a megabyte each it kept three times what they had. Other libraries do not need it.
+    """
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OF_ITS_OWN)

@@ -54,6 +54,7 @@ log = structlog.get_logger()
 
 # What is read at once: a client that sends without end gets so much, then the others have their turn.
 READ_SIZE = 16_384
+MUCH = 4096  # bytes read at once; a good part of a millisecond to answer
 # Before a client is known it gets little.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
@@ -83,7 +84,8 @@ class NotYet(Exception):
 
 
 class HeavyTurns:
-    """One heavy command in a turn of the loop, whoever sends it: so light ones never wait for more than one.
+    """In a turn of the loop one heavy command is executed, or the much of one client, whoever sends it: so those who
+    ask for little never wait for more than that.
 
     Who has to wait is called back in the order of waiting.
     """
@@ -164,7 +166,7 @@ class Session(asyncio.BufferedProtocol):
         self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
         self._held_back = False  # too many answers wait for the disk: do nothing more for now
-        self._has_turn = False  # to execute one heavy command
+        self._has_turn = False  # to do one thing that takes a while
         self._short = False  # the budget is used up, also by this one: do nothing more for now
         self._closing = False  # once nothing waits any more
         self._eof = False  # the client sends no more
@@ -192,6 +194,8 @@ class Session(asyncio.BufferedProtocol):
             self._sessions.remove(self)
             self._budget.forget(self)
             self._service.connections -= 1
+        # The cycle with the transport keeps this one until the collector comes.
+        self._rest.clear()
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return _buffer
@@ -202,8 +206,12 @@ class Session(asyncio.BufferedProtocol):
             self._call_soon(self._read_on)
         if self._stranger:
             self._take_from_stranger(size)
-        else:
+        elif size < MUCH or self._sessions.turns.take(self._call_soon):
             self._take(_buffer[:size])
+        else:
+            self._rest += _buffer[:size]
+            self._wait_for_turn()
+            self._count_held()
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -421,12 +429,12 @@ class Session(asyncio.BufferedProtocol):
             return self._hello(command, params)
         params = check_params(command, params)
         if command.heavy:
-            self._stop = True
-            self._transport.pause_reading()
             if not (self._has_turn or self._sessions.turns.take(self._call_soon)):
-                self._sessions.turns.wait(self)
+                self._wait_for_turn()
                 raise NotYet
             self._has_turn = False
+            self._stop = True
+            self._transport.pause_reading()
             self._call_soon(self._go_on)
         self._service.calls[name] += 1
         return command.run(self._caller, *params)
@@ -517,8 +525,13 @@ class Session(asyncio.BufferedProtocol):
             self._transport.pause_reading()
             self._budget.wait(self)
 
+    def _wait_for_turn(self) -> None:
+        self._stop = True
+        self._transport.pause_reading()
+        self._sessions.turns.wait(self)
+
     def have_turn(self) -> None:
-        """Called when it may execute one heavy command."""
+        """Called when it may do one thing that takes a while."""
         self._has_turn = True
         self._go_on()
         self._has_turn = False
