@@ -8,7 +8,7 @@ from tests.daemon import Daemon
 from tests.hostile import __main__ as command
 from tests.hostile.attack import ENVIRONMENT, Outcome, attack, fill
 from tests.hostile.bystander import Latency
-from tests.hostile.clients import HASTY, KINDS, Fates
+from tests.hostile.clients import HALF_SECURE, HASTY, KINDS, Fates
 
 COUNTS = {"silent": 25, "dripping": 25, "dripping-hello": 25, "deaf": 25, "endless": 1, "flooding": 1, HASTY: 2}
 SECONDS = 14.0  # longer than half a message may take
@@ -52,6 +52,18 @@ def test_who_asks_without_end_is_answered_too(outcome: Outcome, kind: str) -> No
 def test_no_descriptor_is_left(outcome: Outcome) -> None:
     assert outcome.fates[HASTY].connected > 10
     assert outcome.files_after <= outcome.files_before
+
+
+def test_handshakes_that_are_not_finished_are_ended_in_time(tmp_path: Path) -> None:
+    with command.make_daemon(tmp_path, HALF_SECURE) as daemon:
+        fill(daemon)
+        outcome = attack(daemon, {HALF_SECURE: 50}, seconds=7.0, calm=0.5, beside=daemon.unix_address)
+        assert daemon.stop() == 0
+    fates = outcome.fates[HALF_SECURE]
+    assert (fates.connected, len(fates.closed)) == (50, 50)
+    assert max(fates.closed) < 5 + LATE
+    assert outcome.during[0].longest < 2000
+    assert outcome.memory_growth < command.MAX_GROWTH
 
 
 # The long version

@@ -5,10 +5,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.certificates import Authority
 from tests.daemon import Daemon
 from tests.hostile.attack import ENVIRONMENT, Outcome, attack, fill
 from tests.hostile.bystander import Latency
-from tests.hostile.clients import HASTY, KINDS
+from tests.hostile.clients import HALF_SECURE, HASTY, KINDS
 from tests.hostile.crowd import SPARE_FILES, allow_files
 
 MAX_GROWTH = 100 * 2**20  # bytes
@@ -22,18 +23,25 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     allow_files(options.clients + SPARE_FILES)
     failed = False
-    for kind in options.kinds or [kind for kind in KINDS if kind != "half-secure"]:
+    for kind in options.kinds or KINDS:
         count = min(options.clients, FEW.get(kind, options.clients))
-        with tempfile.TemporaryDirectory() as directory:
-            daemon = Daemon(Path(directory), environment=ENVIRONMENT)
-            with daemon:
-                fill(daemon)
-                seconds = options.seconds or LONG.get(kind, SECONDS)
-                outcome = attack(daemon, {kind: count}, seconds=seconds, calm=CALM)
-                _say(*_lines(f"{kind}, {count} clients, {seconds:g} s", outcome))
-                failed = failed or outcome.memory_growth > MAX_GROWTH
-                failed = failed or daemon.stop() != 0
+        seconds = options.seconds or LONG.get(kind, SECONDS)
+        with tempfile.TemporaryDirectory() as directory, make_daemon(Path(directory), kind) as daemon:
+            fill(daemon)
+            beside = daemon.unix_address if kind == HALF_SECURE else None
+            outcome = attack(daemon, {kind: count}, seconds=seconds, calm=CALM, beside=beside)
+            _say(*_lines(f"{kind}, {count} clients, {seconds:g} s", outcome))
+            failed = daemon.stop() != 0 or failed or outcome.memory_growth > MAX_GROWTH
     return int(failed)
+
+
+def make_daemon(directory: Path, kind: str) -> Daemon:
+    """With TLS at its TCP address where that is what the kind is about."""
+    if kind != HALF_SECURE:
+        return Daemon(directory, environment=ENVIRONMENT)
+    identity = Authority(directory).issue("server")
+    flags = (f"--tls-cert={identity.certificate}", f"--tls-key={identity.key}")
+    return Daemon(directory, *flags, environment=ENVIRONMENT)
 
 
 def _lines(title: str, outcome: Outcome) -> list[str]:

@@ -72,15 +72,20 @@ class Watched:
 
 def fill(daemon: Daemon) -> None:
     """With something that is worth asking for."""
-    with RawClient(daemon.address) as client:
+    with RawClient(daemon.unix_address) as client:
         client.ask("hello", {"token": TOKEN})
         for start in range(0, SENDERS, 100):
             client.ask("set_many", [["lists", f"sender{start + number}@a.example", STATE] for number in range(100)])
 
 
-def attack(daemon: Daemon, counts: Mapping[str, int], *, seconds: float, calm: float) -> Outcome:
-    """So many clients of each kind for so long. The daemon is filled, and the token is that of the clients."""
-    watched, bystander = Watched(daemon), Bystander(daemon.address)
+def attack(
+    daemon: Daemon, counts: Mapping[str, int], *, seconds: float, calm: float, beside: str | None = None
+) -> Outcome:
+    """So many clients of each kind for so long. The daemon is filled, and the token is that of the clients.
+
+    beside: where the well-behaved client connects; without it, where the others do.
+    """
+    watched, bystander = Watched(daemon), Bystander(beside or daemon.address)
     before = bystander.ask_for(calm)
     memory_before, files_before = watched.memory(), watched.files()
     with _watching(watched), _crowd(daemon.address, counts) as crowd:

@@ -141,6 +141,7 @@ class HalfSecure(Hostile):
 
 
 HASTY = "hasty"  # connects and hangs up at once, again and again: no connection to speak of
+HALF_SECURE = "half-secure"
 KINDS: dict[str, Callable[[Fates], Hostile]] = {
     "silent": Hostile,
     "dripping": Dripping,
@@ -148,6 +149,6 @@ KINDS: dict[str, Callable[[Fates], Hostile]] = {
     "deaf": Deaf,
     "endless": Endless,
     "flooding": Flooding,
-    "half-secure": HalfSecure,
+    HALF_SECURE: HalfSecure,
     HASTY: Hostile,
 }
