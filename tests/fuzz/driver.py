@@ -88,6 +88,7 @@ class Run:
 
     def _look(self) -> None:
         if self.inputs % max(1, self.count // LOOKS) == 0:
+            gc.unfreeze()  # a start freezes what it has loaded; here it is only one of many
             gc.collect()
             self.sizes.append(resident())
         if self.inputs == self.count and self.grown > MAX_GROWTH:
