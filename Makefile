@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 ROUNDS ?= 1000
+RUNS ?= 100
 INPUTS ?= 1000000
 
 .DEFAULT_GOAL := help
@@ -20,8 +21,11 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, and see that nothing it acknowledged is lost
+torture: $(VENV)/dev ## The long tests: kills, histories, real mail, fuzzed input, hostile clients
+	tests/install-tools.sh
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
+	$(BIN)/python -m tests.consistency --runs $(RUNS)
+	$(BIN)/python -m tests.mail
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
 	$(BIN)/python -m tests.hostile
 

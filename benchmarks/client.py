@@ -1,8 +1,9 @@
-"""One call of RemoteStorage from one thread, beside the other clients and stores that an application could take."""
+"""One call of RemoteStorage, from one thread and from eight, beside other clients and a bare socket."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -11,20 +12,27 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
+import msgpack
 import pymemcache
 import redis
 import salmon.routing
 
 import statestore
-from benchmarks import processes
+from benchmarks import transports
 from benchmarks.errors import BenchmarkError
-from benchmarks.prebuilt import MODULE, STATES, redis_key, senders
+from benchmarks.prebuilt import MESSAGEPACK, MODULE, STATES, redis_key, senders
 from benchmarks.tables import table
+from benchmarks.transports import Endpoint, Place, Transport
 
 # The shelves open and close their file for each call: a thousand keys are enough to wait for.
 KEYS = 1_000
+THREADS = 8
 CALLS_BETWEEN_LOOKS = 16  # at the clock, so that it costs nothing
 REFERENCE = "redis-py (hiredis)"
+NOTE = (
+    "The bare socket sends and receives the bytes of RemoteStorage's gets, and of sets without a number, one system "
+    f"call each, and looks at nothing. With {THREADS} threads each client shares a pool of as many connections."
+)
 
 Get = Callable[[str], object]
 Set = Callable[[str, str], object]
@@ -40,15 +48,56 @@ class Store:
 
 
 @contextmanager
-def remote_storage() -> Iterator[Store]:
-    with processes.statestored() as server, statestore.RemoteStorage(server.address) as storage:
-        yield _of_module("RemoteStorage", storage)
+def remote_storage(place: Place) -> Iterator[Store]:
+    with transports.statestored(place) as endpoint:
+        tls = None if endpoint.ca is None else str(endpoint.ca)
+        with statestore.RemoteStorage(endpoint.address, tls=tls, pool=THREADS) as storage:
+            yield _of_module("RemoteStorage", storage)
 
 
 @contextmanager
-def redis_py() -> Iterator[Store]:
-    with processes.redis() as server:
-        client = redis.Redis(server.host, server.port, decode_responses=True)
+def bare_socket(place: Place) -> Iterator[Store]:
+    with transports.statestored(place) as endpoint:
+        bare = _Bare(endpoint)
+        yield Store("bare socket", bare.get, bare.set)
+
+
+class _Bare:
+    """A connection for each thread, and ready-made requests."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._own = threading.local()
+        keys = senders(KEYS)
+        self._gets = {sender: MESSAGEPACK.get(1, sender) for sender in keys}
+        self._sets = {(sender, state): MESSAGEPACK.set(1, sender, state) for sender in keys for state in STATES}
+
+    def get(self, sender: str) -> object:
+        answer = self._ask(self._gets[sender])
+        return msgpack.unpackb(answer)[3] if sender == senders(KEYS)[0] else answer
+
+    def set(self, sender: str, state: str) -> object:
+        return self._ask(self._sets[sender, state])
+
+    def _ask(self, request: bytes) -> bytes:
+        try:
+            own = self._own.socket
+        except AttributeError:
+            own = self._own.socket = self._endpoint.connect()
+        own.send(request)
+        answer: bytes = own.recv(65536)
+        return answer
+
+
+@contextmanager
+def redis_py(place: Place) -> Iterator[Store]:
+    with transports.redis(place) as endpoint:
+        where: dict[str, object] = {"host": transports.LOOPBACK, "port": endpoint.port}
+        if endpoint.path is not None:
+            where = {"unix_socket_path": str(endpoint.path)}
+        elif endpoint.ca is not None:
+            where |= {"ssl": True, "ssl_ca_certs": str(endpoint.ca)}
+        client = redis.Redis(**where, decode_responses=True)  # type: ignore[arg-type]
         yield Store(
             REFERENCE,
             lambda sender: client.get(redis_key(sender)),
@@ -58,10 +107,16 @@ def redis_py() -> Iterator[Store]:
 
 
 @contextmanager
-def pymemcache_client() -> Iterator[Store]:
+def pymemcache_client(place: Place) -> Iterator[Store]:
     """Not as it comes: Nagle's algorithm off, and `set` waits for its answer, as the others do."""
-    with processes.memcached() as server:
-        client = pymemcache.Client((server.host, server.port), no_delay=True, default_noreply=False)
+    with transports.memcached(place) as endpoint:
+        client = pymemcache.PooledClient(
+            (transports.LOOPBACK, endpoint.port) if endpoint.path is None else str(endpoint.path),
+            no_delay=endpoint.path is None,
+            default_noreply=False,
+            max_pool_size=THREADS,
+            tls_context=None if endpoint.ca is None else endpoint.context(),
+        )
         yield Store(
             "pymemcache",
             lambda sender: client.get(redis_key(sender)).decode(),
@@ -71,18 +126,19 @@ def pymemcache_client() -> Iterator[Store]:
 
 
 @contextmanager
-def our_shelf() -> Iterator[Store]:
+def our_shelf(_place: Place) -> Iterator[Store]:
     with TemporaryDirectory() as directory:
         yield _of_module("statestore.ShelveStorage", statestore.ShelveStorage(str(Path(directory, "states"))))
 
 
 @contextmanager
-def salmons_shelf() -> Iterator[Store]:
+def salmons_shelf(_place: Place) -> Iterator[Store]:
     with TemporaryDirectory() as directory:
         yield _of_module("salmon.routing.ShelveStorage", salmon.routing.ShelveStorage(str(Path(directory, "states"))))
 
 
-STORES = (remote_storage, redis_py, pymemcache_client, our_shelf, salmons_shelf)
+STORES = (remote_storage, bare_socket, redis_py, pymemcache_client)
+SHELVES = (our_shelf, salmons_shelf)
 
 
 def _of_module(name: str, storage: statestore.StateStorage) -> Store:
@@ -95,43 +151,84 @@ class Contender:
 
     def __init__(self, store: Store) -> None:
         self.name = store.name
-        keys = senders(KEYS)
-        for sender in keys:
+        self._store = store
+        for sender in senders(KEYS):
             store.set(sender, STATES[-1])
-            if store.get(sender) != STATES[-1]:
-                raise BenchmarkError(f"{store.name} does not keep what it is given")
-        gets, sets = cycle(keys), cycle([(sender, state) for state in STATES for sender in keys])
-        self.calls: dict[str, Callable[[], object]] = {
-            "get": lambda: store.get(next(gets)),
-            "set": lambda: store.set(*next(sets)),
-        }
+        if store.get(senders(KEYS)[0]) != STATES[-1]:
+            raise BenchmarkError(f"{store.name} does not keep what it is given")
+
+    def calls(self, operation: str, part: int = 0, parts: int = 1) -> Callable[[], object]:
+        """Of one thread, on its own part of the keys."""
+        keys, store = senders(KEYS)[part::parts], self._store
+        if operation == "get":
+            gets = cycle(keys)
+            return lambda: store.get(next(gets))
+        sets = cycle([(sender, state) for state in STATES for sender in keys])
+        return lambda: store.set(*next(sets))
 
 
-def measure(rounds: int, seconds: float) -> list[Outcome]:
-    with ExitStack() as stack:
-        contenders = [Contender(stack.enter_context(store())) for store in STORES]
-        outcomes = [Outcome(contender.name, {"get": [], "set": []}) for contender in contenders]
-        for operation in ("get", "set"):
-            for _ in range(rounds):
-                for contender, outcome in zip(contenders, outcomes, strict=True):
-                    outcome.microseconds[operation].append(_time(contender.calls[operation], seconds))
-    return outcomes
+@dataclass(frozen=True)
+class Case:
+    operation: str
+    threads: int
+
+
+ONE_THREAD = (Case("get", 1), Case("set", 1))
+CASES = (*ONE_THREAD, Case("get", THREADS), Case("set", THREADS))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Microseconds a call, for each operation a figure from each round."""
+    """Microseconds a call, seen from one thread or, with several, for all of them together; a figure a round."""
 
     name: str
-    microseconds: dict[str, list[float]]
+    microseconds: Mapping[Case, list[float]]
 
-    def ratio(self, operation: str, reference: Outcome) -> float:
-        pairs = zip(self.microseconds[operation], reference.microseconds[operation], strict=True)
+    def ratio(self, case: Case, reference: Outcome) -> float:
+        pairs = zip(self.microseconds[case], reference.microseconds[case], strict=True)
         return median(own / other for own, other in pairs)
 
 
-def _time(call: Callable[[], object], seconds: float) -> float:
+def measure(rounds: int, seconds: float) -> dict[Transport, list[Outcome]]:
+    return {transport: _measure(transport, rounds, seconds) for transport in Transport}
+
+
+def _measure(transport: Transport, rounds: int, seconds: float) -> list[Outcome]:
+    with ExitStack() as stack:
+        place = stack.enter_context(transports.place(transport))
+        contenders = {Contender(stack.enter_context(store(place))): CASES for store in STORES}
+        if transport is Transport.TCP:
+            contenders |= {Contender(stack.enter_context(shelf(place))): ONE_THREAD for shelf in SHELVES}
+        outcomes = [Outcome(each.name, {case: [] for case in cases}) for each, cases in contenders.items()]
+        for case in CASES:
+            for _ in range(rounds):
+                for contender, outcome in zip(contenders, outcomes, strict=True):
+                    if case in outcome.microseconds:
+                        outcome.microseconds[case].append(_time(contender, case, seconds))
+    return outcomes
+
+
+def _time(contender: Contender, case: Case, seconds: float) -> float:
     """Calls it for so many seconds. Returns microseconds a call."""
+    if case.threads == 1:
+        return _time_calls(contender.calls(case.operation), seconds) * 1e6
+    rates: list[float] = []
+
+    def run(part: int) -> None:
+        rates.append(1 / _time_calls(contender.calls(case.operation, part, case.threads), seconds))
+
+    threads = [threading.Thread(target=run, args=(part,)) for part in range(case.threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(rates) < case.threads:
+        raise BenchmarkError(f"{contender.name}: a thread failed")
+    return 1e6 / sum(rates)
+
+
+def _time_calls(call: Callable[[], object], seconds: float) -> float:
+    """Seconds a call."""
     calls = 0
     start = now = perf_counter()
     while now - start < seconds:
@@ -139,17 +236,25 @@ def _time(call: Callable[[], object], seconds: float) -> float:
             call()
         calls += CALLS_BETWEEN_LOOKS
         now = perf_counter()
-    return (now - start) / calls * 1e6
+    return (now - start) / calls
 
 
-def report(outcomes: list[Outcome]) -> str:
+def report(outcomes: Mapping[Transport, Sequence[Outcome]]) -> str:
     """Time beside time: below 1 is faster than redis-py."""
+    return "\n\n".join([*(_table(transport, rows) for transport, rows in outcomes.items()), NOTE])
+
+
+def _table(transport: Transport, outcomes: Sequence[Outcome]) -> str:
     reference = next(outcome for outcome in outcomes if outcome.name == REFERENCE)
-    head = ["one thread, µs a call", "get", "to redis-py", "set", "to redis-py"]
+    head = [f"{transport}, µs a call"]
+    for case in CASES:
+        head += [case.operation if case.threads == 1 else f"{case.operation}, {case.threads} threads", "to redis-py"]
     return table(
-        head, ([each.name, *_cells(each, "get", reference), *_cells(each, "set", reference)] for each in outcomes)
+        head, ([each.name, *(cell for case in CASES for cell in _cells(each, case, reference))] for each in outcomes)
     )
 
 
-def _cells(outcome: Outcome, operation: str, reference: Outcome) -> list[str]:
-    return [f"{median(outcome.microseconds[operation]):.1f}", f"{outcome.ratio(operation, reference):.2f}"]
+def _cells(outcome: Outcome, case: Case, reference: Outcome) -> list[str]:
+    if case not in outcome.microseconds:
+        return ["", ""]
+    return [f"{median(outcome.microseconds[case]):.1f}", f"{outcome.ratio(case, reference):.2f}"]

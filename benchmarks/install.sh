@@ -8,6 +8,7 @@ need() { command -v "$1" >/dev/null 2>&1 || packages="$packages $2"; }
 need redis-server redis-server
 need memcached memcached
 need gcc "gcc libc6-dev"
+need openssl openssl
 [ -n "$packages" ] || exit 0
 
 root=""

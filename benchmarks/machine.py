@@ -16,7 +16,12 @@ from tempfile import TemporaryFile
 from benchmarks.errors import BenchmarkError
 
 # Command -> Debian package; install.sh installs the same.
-COMMANDS = {"redis-server": "redis-server", "memcached": "memcached", "gcc": "gcc libc6-dev"}
+COMMANDS = {
+    "redis-server": "redis-server",
+    "memcached": "memcached",
+    "gcc": "gcc libc6-dev",
+    "openssl": "openssl",
+}
 # Module -> package on PyPI. redis-py works without hiredis, but is not what it could be.
 MODULES = {
     "statestored": "statestored[server]",

@@ -61,13 +61,18 @@ class Server:
 
 @contextmanager
 def redis(
-    flags: Sequence[str] = REDIS_IN_MEMORY, data: Path | None = None, stop: signal.Signals = signal.SIGTERM
+    flags: Sequence[str] = REDIS_IN_MEMORY,
+    data: Path | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+    *,
+    tls: bool = False,
 ) -> Iterator[Server]:
     """Keeps its files in `data`, a directory that is there; without it, in one that goes with the server."""
     port = _free_port()
+    ports = ["--port", "0", "--tls-port", str(port)] if tls else ["--port", str(port)]
     with _directory() as directory:
         log = directory / "log"
-        command = ["redis-server", "--bind", LOOPBACK, "--port", str(port), "--dir", str(data or directory), *flags]
+        command = ["redis-server", "--bind", LOOPBACK, *ports, "--dir", str(data or directory), *flags]
 
         def ready() -> int | None:
             return port if "Ready to accept connections" in log.read_text() else None
@@ -77,14 +82,17 @@ def redis(
 
 
 @contextmanager
-def memcached() -> Iterator[Server]:
+def memcached(flags: Sequence[str] = (), path: Path | None = None) -> Iterator[Server]:
+    """On a free port, or on the unix socket `path`."""
     # A port of -1 is any free one. As root it wants a user to become, and that one to write the port's file.
-    flags = ["-l", LOOPBACK, "-p", "-1", "-U", "0", "-u", getpass.getuser()]
+    where = ["-l", LOOPBACK, "-p", "-1", "-U", "0"] if path is None else ["-s", str(path)]
     with _directory() as directory:
         told = directory / "port"
-        command = ["env", f"MEMCACHED_PORT_FILENAME={told}", "memcached", *flags]
+        command = ["env", f"MEMCACHED_PORT_FILENAME={told}", "memcached", *where, "-u", getpass.getuser(), *flags]
 
         def ready() -> int | None:
+            if path is not None:
+                return 0 if path.exists() else None
             return _port(r"^TCP INET: (\d+)$", told) if told.exists() else None
 
         with _running("memcached", command, directory / "log", ready) as server:

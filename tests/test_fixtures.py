@@ -14,14 +14,14 @@ from statestore import wire
 from statestored import segment
 from statestored.check import check
 from statestored.datadir import IDENTITY, read_identity
-from statestored.engines.recovery import recover
+from statestored.engines.recovery import effects_of, recover
 from statestored.engines.states import States
 from statestored.errors import Exit
 from statestored.framing import HEADER_SIZE, Sequence
 from statestored.segment import Origin, SegmentReader, SegmentWriter
-from tests.server.damaged import bytes_of
+from tests.server.damaged import bytes_of, frames
 from tests.server.journals import opened
-from tests.server.models import content
+from tests.server.models import Remembered, content, remembered
 
 FIXTURES = sorted(path.parent for path in (Path(__file__).parent / "fixtures").glob("format-*/*/expected.json"))
 FORMATS = Path(__file__).parents[1] / "docs" / "formats.md"
@@ -45,11 +45,20 @@ def expected(fixture: Path) -> set[Entry]:
     return {tuple(entry) for entry in json.loads((fixture / "expected.json").read_text())["entries"]}
 
 
+def expected_sessions(fixture: Path) -> Remembered:
+    """None in those that were made before there were any."""
+    dumps = json.loads((fixture / "expected.json").read_text()).get("sessions", [])
+    return {
+        session: (oldest, {seq: bytes.fromhex(answer) for seq, answer in answers}) for session, oldest, answers in dumps
+    }
+
+
 def test_there_are_fixtures() -> None:
     assert {str(path.relative_to(Path(__file__).parent / "fixtures")) for path in FIXTURES} >= {
         "format-1/journal",
         "format-1/snapshot",
         "format-1/torn",
+        "format-1/sessions",
     }
 
 
@@ -61,6 +70,7 @@ def test_a_fixture_loads_as_what_was_written_and_is_left_as_it_is(fixture: Path,
         states = States()
         asyncio.run(recover(directory, states))
     assert entries(states) == expected(fixture)
+    assert remembered(states.sessions) == expected_sessions(fixture)
     assert {**bytes_of(path), "lock": b""} == {**before, "lock": b""}
 
 
@@ -86,6 +96,13 @@ def test_what_is_in_the_fixtures_of_format_1() -> None:
         "00000002.journal",
     }
     assert "the last 90 bytes are no whole batch" in check(format_1 / "torn" / "data").report
+    sessions = format_1 / "sessions" / "data"
+    kinds = {
+        effect[0] for path in sessions.glob("*.journal") for frame in frames(path) for effect in effects_of(path, frame)
+    }
+    assert kinds == {1, 3, 4, 5}
+    assert [frame.kind for frame in frames(sessions / "00000002.snapshot")] == [2, 4, 3]
+    assert len(expected_sessions(sessions.parent)) == 2
     everything = set().union(*map(expected, FIXTURES))
     assert {sender for _, _, sender, _, _ in everything} >= {None, "\ud83d@example.org", "a\0b"}
     assert len({namespace for namespace, *_ in everything}) == 3

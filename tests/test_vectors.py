@@ -22,6 +22,7 @@ from statestore.errors import BY_WIRE_CODE, StateStoreError
 from statestore.protocol import ClientProtocol, Response, Welcome, WrongServer
 from statestore.wire import MAX_MSGID, NOTIFICATION
 from statestored.commands import COMMANDS
+from statestored.tokens import ROLES
 from tests.daemon import Daemon
 
 DIRECTORY = Path(__file__).parent / "vectors"
@@ -197,14 +198,22 @@ class Peer:
             assert chunk, "the connection was closed"
             self._received += chunk
 
-    def until_now(self) -> bytes:
-        """All that is answered to what was sent. The connection is alive afterwards.
+    def until_now(self, expected: int) -> bytes:
+        """All that is answered to what was sent, so many messages or others. The connection is alive afterwards.
 
-        A count follows from all writes before it, so that its answer overtakes none that waits for the disk.
+        A count follows from all writes before it, so that its answer overtakes none that waits for the disk; only a new
+        session's may come later.
         """
         self.send(msgpack.packb((0, self.LAST, "count", (None, None))))
-        messages = iter(self.next, None)
-        return b"".join(itertools.takewhile(lambda m: decode(m)[0][1] != self.LAST, messages))
+        messages: list[bytes] = []
+        counted = False
+        while not counted or len(messages) < expected:
+            message = self.next()
+            if decode(message)[0][1] == self.LAST:
+                counted = True
+            else:
+                messages.append(message)
+        return b"".join(messages)
 
     def until_closed(self) -> bytes:
         received = [self._received]
@@ -229,6 +238,8 @@ class Scene:
         own = {} if vector.first else {"namespace": namespace}
         self.peer = Peer(address, **own)
         self._neighbour = Peer(address, **({"token": TOKEN} if vector.daemon == "guarded" else own))
+        if vector.daemon != "guarded":
+            self._neighbour.ask("clear")  # those that are first share a namespace
         for earlier in map(ALL.__getitem__, vector.before):
             self.peer.send(earlier.request)
             self.peer.next()
@@ -271,7 +282,7 @@ def by_id(messages: bytes) -> list[tuple[int, bytes]]:
 def test_the_daemon_answers(vector: Vector, how: str, scene: Scene) -> None:
     seen = scene.look()
     scene.peer.send(vector.request, how)
-    answered = scene.peer.until_now()
+    answered = scene.peer.until_now(len(decode(vector.response)))
     if vector.varies or vector.is_refused:
         assert comparable(vector, decode(answered)) == comparable(vector, decode(vector.response))
     else:
@@ -305,7 +316,7 @@ def test_the_daemon_answers_all_at_once(shared_daemon: Daemon) -> None:
             sent += renumber(vector.request, msgid)
     with Peer(shared_daemon.address, namespace="all at once") as peer:
         peer.send(sent)
-        messages = sorted(decode(peer.until_now()), key=lambda message: message[1])
+        messages = sorted(decode(peer.until_now(len(expected))), key=lambda message: message[1])
 
     assert [message[1] for message in messages] == list(range(1, next(ids)))
     for message in messages:
@@ -457,6 +468,13 @@ def test_each_method_has_a_section_and_a_vector() -> None:
     section, _, _ = rest.partition("\n## ")
     assert set(re.findall(r"^### (\w+)$", section, re.M)) == methods
     assert {vector.method for vector in ALL.values() if vector.method} == methods
+
+
+def test_each_role_is_described_with_its_methods() -> None:
+    table = re.findall(r"^\| `(read|write|admin)` \| (.*) \|$", DOCUMENT, re.M)
+    assert {role: set(re.findall(r"`(\w+)`", methods)) for role, methods in table} == {
+        role: {command.name for command in COMMANDS.values() if command.role is value} for role, value in ROLES.items()
+    }
 
 
 def test_each_error_code_is_described() -> None:

@@ -1,40 +1,58 @@
-"""One blocking connection: connect within a deadline, then one request and one response at a time."""
+"""One blocking connection: greeted within a deadline, then one request and one response at a time."""
 
 import contextlib
 import select
 import socket
-import threading
-from collections.abc import Iterable, Iterator
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
-from statestore.errors import Unavailable
-from statestore.protocol import READ_SIZE, ClientProtocol, Response, Welcome, WrongServer, identify
+from statestore.dial import TICK, connect, reason
+from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer, identify
+from statestore.tls import Tls
+
+if TYPE_CHECKING:
+    import ssl
 
 HELLO_PATIENCE = 2.0  # seconds of silence after which we ask what it is that does not answer
-# What makes a server of a line-based protocol say something, and one of TLS: a greeting that is empty.
-QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", b"\x16\x03\x01\x00\x04\x01\x00\x00\x00")
-
-
-class ConnectionLost(Exception):
-    """The connection cannot be used any more. `sent`: the server may have received the request."""
-
-    def __init__(self, reason: str, *, sent: bool) -> None:
-        super().__init__(reason)
-        self.sent = sent
+# A ClientHello of TLS 1.2, with the usual ciphers, groups and signatures.
+TLS_QUESTION = bytes.fromhex(
+    "160301005b"
+    "01000057"
+    "0303" + "00" * 32 + "00"
+    "000cc02bc02fc02cc030cca9cca8"
+    "0100"
+    "0022"
+    "000a00080006001d00170018"
+    "000b00020100"
+    "000d000c000a04030804040105030501"
+)
+# What makes a server of a line-based protocol say something, and one of TLS.
+QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", TLS_QUESTION)
+_NOT_WAITING = getattr(socket, "MSG_DONTWAIT", 0)
 
 
 class Connection:
     """Greeted and ready. After any exception out of `call` the owner must `close` it: a late answer may still come."""
 
-    def __init__(self, address: Address, namespace: str, token: str | None, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        address: Address,
+        namespace: str,
+        token: str | None,
+        deadline: Deadline,
+        session: int | None = None,
+        tls: "ssl.SSLContext | None" = None,
+    ) -> None:
         """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
-        self.address = address
         self._protocol = ClientProtocol()
-        self._socket = _connect(address, deadline)
+        self._tls: Tls | None = None
+        self._socket = connect(address, deadline)
         try:
-            response = self._exchange(self._protocol.hello(namespace, token), deadline, patience=HELLO_PATIENCE)
+            if tls is not None and isinstance(address, TcpAddress):
+                self._tls = self._agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
+            response = self._exchange(self._protocol.hello(namespace, token, session), deadline.within(HELLO_PATIENCE))
             if response.error is not None:
                 raise response.error
             self.welcome = Welcome.parse(response.result)
@@ -44,7 +62,9 @@ class Connection:
             raise _silence(address, deadline) from None
         except OSError as error:
             self.close()
-            raise ConnectionLost(_reason(error), sent=False) from error
+            # In TLS 1.3 a client is done before the server has looked for its certificate, and some just hang up then.
+            hint = "" if self._tls is None else ": does it ask for a client's certificate (tls_cert)?"
+            raise ConnectionLost(reason(error) + hint, sent=False) from error
         except BaseException:
             self.close()
             raise
@@ -59,7 +79,7 @@ class Connection:
         except TimeoutError:
             raise ConnectionLost(f"no answer within {deadline.seconds:g} s", sent=True) from None
         except OSError as error:
-            raise ConnectionLost(_reason(error), sent=True) from error
+            raise ConnectionLost(reason(error), sent=True) from error
 
     @property
     def is_stale(self) -> bool:
@@ -71,27 +91,60 @@ class Connection:
         with contextlib.suppress(OSError):
             self._socket.close()
 
-    def _exchange(self, request: tuple[int, bytes], deadline: Deadline, patience: float | None = None) -> Response:
+    def _exchange(self, request: tuple[int, bytes], deadline: Deadline) -> Response:
         """Raises WrongServer or OSError, of which TimeoutError is one."""
         msgid, data = request
-        while data := data[self._send(data) :]:
-            _wait(self._socket, _least(deadline.left(), patience), for_writing=True)
-        while (response := self._protocol.next_response()) is None:
-            _wait(self._socket, _least(deadline.left(), patience))
-            received = self._socket.recv(READ_SIZE)
-            if not received:
-                raise ConnectionResetError("the server closed the connection")
-            self._protocol.feed(received)
+        if self._tls is not None:
+            data = self._tls.encrypt(data)
+        # One send and one receive mostly do, without a look whether the socket is ready. None of them takes longer than
+        # a TICK; where so little is left, or one took so long, it is looked.
+        is_quick = deadline.at - time.monotonic() > TICK
+        sent = self._send(data, 0 if is_quick else _NOT_WAITING)
+        if sent < len(data):
+            is_quick = False
+            self._send_rest(data[sent:], deadline)
+        response = self._receive() if is_quick else None
+        while response is None:
+            _wait(self._socket, deadline.left())
+            response = self._receive()
         if response.msgid != msgid:
             raise WrongServer(f"an answer to request {response.msgid} came where {msgid} was asked")
         return response
 
-    def _send(self, data: bytes) -> int:
+    def _agree(self, tls: Tls, deadline: Deadline) -> Tls:
+        """The TLS handshake."""
+        self._send_rest(tls.handshake(b""), deadline)
+        while not tls.is_ready:
+            _wait(self._socket, deadline.left())
+            if not (received := self._socket.recv(READ_SIZE)):
+                raise ConnectionLost("the server closed the connection: does it speak TLS?", sent=False)
+            self._send_rest(tls.handshake(received), deadline)
+        return tls
+
+    def _send(self, data: bytes, flags: int) -> int:
         """How much of it the system took."""
         try:
-            return self._socket.send(data)
+            return self._socket.send(data, flags)
         except BlockingIOError:
             return 0
+
+    def _send_rest(self, data: bytes, deadline: Deadline) -> None:
+        while data:
+            _wait(self._socket, deadline.left(), for_writing=True)
+            data = data[self._send(data, _NOT_WAITING) :]
+
+    def _receive(self) -> Response | None:
+        """The response, if it is there within a TICK."""
+        try:
+            received = self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            return None
+        if not received:
+            raise ConnectionResetError("the server closed the connection")
+        if self._tls is not None:
+            received = self._tls.decrypt(received)
+        self._protocol.feed(received)
+        return self._protocol.next_response()
 
 
 def _wait(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> None:
@@ -113,84 +166,12 @@ else:
         return any(select.select(readable, writable, [], seconds))
 
 
-def _connect(address: Address, deadline: Deadline) -> socket.socket:
-    """Tries every address that a name stands for. Raises ConnectionLost with what the last one said."""
-    failure = ConnectionLost("the name stands for no address", sent=False)
-    targets = list(_targets(address, deadline))
-    for number, (family, target) in enumerate(targets):
-        try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
-            raise ConnectionLost(_reason(error), sent=False) from error
-        try:
-            sock.settimeout(deadline.left() / (len(targets) - number))  # each its share
-            sock.connect(target)
-            if family != getattr(socket, "AF_UNIX", None):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        except OSError as error:
-            sock.close()
-            failure = ConnectionLost(_reason(error), sent=False)
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            sock.settimeout(0)
-            return sock
-    raise failure
-
-
-def _targets(address: Address, deadline: Deadline) -> Iterator[tuple[int, Any]]:
-    if not isinstance(address, TcpAddress):
-        if not hasattr(socket, "AF_UNIX"):
-            raise Unavailable(f"{address}: this platform has no unix sockets")
-        yield socket.AF_UNIX, address.path
-    elif (ip := address.ip) is not None:
-        yield socket.AF_INET6 if ip.version == 6 else socket.AF_INET, (address.host, address.port)
-    else:
-        for family, _, _, _, target in _look_up(address, deadline):
-            yield family, target
-
-
-def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...]]:
-    """`getaddrinfo` knows no time-out: a thread asks, and is left behind where it takes too long."""
-    answer: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answer.append(socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, name="statestore-look-up", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise ConnectionLost(f"looking up {address.host}: {error}", sent=False) from error
-    with contextlib.suppress(TimeoutError):
-        thread.join(deadline.left())
-    if not answer:
-        raise ConnectionLost(f"looking up {address.host} took longer than {deadline.seconds:g} s", sent=False)
-    if isinstance(answer[0], Exception):
-        raise ConnectionLost(f"looking up {address.host}: {answer[0]}", sent=False)
-    found: Iterable[tuple[Any, ...]] = answer[0]
-    return found
-
-
 def _silence(address: Address, deadline: Deadline) -> Exception:
     """Something accepts connections but does not answer a `hello`: the error that says what it is, if it tells."""
     for question in QUESTIONS_FOR_OTHERS:
-        with contextlib.suppress(OSError, ConnectionLost), _connect(address, deadline) as sock:
+        with contextlib.suppress(OSError, ConnectionLost), connect(address, deadline) as sock:
             sock.settimeout(min(deadline.left(), HELLO_PATIENCE))
             sock.sendall(question)
             if (said := sock.recv(100)) and said[0] not in (0x93, 0x94):
                 return WrongServer(f"what answers is not statestored but {identify(said)}")
     return ConnectionLost("it accepts connections but does not answer", sent=False)
-
-
-def _least(seconds: float, patience: float | None) -> float:
-    return seconds if patience is None else min(seconds, patience)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()

@@ -1,33 +1,30 @@
 """One deadline for a whole call: each of its steps asks how much time is left."""
 
 import time
-
-LAST_ATTEMPT = 0.05  # seconds
+from typing import Self
 
 
 class Deadline:
-    """`seconds` from now, on the monotonic clock."""
+    """`seconds` from now; `at` is when, on the monotonic clock."""
 
-    __slots__ = ("_at", "seconds")
+    __slots__ = ("at", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._at = time.monotonic() + seconds
+        self.at = time.monotonic() + seconds
 
     def left(self) -> float:
         """Seconds left, above 0. Raises TimeoutError where there are none, as a socket does when it has waited."""
-        left = self._at - time.monotonic()
+        left = self.at - time.monotonic()
         if left <= 0:
             raise TimeoutError(f"no answer within {self.seconds:g} s")
         return left
 
     @property
     def passed(self) -> bool:
-        return time.monotonic() >= self._at
+        return time.monotonic() >= self.at
 
-    def sleep(self, seconds: float) -> None:
-        """So long; where that is more than is left, until a last attempt is just possible, and after it to the end."""
-        left = max(0.0, self._at - time.monotonic())
-        if seconds >= left:
-            seconds = left - LAST_ATTEMPT if left > 2 * LAST_ATTEMPT else left
-        time.sleep(seconds)
+    def within(self, seconds: float) -> Self:
+        """The earlier one of this deadline and that in so many seconds."""
+        earlier = type(self)(seconds)
+        return earlier if earlier.at < self.at else self

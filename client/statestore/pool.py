@@ -1,91 +1,86 @@
-"""A bounded pool of connections, for threads, across forks."""
+"""A bounded pool of connections, for threads, across forks, and whatever a signal's handler raises at any moment.
 
-import os
+Python runs such a handler between two steps of the interpreter, never within a call into C. So what must not come apart
+is one such call, and what must happen in the end is the first call of a `finally`.
+"""
+
 import queue
-import weakref
 from collections.abc import Callable
-from typing import Any
 
+from statestore.calls import Call
 from statestore.connection import Connection
-from statestore.deadline import Deadline
+from statestore.forks import begin_anew_in_child
 from statestore.protocol import Response
+
+NOT_WAITING = (False,)
 
 
 class Pool:
     """At most `size` connections, made by `connect` when first needed; the one used last is used next."""
 
-    def __init__(self, connect: Callable[[Deadline], Connection], size: int) -> None:
+    def __init__(self, connect: Callable[[Call], Connection], size: int) -> None:
         self._connect = connect
         self._size = size
-        self._start_anew()
-        _pools.add(self)
+        self.after_fork_in_child()
+        begin_anew_in_child(self)
 
-    def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
-        """Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
-        try:
-            self._permits.get(timeout=deadline.left())
-        except queue.Empty:
-            raise TimeoutError(f"all {self._size} connections were busy for {deadline.seconds:g} s") from None
-        try:
-            connection = self._take(deadline)
-            try:
-                response = connection.call(method, params, deadline)
-            except BaseException:  # KeyboardInterrupt too: its answer must not reach the next caller
-                self._drop(connection)
-                raise
-            self._idle.append(connection)
-            return response
-        finally:
-            self._permits.put(None)
-
-    def drop_idle(self) -> None:
-        """Close what is not in use: after one connection broke, the others have most likely broken too."""
-        while (connection := self._pop_idle()) is not None:
-            self._drop(connection)
-
-    def _take(self, deadline: Deadline) -> Connection:
-        while (connection := self._pop_idle()) is not None:
-            if not connection.is_stale:
-                return connection
-            self._drop(connection)
-        connection = self._connect(deadline)
-        self._open.add(connection)
-        return connection
-
-    def _pop_idle(self) -> Connection | None:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return None
-
-    def _drop(self, connection: Connection) -> None:
-        self._open.discard(connection)
-        connection.close()
-
-    def _start_anew(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """The connections are the parent's, and its threads took permits that they will not give back here."""
         # Not a Semaphore: that is Python code, and a KeyboardInterrupt in it leaves its inner lock held for ever.
         self._permits: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(self._size):
             self._permits.put(None)
-        # What is done to these two is atomic, one call each.
-        self._idle: list[Connection] = []
-        self._open: set[Connection] = set()  # the idle ones, and those in use
+        self._idle: list[Connection] = []  # what is done to it is atomic, one call each
 
-    def after_fork_in_child(self) -> None:
-        """The connections are the parent's: the child closes its copies, and has locks that nobody holds."""
-        inherited = self._open
-        self._start_anew()
-        for connection in inherited:
+    def call(self, call: Call) -> Response:
+        """One attempt. Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
+        permits, idle = self._permits, self._idle  # a handler may fork, and its child have others
+        permit: list[None] = []
+        try:
+            try:
+                permit.extend(map(permits.get, NOT_WAITING))  # one call: there is no moment between taking and having
+            except queue.Empty:
+                self._wait(permits, permit, call)
+            connection = None
+            is_sound = False  # whether nothing can come on it any more: the next caller would take it for an answer
+            try:
+                connection = self._take(idle, call)
+                params = call.parameters(connection.welcome)
+                response = connection.call(call.method, params, call.patience())
+                # Where it cannot be done now, another connection may find a server that can.
+                is_sound = response.error is None or not response.error.retry
+                return response
+            finally:
+                if is_sound and connection is not None:
+                    idle.append(connection)
+                elif connection is not None:
+                    connection.close()
+        finally:
+            if permit:
+                permits.put(None)
+
+    def drop_idle(self) -> None:
+        """Close what is not in use: after one connection broke, the others have most likely broken too."""
+        while self._idle:
+            try:
+                self._idle.pop().close()
+            except IndexError:  # another thread was faster
+                return
+
+    def _wait(self, permits: "queue.SimpleQueue[None]", permit: list[None], call: Call) -> None:
+        try:
+            permit.extend(map(permits.get, (True,), (call.deadline.left(),)))
+        except queue.Empty:
+            raise TimeoutError(f"all {self._size} connections were busy for {call.deadline.seconds:g} s") from None
+
+    def _take(self, idle: list[Connection], call: Call) -> Connection:
+        while True:
+            try:
+                connection = idle.pop()
+            except IndexError:
+                break
+            if not (call.must_not_be_lost(connection.welcome) and connection.is_stale):
+                return connection
             connection.close()
-
-
-_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for pool in list(_pools):
-        pool.after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+        call.check_turn()
+        return self._connect(call)

@@ -1,6 +1,7 @@
 """The client's side of one connection, without any I/O: the sync and the asyncio client drive the same object."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from statestore import wire
@@ -20,6 +21,14 @@ class WrongServer(Unavailable):
     retry = False
 
 
+class ConnectionLost(Exception):
+    """The connection cannot be used any more. `sent`: the server may have received the request."""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.sent = sent
+
+
 class Response(NamedTuple):
     """What the server said to the request `msgid`: `error` is None, or the error to raise."""
 
@@ -30,24 +39,40 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What `hello` answers."""
+    """What `hello` answers.
+
+    session: that of the connection, None where it has none; a server that knows none says nothing of it.
+    time: the server's, in seconds, when it said so; `received` is when that was, on our monotonic clock.
+    """
 
     store_id: str
     version: int
     limits: Limits
+    session: int | None = None
+    features: frozenset[str] = frozenset()
+    time: float = 0.0
+    received: float = field(default=0.0, compare=False)
 
     @classmethod
     def parse(cls, result: Any) -> Self:
-        """Raises WrongServer where this is no answer to a `hello`."""
+        """To be called as soon as it has come. Raises WrongServer where this is no answer to a `hello`."""
         try:
             limits = result["limits"]
             return cls(
                 store_id=str(result["store_id"]),
                 version=int(result["version"]),
                 limits=Limits(**{name: int(limits[name]) for name in ("module", "sender", "state", "items")}),
+                session=None if result.get("session") is None else int(result["session"]),
+                features=frozenset(result.get("features", ())),
+                time=float(result.get("time", 0.0)),
+                received=time.monotonic(),
             )
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise WrongServer(f"what answers is not statestored: its hello lacks {error}") from error
+
+    def server_time(self, at: float) -> float:
+        """What the server's clock shows `at` this moment of our monotonic clock; never a later time."""
+        return self.time + (at - self.received)
 
     def check_version(self) -> None:
         """Raises WrongServer where the server speaks another version of the protocol than we do."""
@@ -71,11 +96,20 @@ class ClientProtocol:
         self._seen_first = False
         self._unfinished = 0  # bytes received since the last whole message
 
-    def hello(self, namespace: str, token: str | None) -> tuple[int, bytes]:
-        """The request to send first; hand its result to `Welcome.parse`."""
-        about = {"version": wire.PROTOCOL_VERSION, "namespace": namespace, "client": f"statestore {__version__}"}
+    def hello(self, namespace: str, token: str | None, session: int | None = None) -> tuple[int, bytes]:
+        """The request to send first; hand its result to `Welcome.parse`.
+
+        session: the one to go on with, 0 for a new one, None for none.
+        """
+        about: dict[str, Any] = {
+            "version": wire.PROTOCOL_VERSION,
+            "namespace": namespace,
+            "client": f"statestore {__version__}",
+        }
         if token is not None:
             about["token"] = token
+        if session is not None:
+            about["session"] = session
         return self.request("hello", (about,))
 
     def request(self, method: str, params: tuple[Any, ...]) -> tuple[int, bytes]:
@@ -143,5 +177,6 @@ _FIRST_WORDS = (
     (b"SSH-", "an SSH server"),
     (b"+OK", "a POP3 server"),
     (b"* OK", "an IMAP server"),
-    (b"\x15\x03", "a TLS server"),
+    (b"\x15\x03", "a TLS server (for statestored with TLS, set tls or STATESTORE_TLS)"),
+    (b"\x16\x03", "a TLS server (for statestored with TLS, set tls or STATESTORE_TLS)"),
 )

@@ -1,35 +1,28 @@
 """`RemoteStorage`: a state storage whose states live in a daemon."""
 
-import logging
-import math
-import random
-import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from statestore.address import parse_addresses
-from statestore.base import Entry, Limits, Pair, Sender, StateStorage, Swap, Triple
-from statestore.connection import Connection, ConnectionLost
+from statestore.address import Address
+from statestore.base import Entry, Pair, Sender, StateStorage, Swap, Triple
+from statestore.calls import Call
+from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.errors import (
-    Forbidden,
-    Full,
-    StateStoreError,
-    TooLong,
-    Unauthorized,
-    Unavailable,
-    Uncertain,
-)
+from statestore.errors import StateStoreError
 from statestore.pool import Pool
-from statestore.protocol import WrongServer
+from statestore.protocol import ConnectionLost
+from statestore.settings import Settings
+from statestore.store import Store
+from statestore.tls import client_context
 
-log = logging.getLogger("statestore")
+if TYPE_CHECKING:
+    import os
+    import ssl
 
-# Until the daemon has said what its limits are; it refuses itself what is over them.
-UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize)
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between attempts; each is drawn from half of it to all of it
+CONNECT_PATIENCE = 3.0  # seconds for one address: for a lost packet or two, not for a host that is down
 
 
 class RemoteStorage(StateStorage):
@@ -38,81 +31,100 @@ class RemoteStorage(StateStorage):
     address: `host[:port]`, `[v6]:port` or `unix:/path`; several with commas are tried in turn.
     namespace: applications with different ones do not see each other's states.
     token: the daemon's, where it asks for one.
+    tls: True to encrypt, and to believe the authorities that the system trusts; the path of a file with those to
+        believe instead; or an `ssl.SSLContext`. The server's name is checked. A unix socket is never encrypted.
+    tls_cert, tls_key: the paths of our own certificate and its key, for a daemon that asks for them.
     deadline: seconds that one call may take, whatever happens; `write_deadline` for those that write.
     pool: connections at most.
     store_id: the store that must answer; without it, the first that answers.
 
-    Connects when first used. Safe to share between threads and to inherit across a fork. Every method raises
-    `StateStoreError`: `Unavailable` where the deadline passes, `Uncertain` where a write may or may not have been
-    applied. A lost connection is made anew, and the request repeated, until the deadline; only a
-    `compare_and_set` that may have been applied is not repeated.
+    What is not given is taken from the environment: STATESTORE_ADDRESS, STATESTORE_NAMESPACE, and so on; else it is
+    127.0.0.1:7828, the namespace `default`, no TLS, 5 and 60 seconds, and 8 connections.
+
+    Connects when first used. Safe to share between threads, to inherit across a fork, and to interrupt by whatever a
+    signal's handler raises. Every method raises `StateStoreError`: `Unavailable` where the deadline passes, or at once
+    where the store has been away for longer than that; `Uncertain` where a write may or may not have been applied. A
+    lost connection is made anew and the request repeated until the deadline, and what was repeated is applied once.
     """
 
     def __init__(
         self,
-        address: str = "127.0.0.1:7828",
+        address: str | None = None,
         *,
-        namespace: str = "default",
+        namespace: str | None = None,
         token: str | None = None,
-        deadline: float = 5.0,
-        write_deadline: float = 60.0,
-        pool: int = 8,
+        tls: "bool | str | os.PathLike[str] | ssl.SSLContext | None" = None,
+        tls_cert: "str | os.PathLike[str] | None" = None,
+        tls_key: "str | os.PathLike[str] | None" = None,
+        deadline: float | None = None,
+        write_deadline: float | None = None,
+        pool: int | None = None,
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        self._addresses = parse_addresses(address)
-        if not (0 < deadline < math.inf and 0 < write_deadline < math.inf):
-            raise ValueError("deadline and write_deadline must be finite, and above 0 seconds")
-        if pool < 1:
-            raise ValueError("pool must be at least 1 connection")
-        self._namespace = namespace
-        self._token = token
-        self._deadline = deadline
-        self._write_deadline = write_deadline
-        self._store_id = store_id
-        self._limits = UNLIMITED
-        self._pool = Pool(self._connect, pool)
-        self._away = False
+        settings = Settings.gather(
+            address=address,
+            namespace=namespace,
+            token=token,
+            tls=tls,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            deadline=deadline,
+            write_deadline=write_deadline,
+            pool=pool,
+            store_id=store_id,
+        )
+        self._addresses = settings.address
+        self._namespace = settings.namespace
+        self._token = settings.token
+        self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
+        self._deadline = settings.deadline
+        self._write_deadline = settings.write_deadline
+        self._store = Store(",".join(map(str, settings.address)), settings.store_id)
+        self._pool = Pool(self._connect, settings.pool)
 
     def get(self, module: str, sender: Sender) -> str:
-        self._limits.check_key(module, sender)
+        self._store.limits.check_key(module, sender)
         state: str = self._read("get", module, sender)
         return state
 
     def set(self, module: str, sender: Sender, state: str) -> None:
-        self._limits.check_key(module, sender)
-        self._limits.check_state(state)
+        self._store.limits.check_key(module, sender)
+        self._store.limits.check_state(state)
         self._write("set", module, sender, state)
 
     def set_all(self, sender: Sender, state: str) -> int:
-        self._limits.check_sender(sender)
-        self._limits.check_state(state)
+        self._store.limits.check_sender(sender)
+        self._store.limits.check_state(state)
         changed: int = self._write("set_all", sender, state)
         return changed
 
     def compare_and_set(self, module: str, sender: Sender, expected: str, state: str) -> Swap:
-        """Raises Uncertain where the connection breaks before the answer: `get` tells what came of it."""
-        self._limits.check_key(module, sender)
-        self._limits.check_state(expected)
-        self._limits.check_state(state)
-        return Swap(*self._call("compare_and_set", (module, sender, expected, state), self._write_deadline))
+        """Raises Uncertain where the deadline passes before the answer comes: `get` tells what came of it.
+
+        With a daemon that knows no sessions, also where the connection breaks before that.
+        """
+        self._store.limits.check_key(module, sender)
+        self._store.limits.check_state(expected)
+        self._store.limits.check_state(state)
+        return Swap(*self._write("compare_and_set", module, sender, expected, state))
 
     def get_many(self, pairs: Iterable[Pair]) -> list[str]:
         """At most 1,000 pairs, where the daemon's settings do not say otherwise (`info`)."""
-        states: list[str] = self._read("get_many", self._limits.check_pairs(pairs))
+        states: list[str] = self._read("get_many", self._store.limits.check_pairs(pairs))
         return states
 
     def set_many(self, triples: Iterable[Triple]) -> None:
         """At most 1,000 triples, where the daemon's settings do not say otherwise (`info`)."""
-        self._write("set_many", self._limits.check_triples(triples))
+        self._write("set_many", self._store.limits.check_triples(triples))
 
     def scan(self, module: str | None = None, prefix: str = "", state: str | None = None) -> Iterator[Entry]:
         """Fetched page by page: each page has its own deadline, and a restart of the daemon in between does no harm."""
-        self._limits.check_filter(module, prefix, state)
+        self._store.limits.check_filter(module, prefix, state)
         return self._scan(module, prefix, state)
 
     def count(self, module: str | None = None, state: str | None = None) -> int:
-        self._limits.check_filter(module, "", state)
+        self._store.limits.check_filter(module, "", state)
         answer = self._read("count", module, state)
         if state is not None and answer["uncounted"]:
             return sum(1 for _ in self.scan(module, state=state))
@@ -150,7 +162,8 @@ class RemoteStorage(StateStorage):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<RemoteStorage {self._where} namespace={self._namespace!r}>"
+        tls = "" if self._tls is None else " with TLS"
+        return f"<RemoteStorage {self._store.where} namespace={self._namespace!r}{tls}>"
 
     def _scan(self, module: str | None, prefix: str, state: str | None) -> Iterator[Entry]:
         cursor = None
@@ -169,92 +182,47 @@ class RemoteStorage(StateStorage):
 
     def _call(self, method: str, params: tuple[Any, ...], seconds: float) -> Any:
         """Ask until there is an answer, or the deadline passes."""
-        deadline = Deadline(seconds)
-        sent = False  # whether a write may have reached the daemon
-        pause = 0.0  # an idle connection that a restart has broken deserves a second attempt at once
-        failure: Exception = TimeoutError(f"no answer within {seconds:g} s")
-        while not deadline.passed:
-            try:
-                response = self._pool.call(method, params, deadline)
-            except ConnectionLost as lost:
-                self._pool.drop_idle()
-                failure = lost
-                sent = sent or (lost.sent and method in _WRITES)
-                if sent and method not in _REPEATABLE:
-                    break
-            except TimeoutError as late:
-                if isinstance(failure, TimeoutError):  # else what was wrong before says more
-                    failure = late
-            except TooLong:
-                raise
-            except StateStoreError as refused:
-                failure = refused
-                if not refused.retry:
-                    break
-            except Exception as fault:  # whatever it is, to a mail server it must be a store that is away
-                failure = fault
-                break
-            else:
-                if response.error is None:
-                    self._back()
-                    return response.result
-                if not (response.error.retry or sent):
-                    raise response.error
-                failure = response.error
-                if not failure.retry:
-                    break  # this attempt was refused, but an earlier one may have been applied
-            deadline.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # spreads clients, guards nothing
-            pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-        ending = f"; gave up after {seconds:g} s" if deadline.passed else ""
-        raise self._gone(failure, ending, f"; {method} may have been applied" if sent else "") from failure
+        call = Call(self._store, method, params, Deadline(seconds))
+        try:
+            while True:
+                while pause := call.pause():
+                    time.sleep(pause)
+                try:
+                    response = self._pool.call(call)
+                except Exception as failure:
+                    if isinstance(failure, ConnectionLost):
+                        self._pool.drop_idle()
+                    call.failed(failure)
+                else:
+                    if call.answered(response):
+                        return response.result
+        finally:
+            self._store.session.unanswered.pop(call, None)
 
-    def _connect(self, deadline: Deadline) -> Connection:
+    def _connect(self, call: Call) -> Connection:
         """A connection to the first address that gives one, and to the right store."""
         failures = []
         for number, address in enumerate(self._addresses):
-            share = Deadline(deadline.left() / (len(self._addresses) - number))
+            share = Deadline(min(call.deadline.left() / (len(self._addresses) - number), CONNECT_PATIENCE))
             try:
-                connection = Connection(address, self._namespace, self._token, share)
+                return self._greet(address, share)
             except (ConnectionLost, TimeoutError) as failure:
                 failures.append(str(failure))
             except StateStoreError as refused:
                 if not refused.retry:
                     raise
                 failures.append(refused.detail)
-            else:
-                self._pin(connection)
-                return connection
         raise ConnectionLost("; ".join(failures), sent=False)
 
-    def _pin(self, connection: Connection) -> None:
-        """Another store is not ours come back: to it every sender would be a stranger."""
-        welcome = connection.welcome
-        if self._store_id is None:
-            self._store_id = welcome.store_id
-        if welcome.store_id != self._store_id:
+    def _greet(self, address: Address, deadline: Deadline) -> Connection:
+        """A connection in the session that all of them are in."""
+        while True:
+            session = self._store.session.id
+            connection = Connection(address, self._namespace, self._token, deadline, session, self._tls)
+            try:
+                if self._store.accepts(connection.welcome, session):
+                    return connection
+            except BaseException:
+                connection.close()
+                raise
             connection.close()
-            raise WrongServer(f"the store {welcome.store_id} answers where {self._store_id} was expected")
-        self._limits = welcome.limits
-
-    def _gone(self, failure: Exception, ending: str, maybe_applied: str) -> StateStoreError:
-        """The error to raise when the store could not be asked; the first one is logged."""
-        text = f"{self._where}: {getattr(failure, 'detail', failure)}{ending}"
-        if not self._away:
-            self._away = True
-            log.warning("state store unavailable: %s", text)
-        if maybe_applied:
-            return Uncertain(text + maybe_applied)
-        return failure if isinstance(failure, Unauthorized | Forbidden | Full) else Unavailable(text)
-
-    def _back(self) -> None:
-        if self._away:
-            self._away = False
-            log.warning("state store is back: %s", self._where)
-
-    @property
-    def _where(self) -> str:
-        return ",".join(map(str, self._addresses))
-
-
-_WRITES = frozenset({"set", "set_all", "set_many", "compare_and_set", "clear"})
-_REPEATABLE = _WRITES - {"compare_and_set"}  # doing it twice comes to the same, unless somebody else wrote in between

@@ -84,9 +84,9 @@ class Program:
 class Daemon:
     """statestored, with a data directory and an address that outlive a restart."""
 
-    def __init__(self, directory: Path, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.address = address  # with port 0 any free one, and from then on the same
+        self.address = "127.0.0.1:0"  # any free port, and from then on the same
         self.start()
 
     def __enter__(self) -> Self:
@@ -109,10 +109,12 @@ class Daemon:
         return self._program.stop()
 
 
-def start_mailinglist(directory: Path, name: str, *, relay_port: int, **settings: str) -> Program:
+def start_mailinglist(
+    directory: Path, name: str, *, relay_port: int, boot: str = "config.boot", **settings: str
+) -> Program:
     """One process of the application, on an LMTP port of its own; `settings` are for its environment."""
     salmon = str(Path(sysconfig.get_path("scripts")) / "salmon")
-    command = [salmon, "start", "--no-daemon", "--boot", "config.boot", "--pid", str(directory / f"{name}.pid")]
+    command = [salmon, "start", "--no-daemon", "--boot", boot, "--pid", str(directory / f"{name}.pid")]
     env = {"LMTP_PORT": "0", "RELAY_PORT": str(relay_port), "RUN_DIRECTORY": str(directory / "run"), **settings}
     return Program(command, directory / f"{name}.log", cwd=MAILINGLIST, env=env)
 

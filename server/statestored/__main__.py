@@ -8,8 +8,9 @@ import sys
 def main() -> None:
     # Until the daemon listens for signals there is nothing to end in order. A container's first process would not even
     # notice one that it has no handler for, and be killed ten seconds later.
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing was read yet that could be read again
     try:
         from statestored.cli import main as start
     except ModuleNotFoundError as error:

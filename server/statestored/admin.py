@@ -1,12 +1,12 @@
 """The admin address: plain HTTP for health checks and metrics."""
 
-import hmac
 from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from statestore.address import TcpAddress, UnixAddress
+from statestore.errors import Unauthorized, Unavailable
 from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.metrics import Metrics
@@ -16,12 +16,12 @@ KEEPALIVE = 30.0  # seconds; aiohttp's own default is an hour
 
 
 class Admin:
-    """`/live` while the process answers, `/ready` while `ready` is set, `/metrics` for those who have the token."""
+    """`/live` while the process answers, `/ready` while `ready` is set, `/metrics` for those who have a token."""
 
     def __init__(self, service: Service) -> None:
         self.ready = False
         self._path: Path | None = None
-        self._token = service.token
+        self._access = service.access
         self._metrics = Metrics(service)
         self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=KEEPALIVE)
 
@@ -59,8 +59,13 @@ class Admin:
         return web.Response(status=503, text="not ready: loading, or about to end\n")
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:
-        if self._token is not None:
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), f"Bearer {self._token}".encode()):
-                return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"}, text="the token is needed\n")
+        if self._access.needed:
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+            given = token.encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else None
+            try:
+                self._access.admit(given, request.remote or "")
+            except Unauthorized:
+                return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"}, text="a token is needed\n")
+            except Unavailable as error:
+                return web.Response(status=429, headers={"Retry-After": "1"}, text=f"{error.detail}\n")
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

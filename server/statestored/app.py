@@ -6,14 +6,16 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 
 import structlog
 import uvloop
 
+from statestore.address import Address
 from statestore.base import Limits
-from statestored import __version__, descriptors, memory
+from statestored import __version__, audit, descriptors, memory
+from statestored.access import Access
 from statestored.admin import Admin
 from statestored.budget import Budget
 from statestored.commands import MAX_REPLY, Service
@@ -25,7 +27,8 @@ from statestored.engines.quota import Quota
 from statestored.engines.saver import SnapshotSchedule
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
-from statestored.settings import TOKEN_VARIABLE, Settings, read_token, unknown_variables
+from statestored.settings import TOKEN_VARIABLE, Settings, own_token, tls_files, unknown_variables
+from statestored.tls import ServerTls
 
 log = structlog.get_logger()
 
@@ -40,12 +43,14 @@ def run(settings: Settings, environment: Mapping[str, str]) -> None:
     """
     for name in unknown_variables(environment):
         log.warning("there is no such setting", variable=name)
-    token = read_token(settings, environment)
-    check_reach(settings, token)
+    access = Access(settings.tokens, own_token(environment))
+    files = tls_files(settings)
+    check_reach(settings, access)
+    tls = None if files is None else ServerTls(files)
     check_limits(settings)
     _tune_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_until_signalled(settings, token))
+        runner.run(_until_signalled(settings, access, tls))
 
 
 def _tune_interpreter() -> None:
@@ -56,16 +61,28 @@ def _tune_interpreter() -> None:
     memory.give_back_large_blocks()
 
 
-def check_reach(settings: Settings, token: str | None) -> None:
+def check_reach(settings: Settings, access: Access) -> None:
     """Raises StartError where others than this machine could connect, and nothing would ask who they are."""
-    reachable = [address for address in (*settings.listen, settings.admin_listen) if not address.is_local]
-    if token is None and reachable:
-        line = shlex.join(["statestored", *sys.argv[1:]])
-        raise StartError(
-            f"{reachable[0]} can be reached from other machines, and that needs a token, which clients then give: "
-            f"in {TOKEN_VARIABLE} (docker run -e {TOKEN_VARIABLE}=...) or with --token-file. This would work:\n"
-            f'  {TOKEN_VARIABLE}="$(openssl rand -hex 32)" {line}'
-        )
+    if access.needed:
+        return
+    if (address := _reachable(settings.admin_listen)) is not None:
+        raise StartError(f"--admin-listen {address} {_needs('tokens')}")
+    if settings.tls_client_ca is None and (address := _reachable(*settings.listen)) is not None:
+        raise StartError(f"--listen {address} {_needs('tokens, or certificates of the clients (--tls-client-ca)')}")
+
+
+def _reachable(*addresses: Address) -> Address | None:
+    """The first that other machines can connect to."""
+    return next((address for address in addresses if not address.is_local), None)
+
+
+def _needs(what: str) -> str:
+    line = shlex.join(["statestored", *sys.argv[1:]])
+    return (
+        f"can be reached from other machines, and that needs {what}: tokens are in a file (--tokens FILE; `statestored "
+        f"token` makes them), or one is in {TOKEN_VARIABLE} (docker run -e {TOKEN_VARIABLE}=...). This would work:\n"
+        f'  {TOKEN_VARIABLE}="$(openssl rand -hex 32)" {line}'
+    )
 
 
 def check_limits(settings: Settings) -> None:
@@ -79,7 +96,7 @@ def check_limits(settings: Settings) -> None:
         )
 
 
-async def serve(settings: Settings, token: str | None) -> None:
+async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> None:
     """Runs until it is cancelled; then everything is closed in the reverse order."""
     async with AsyncExitStack() as stack:
         directory = DataDirectory(settings.data_dir)
@@ -99,11 +116,14 @@ async def serve(settings: Settings, token: str | None) -> None:
             engine,
             store_id=str(directory.store_id),
             limits=limits,
-            token=token,
+            access=access,
+            tls=tls,
             allow_clear=settings.allow_clear,
             max_connections=descriptors.make_room(settings.max_connections),
             budget=Budget(settings.max_buffers * 2**20),
         )
+        listener = Listener(service)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again, service, listener)
         admin = Admin(service)
         stack.push_async_callback(admin.close)
         _say(f"admin on {await admin.listen(settings.admin_listen)}")
@@ -111,7 +131,6 @@ async def serve(settings: Settings, token: str | None) -> None:
         await engine.open()
         stack.push_async_callback(engine.close)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.snapshot_soon)
-        listener = Listener(service)
         stack.push_async_callback(listener.close)
         for address in await listener.listen(settings.listen):
             _say(f"listening on {address}")
@@ -126,8 +145,27 @@ async def serve(settings: Settings, token: str | None) -> None:
             log.info("stopping")
 
 
-async def _until_signalled(settings: Settings, token: str | None) -> None:
-    serving = asyncio.create_task(serve(settings, token))
+def read_again(service: Service, listener: Listener) -> None:
+    """At SIGHUP: tokens and certificates. What cannot be read stays as it was, and who may go on is not disturbed."""
+    with _noted():
+        audit.read_again("tokens", count=service.access.read())
+        listener.renew()
+    if service.tls is not None:
+        with _noted():
+            service.tls.read()
+            audit.read_again("certificates")
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    try:
+        yield
+    except StartError as error:
+        audit.not_read_again(error)
+
+
+async def _until_signalled(settings: Settings, access: Access, tls: ServerTls | None) -> None:
+    serving = asyncio.create_task(serve(settings, access, tls))
     _stop_on_signals(serving)
     try:
         await serving
@@ -146,7 +184,7 @@ def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
         seen.append(signum)
         serving.cancel()
 
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop, signum)
 
 

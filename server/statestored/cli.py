@@ -17,6 +17,7 @@ from statestored.errors import DamagedFile, DiskFailed, Exit, StartError, TooNew
 from statestored.log import set_up_logging
 from statestored.repair import repair
 from statestored.settings import PathType, Settings, options
+from statestored.tokens import ROLES, add_token
 
 
 @click.pass_context
@@ -35,7 +36,7 @@ command = click.Group(
     callback=_serve,
     params=[*options()],
     invoke_without_command=True,
-    subcommand_metavar="[check DIR | repair DIR]",
+    subcommand_metavar="[check DIR | repair DIR | token FILE NAME]",
     help="Hold the conversation states of mail applications, for all of their processes.",
     epilog="Exit codes: 0 asked to stop, 1 cannot start, 2 usage, 3 data damaged, 4 the disk failed.",
     context_settings=CONTEXT,
@@ -76,6 +77,23 @@ def _check(directory: Path) -> Exit:
 @click.argument("directory", metavar="DIR", type=PathType())
 def _repair(directory: Path) -> Exit:
     return _offline(repair, directory)
+
+
+@command.command(
+    "token",
+    short_help="Make a token, and add what it is recognised by to a file.",
+    help="Make a token called NAME, print it, and add what it is recognised by to FILE, which a daemon with --tokens "
+    "FILE reads at its start and at SIGHUP. The token itself is kept nowhere. To take it back, remove its lines.",
+    epilog="Exit codes: 0 made, 1 FILE cannot be read or written, or has a NAME already, 2 usage.",
+    context_settings=CONTEXT,
+)
+@click.argument("file", metavar="FILE", type=PathType(dir_okay=False))
+@click.argument("name", metavar="NAME")
+@click.option("--role", type=click.Choice(tuple(ROLES)), default="write", show_default=True, help="What it allows.")
+@click.option("--namespace", "namespaces", metavar="NAMESPACE", multiple=True, help="Where; several times, or for all.")
+def _token(file: Path, name: str, role: str, namespaces: tuple[str, ...]) -> Exit:
+    click.echo(add_token(file, name, ROLES[role], namespaces))
+    return Exit.STOPPED
 
 
 def _offline(work: Callable[[Path], Checked], directory: Path) -> Exit:

@@ -7,40 +7,45 @@ then.
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import time
 from asyncio import Future
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import IntEnum
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
 from statestore.base import Limits
 from statestore.errors import BadRequest, Forbidden, Full, StateStoreError, TooLong, Unauthorized, UnknownMethod
 from statestore.wire import MAX_MESSAGE, PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
-from statestored import __version__
+from statestored import __version__, audit
+from statestored.access import Access
 from statestored.budget import Budget
-from statestored.engines.base import DEFAULT_NAMESPACE, START, Answer, Counts, Engine, Filter, Held, Sender, Space
+from statestored.clock import SteadyClock
+from statestored.engines.base import (
+    DEFAULT_NAMESPACE,
+    START,
+    Answer,
+    Counts,
+    Engine,
+    Filter,
+    Held,
+    Reply,
+    Sender,
+    Space,
+)
 from statestored.timeouts import Dropped
+from statestored.tls import ServerTls
+from statestored.tokens import Role, Token
 
 MAX_NAMESPACE = 255  # bytes
+MAX_SESSION = 2**63 - 1
 MAX_REPLY = MAX_MESSAGE  # bytes of a result
 NIL = b"\xc0"
+FEATURES = ("sessions", "not_after")
 
 T = TypeVar("T")
-# A packed result; or one that is `packed` within what is held; or a future of one.
-Reply = Union[bytes, Held[Any], "Future[bytes]"]
 _pack = text_packer()
-
-
-class Role(IntEnum):
-    """What a caller may do; each may also do what those before it may."""
-
-    NOBODY = 0
-    READ = 1
-    WRITE = 2
-    ADMIN = 3
 
 
 @dataclass(slots=True)
@@ -50,11 +55,13 @@ class Service:
     engine: Engine
     store_id: str
     limits: Limits = field(default_factory=Limits)
-    token: str | None = None
+    access: Access = field(default_factory=Access)
+    tls: ServerTls | None = None  # of the TCP addresses
     allow_clear: bool = False
     max_connections: int = 10_000
     budget: Budget = field(default_factory=Budget)
     started: float = field(default_factory=time.time)
+    clock: SteadyClock = field(default_factory=SteadyClock)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
     connections: int = 0
@@ -63,41 +70,92 @@ class Service:
 
 
 class Caller:
-    """Who asks, on one connection."""
+    """Who asks, on one connection.
 
-    __slots__ = ("allowed", "limits", "role", "service", "shortest", "space")
+    It comes from the address `peer`, works in `namespace`, with `token` where one was needed, and repeats the writes of
+    `session`, where it named one.
+    """
+
+    __slots__ = ("allowed", "limits", "namespace", "peer", "role", "service", "session", "shortest", "space", "token")
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.peer = ""
+        self.token: Token | None = None
         self.limits = service.limits
         self.shortest = min(self.limits.module, self.limits.sender, self.limits.state)
-        self.space: Space = service.engine.space(DEFAULT_NAMESPACE)
-        self.become(Role.ADMIN if service.token is None else Role.NOBODY)
+        self.session: int | None = None
+        self.work_in(DEFAULT_NAMESPACE)
+        self.become(Role.NOBODY if service.access.needed else Role.ADMIN)
+
+    def work_in(self, namespace: bytes) -> None:
+        self.space: Space = self.service.engine.space(namespace)
+        self.namespace = namespace
 
     def become(self, role: Role) -> None:
         self.role = role
         self.allowed = ALLOWED[role]
+
+    def renew(self) -> bool:
+        """The tokens have changed: go on with what ours may do now. False where it may not do this any more."""
+        if self.token is None:
+            return True
+        self.token = self.service.access.find(self.token.digest)
+        if self.token is None or not self.token.opens(self.namespace):
+            return False
+        self.become(self.token.role)
+        return True
+
+    def leave(self) -> None:
+        """The connection is closed."""
+        if self.session is not None:
+            self.service.engine.leave_session(self.session)
 
 
 def hello(caller: Caller, about: object) -> Reply:
     if not isinstance(about, dict):
         raise BadRequest("hello takes one map")
     service = caller.service
-    if service.token is not None:
-        _check_token(service.token, about.get(b"token"))
-    namespace = about.get(b"namespace", DEFAULT_NAMESPACE)
-    caller.space = service.engine.space(_stored_text("namespace", namespace, MAX_NAMESPACE))
-    caller.become(Role.ADMIN)
-    return _pack(
-        {
-            "version": PROTOCOL_VERSION,
-            "server": f"statestored {__version__}",
-            "store_id": service.store_id,
-            "features": [],
-            "limits": asdict(service.limits),
-            "time": time.time(),
-        }
-    )
+    asked = about.get(b"session")
+    if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_SESSION):
+        raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
+    token = service.access.admit(about.get(b"token"), caller.peer) if service.access.needed else None
+    namespace = _stored_text("namespace", about.get(b"namespace", DEFAULT_NAMESPACE), MAX_NAMESPACE)
+    if token is not None and not token.opens(namespace):
+        audit.namespace_refused(token.name, namespace)
+        raise Forbidden("the token does not open this namespace")
+    caller.work_in(namespace)
+    caller.token = token
+    caller.become(Role.ADMIN if token is None else token.role)
+    welcome = {
+        "version": PROTOCOL_VERSION,
+        "server": f"statestored {__version__}",
+        "store_id": service.store_id,
+        "features": FEATURES,
+        "limits": asdict(service.limits),
+        "time": service.clock.now(),
+    }
+    if asked is None:
+        return _pack(welcome)
+    session = service.engine.open_session(asked) if caller.role >= Role.WRITE else None
+    if isinstance(session, Held):
+        return _welcome_later(caller, welcome, session)
+    caller.session = session
+    return _pack({**welcome, "session": session})
+
+
+def _welcome_later(caller: Caller, welcome: dict[str, Any], opened: Held[int]) -> Future[bytes]:
+    """When the session is durable; where it cannot be, the caller has none."""
+    caller.session = opened.value
+    answer: Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def tell(_: None, error: StateStoreError | None) -> None:
+        if error is not None:
+            caller.session = None
+        answer.set_result(_pack({**welcome, "session": caller.session}))
+
+    opened.until.then(tell, None)
+    return answer
 
 
 def ping(_caller: Caller) -> Reply:
@@ -202,6 +260,7 @@ def count(caller: Caller, module: object, state: object) -> Reply:
 def clear(caller: Caller) -> Reply:
     if not caller.service.allow_clear:
         raise Forbidden("clear is off: start statestored with --allow-clear to have it")
+    audit.cleared(None if caller.token is None else caller.token.name, caller.namespace)
     return _answer(caller.space.clear(), _pack_nil)
 
 
@@ -218,6 +277,9 @@ def info(caller: Caller) -> Reply:
             "connections_dropped": sum(service.dropped.values()),
             "dropped": {str(why): number for why, number in service.dropped.items()},
             "buffered_bytes": service.budget.used,
+            "tokens_refused": service.access.refused,
+            "tokens_not_looked_at": service.access.shut_out,
+            "tls_failures": 0 if service.tls is None else service.tls.failures,
             "calls": {name.decode(): calls for name, calls in service.calls.items()},
             "errors": dict(service.errors),
             "engine": service.engine.name,
@@ -229,12 +291,13 @@ def info(caller: Caller) -> Reply:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How a method is called. Besides its parameters it takes one optional map, of which no key has a meaning yet."""
+    """How a method is called. Besides its parameters it takes one optional map: a write's options (see `writes`)."""
 
     name: str
     run: Callable[..., Reply]
     arity: int
     role: Role
+    writes: bool = False
     heavy: bool = False  # takes a sizeable part of a millisecond, or more: others have their turn after it
 
 
@@ -244,14 +307,14 @@ COMMANDS: dict[bytes, Command] = {
         Command("hello", hello, 1, Role.NOBODY),
         Command("ping", ping, 0, Role.READ),
         Command("get", get, 2, Role.READ),
-        Command("set", set_, 3, Role.WRITE),
-        Command("set_all", set_all, 2, Role.WRITE),
-        Command("compare_and_set", compare_and_set, 4, Role.WRITE),
+        Command("set", set_, 3, Role.WRITE, writes=True),
+        Command("set_all", set_all, 2, Role.WRITE, writes=True),
+        Command("compare_and_set", compare_and_set, 4, Role.WRITE, writes=True),
         Command("get_many", get_many, 1, Role.READ, heavy=True),
-        Command("set_many", set_many, 1, Role.WRITE, heavy=True),
+        Command("set_many", set_many, 1, Role.WRITE, writes=True, heavy=True),
         Command("scan", scan, 4, Role.READ, heavy=True),
         Command("count", count, 2, Role.READ, heavy=True),
-        Command("clear", clear, 0, Role.ADMIN, heavy=True),
+        Command("clear", clear, 0, Role.ADMIN, writes=True, heavy=True),
         Command("info", info, 0, Role.READ),
     )
 }
@@ -271,7 +334,7 @@ def find_command(caller: Caller, name: object) -> Command:
         raise BadRequest("a method's name must be a string")
     command = COMMANDS.get(name)
     if command is None:
-        raise UnknownMethod(f"there is no method {_shown(name)}")
+        raise UnknownMethod(f"there is no method {shown(name)}")
     if command.role > caller.role:
         if caller.role is Role.NOBODY:
             raise Unauthorized("a token is needed: say hello with one first")
@@ -279,17 +342,16 @@ def find_command(caller: Caller, name: object) -> Command:
     return command
 
 
-def check_params(command: Command, params: object) -> tuple[Any, ...]:
-    """The parameters without the optional map. Raises BadRequest."""
+def check_params(command: Command, params: object) -> tuple[tuple[Any, ...], dict[Any, Any]]:
+    """The parameters, and the options behind them. Raises BadRequest."""
     if not isinstance(params, tuple):
         raise BadRequest("parameters must be an array")
+    options: dict[Any, Any] = {}
     if len(params) == command.arity + 1 and isinstance(params[-1], dict):
-        for option in params[-1]:
-            raise BadRequest(f"{command.name} knows no option {_shown(option)}")
-        params = params[:-1]
+        *params, options = params
     if len(params) != command.arity:
         raise BadRequest(f"{command.name} takes {command.arity} parameters, not {len(params)}")
-    return params
+    return tuple(params), options
 
 
 def _key(limits: Limits, module: object, sender: object) -> tuple[bytes, Sender]:
@@ -335,14 +397,9 @@ def _item(value: object, size: int) -> tuple[Any, ...]:
     return value
 
 
-def _shown(name: bytes) -> str:
+def shown(name: object) -> str:
     """A name of the client's, for an error message."""
-    return repr(name[:40].decode("utf-8", "replace"))
-
-
-def _check_token(expected: str, given: object) -> None:
-    if not isinstance(given, bytes) or not hmac.compare_digest(given, expected.encode()):
-        raise Unauthorized("the token is wrong" if given else "a token is needed: put it into hello's map")
+    return repr(name[:40].decode("utf-8", "replace") if isinstance(name, bytes) else name)
 
 
 def _answer(answer: Answer[T], pack: Callable[[T], bytes]) -> Reply:

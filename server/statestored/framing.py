@@ -35,6 +35,7 @@ class Kind(IntEnum):
     BATCH = 1
     BUCKET = 2
     FOOTER = 3
+    SESSIONS = 4
 
 
 class Sequence(NamedTuple):

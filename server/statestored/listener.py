@@ -14,6 +14,7 @@ from statestored.timeouts import EVERY
 
 BACKLOG = 1024
 DRAIN = 0.2  # seconds in which requests that were on their way are told that the daemon is about to end
+TLS_PATIENCE = 5.0  # seconds for a peer to complete a handshake, or the end of a connection
 PATIENCE = 2.0  # seconds for clients to read their last answers
 
 
@@ -35,6 +36,11 @@ class Listener:
             else:
                 listening += await self._listen_tcp(address)
         return listening
+
+    def renew(self) -> None:
+        """After a change of the tokens: all connections are what theirs allow now, or end."""
+        for session in list(self._sessions):
+            session.renew()
 
     async def close(self) -> None:
         """Tell, wait, close: a client learns that its request was not applied, where that is so."""
@@ -70,9 +76,18 @@ class Listener:
         return Session(self._service, self._sessions, asyncio.get_running_loop().call_soon)
 
     async def _listen_tcp(self, address: TcpAddress) -> list[Address]:
-        loop = asyncio.get_running_loop()
+        loop, tls = asyncio.get_running_loop(), self._service.tls
+        patience = None if tls is None else TLS_PATIENCE
         try:
-            server = await loop.create_server(self._session, address.host, address.port, backlog=BACKLOG)
+            server = await loop.create_server(
+                self._session,
+                address.host,
+                address.port,
+                backlog=BACKLOG,
+                ssl=tls,
+                ssl_handshake_timeout=patience,
+                ssl_shutdown_timeout=patience,
+            )
         except OSError as error:
             raise StartError(f"cannot listen on {address}: {reason(error)}") from error
         self._servers.append(server)

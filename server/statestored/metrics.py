@@ -12,7 +12,10 @@ from statestored.commands import COMMANDS, Service
 # What an engine says of itself in `info`, where it does: the metric's kind, name and help.
 ENGINE_METRICS: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = {
     "entries": (GaugeMetricFamily, "statestored_entries", "States stored."),
+    "memory": (GaugeMetricFamily, "statestored_memory_bytes", "Memory that the states take, as it is estimated."),
+    "max_memory": (GaugeMetricFamily, "statestored_max_memory_bytes", "Where it is reached, nothing new is stored."),
     "namespaces": (GaugeMetricFamily, "statestored_namespaces", "Namespaces that have states."),
+    "sessions": (GaugeMetricFamily, "statestored_sessions", "Sessions of clients, in use or left not long ago."),
     "changes_since_snapshot": (
         GaugeMetricFamily,
         "statestored_changes_since_snapshot",
@@ -56,13 +59,25 @@ class _ServiceCollector(Collector):
         yield _by_label("statestored_requests", "Requests executed.", "method", calls)
         yield _by_label("statestored_errors", "Requests refused.", "code", service.errors)
         yield GaugeMetricFamily("statestored_connections", "Connections that are open.", service.connections)
-        yield CounterMetricFamily(
-            "statestored_connections_accepted", "Connections accepted.", service.connections_total
-        )
         yield _by_label("statestored_connections_dropped", "Connections closed by us.", "reason", service.dropped)
         yield GaugeMetricFamily(
             "statestored_buffered_bytes", "Requests in part, and answers that were not taken.", service.budget.used
         )
+        for name, help_, value in (
+            ("statestored_connections_accepted", "Connections accepted.", service.connections_total),
+            ("statestored_tokens_refused", "Wrong tokens.", service.access.refused),
+            (
+                "statestored_tokens_not_looked_at",
+                "Tokens from addresses that had to wait, after too many wrong ones.",
+                service.access.shut_out,
+            ),
+            (
+                "statestored_tls_failures",
+                "TLS handshakes that failed.",
+                0 if service.tls is None else service.tls.failures,
+            ),
+        ):
+            yield CounterMetricFamily(name, help_, value)
         about_engine = service.engine.info()
         for key, (kind, name, help_) in ENGINE_METRICS.items():
             if key in about_engine:

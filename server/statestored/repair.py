@@ -20,7 +20,7 @@ from statestored import files, framing
 from statestored.check import Checked, amount, refuse_nothing
 from statestored.datadir import IDENTITY, SET_ASIDE, DataDirectory, number_of, write_identity
 from statestored.engines.commits import now
-from statestored.engines.snapshots import load_snapshot, write_buckets
+from statestored.engines.snapshots import load_snapshot, write_states
 from statestored.engines.states import States
 from statestored.errors import DamagedFile, Exit, StartError
 from statestored.inspection import identify
@@ -56,7 +56,7 @@ async def _repair(directory: DataDirectory, found: Salvage, identity: DamagedFil
     number = max(*map(number_of, originals), last.epoch) + 1
     snapshot = directory.snapshot(number)
     with SnapshotWriter(snapshot, directory.store_id, now()) as writer:
-        entries = await write_buckets(found.states, writer)
+        entries = await write_states(found.states, writer)
         writer.flush()
         aside = _set_aside(directory, [*originals, *_damaged_identity(identity)])
         writer.finish(entries, last)
@@ -91,6 +91,8 @@ async def _read_back(directory: DataDirectory, states: States, snapshot: Path) -
         await load_snapshot(snapshot, directory.store_id, again)
         if len(again) != len(states):
             raise DamagedFile(snapshot, f"{len(states)} entries were written, and {len(again)} read back")
+        if len(again.sessions) != len(states.sessions):
+            raise DamagedFile(snapshot, f"{len(states.sessions)} sessions, and {len(again.sessions)} read back")
     except DamagedFile:
         files.remove(snapshot)
         raise

@@ -15,8 +15,8 @@ import structlog
 from statestore.errors import Internal, StateStoreError, Unavailable, to_wire
 from statestore.wire import text_packer
 from statestored.budget import OWN
-from statestored.commands import NIL, Reply, Service
-from statestored.engines.base import Commit, Held
+from statestored.commands import NIL, Service
+from statestored.engines.base import Commit, Held, Reply
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from statestored import framing
 from statestored.datadir import SEGMENT, DataDirectory, number_of
 from statestored.engines.base import START
 from statestored.engines.recovery import recover, replay_batch
-from statestored.engines.snapshots import BucketLoader
+from statestored.engines.snapshots import BlockLoader
 from statestored.engines.states import PUT, States
 from statestored.engines.table import POSITION_BITS, position_of
 from statestored.errors import DamagedFile, TooNew
@@ -159,7 +159,7 @@ def _load(directory: DataDirectory, path: Path, found: Salvage) -> Content:
     if file_id is None:
         content.is_unreadable = True
         return content
-    loader = None if found.states.tables else BucketLoader(found.states)
+    loader, is_first = BlockLoader(found.states), not found.states.tables
     for piece in read_pieces(path, file_id, path.stat().st_size):
         if isinstance(piece, Gap):
             content.note(piece, "block")
@@ -168,13 +168,14 @@ def _load(directory: DataDirectory, path: Path, found: Salvage) -> Content:
         try:
             if piece.kind == Kind.FOOTER:
                 content.footer = footer_of(path, piece)
-            elif loader is not None:
+            elif is_first or piece.kind == Kind.SESSIONS:
                 before = len(found.states)
                 loader.load(path, piece)
                 content.entries += len(found.states) - before
             else:
                 content.entries += _load_over(path, piece, found.states)
         except DamagedFile as damage:
+            _take_back(found.states)
             content.damage.append(damage)
         else:
             content.count(piece)
@@ -197,7 +198,7 @@ def _load_over(path: Path, block: Frame, states: States) -> int:
                 entries += bool(states.apply([(PUT, namespace, module, sender, state)], day))
     except (ValueError, TypeError, IndexError) as error:
         _take_back(states)
-        raise DamagedFile(path, f"a bucket that makes no sense: {error}", block.offset) from error
+        raise DamagedFile(path, f"a block that makes no sense: {error}", block.offset) from error
     states.cut()
     states.settle()
     return entries
@@ -311,5 +312,6 @@ def _go_on(found: Salvage, after: framing.Sequence) -> None:
 def _take_back(states: States) -> None:
     """What was applied of something that then made no sense."""
     states.revert()
+    states.sessions.revert()
     for table in states.tables.values():
         table.revert()

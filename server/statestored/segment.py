@@ -164,6 +164,10 @@ class SegmentReader:
 def _origin(path: Path, details: dict[bytes, Any]) -> Origin:
     try:
         named = {name.decode(): value for name, value in details.items()}
-        return Origin(**{**named, "after": Sequence(*named["after"])})
+        origin = Origin(**{**named, "after": Sequence(*named["after"])})
+        numbers = (*origin.after, *(value for name, value in named.items() if name not in ("after", "boot")))
+        if not isinstance(origin.boot, bytes) or any(type(number) is not int or number < 0 for number in numbers):
+            raise TypeError
+        return origin
     except (KeyError, TypeError, UnicodeDecodeError) as error:
         raise DamagedFile(path, "the header makes no sense") from error

@@ -36,8 +36,6 @@ from statestored.commands import (
     NIL,
     Caller,
     Command,
-    Reply,
-    Role,
     Service,
     check_params,
     find_command,
@@ -46,9 +44,12 @@ from statestored.commands import (
     set_,
     set_together,
 )
+from statestored.engines.base import Reply
 from statestored.extent import Extent, Garbage
 from statestored.responses import Responses
 from statestored.timeouts import Dropped, Watch
+from statestored.tokens import Role
+from statestored.writes import run_with
 
 log = structlog.get_logger()
 
@@ -77,6 +78,7 @@ _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # o
 # The loop has one thread, and what is read is used up at once: all connections can read into the same place, and use
 # the same decoder, which holds nothing between two turns.
 _buffer = memoryview(bytearray(READ_SIZE))
+_NOBODY = asyncio.BufferedProtocol()
 
 
 class NotYet(Exception):
@@ -178,6 +180,7 @@ class Session(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         service = self._service
         self._transport = cast(asyncio.Transport, transport)
+        self._caller.peer = _address(transport.get_extra_info("peername"))
         self._responses = Responses(service, self._transport)
         if service.connections >= service.max_connections:
             self._give_up(Dropped.TOO_MANY)
@@ -194,8 +197,10 @@ class Session(asyncio.BufferedProtocol):
             self._sessions.remove(self)
             self._budget.forget(self)
             self._service.connections -= 1
-        # The cycle with the transport keeps this one until the collector comes.
-        self._rest.clear()
+            self._caller.leave()
+        # What leads back here would keep all of this, and what TLS has for it, until the collector comes.
+        self._responses.then = None
+        self._transport.set_protocol(_NOBODY)
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return _buffer
@@ -214,9 +219,10 @@ class Session(asyncio.BufferedProtocol):
             self._count_held()
 
     def eof_received(self) -> bool:
+        """The answers under way still go out, but with TLS, where one side cannot end alone."""
         self._eof = True
         self._responses.then = self._after_waiting
-        return self._responses.waiting > 0  # then the answers under way still go out
+        return self._responses.waiting > 0 and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
         self._paused = self._stop = True
@@ -236,6 +242,11 @@ class Session(asyncio.BufferedProtocol):
         """From now on every request is answered `shutting_down`."""
         self._draining = True
         self._caller.allowed = {}
+
+    def renew(self) -> None:
+        """The tokens have changed: whoever's is gone, or does not open its namespace any more, has to go."""
+        if not self._draining and not self._caller.renew():
+            self.close()
 
     def close(self) -> None:
         """What was answered, or is held, still goes out, if the client reads."""
@@ -351,7 +362,7 @@ class Session(asyncio.BufferedProtocol):
         except Incomplete:
             is_cut = True
         except (*DECODE_ERRORS, Garbage) as error:
-            broken = error
+            broken = error.with_traceback(None)  # which has this frame, and that has `broken`
         if sets:
             self._set_each(set_heads, sets)
         if gets:
@@ -402,9 +413,15 @@ class Session(asyncio.BufferedProtocol):
     def _run(self, head: bytes, command: Command | None, message: Any) -> bool:
         """Returns whether it was, or has to wait for its turn."""
         try:
-            if command is not None and type(message[3]) is tuple and len(message[3]) == command.arity:
+            params = None if command is None else message[3]
+            if command is None or type(params) is not tuple:
+                reply = self._run_unusual(message)
+            elif len(params) == command.arity:
                 self._service.calls[message[2]] += 1
-                reply = command.run(self._caller, *message[3])
+                reply = command.run(self._caller, *params)
+            elif len(params) == command.arity + 1 and type(params[-1]) is dict:
+                self._service.calls[message[2]] += 1
+                reply = run_with(self._caller, command, params[:-1], params[-1])
             else:
                 reply = self._run_unusual(message)
         except Garbage:
@@ -418,7 +435,7 @@ class Session(asyncio.BufferedProtocol):
         return True
 
     def _run_unusual(self, message: Any) -> Reply:
-        """What is not as it mostly is: a hello, something heavy, an option, or an error, which is raised."""
+        """What is not as it mostly is: a hello, something heavy, or an error, which is raised."""
         if not isinstance(message, tuple):
             raise Garbage("a message is no array")
         _, _, name, params = message
@@ -427,7 +444,7 @@ class Session(asyncio.BufferedProtocol):
         command = find_command(self._caller, name)
         if command.run is hello:
             return self._hello(command, params)
-        params = check_params(command, params)
+        params, options = check_params(command, params)
         if command.heavy:
             if not (self._has_turn or self._sessions.turns.take(self._call_soon)):
                 self._wait_for_turn()
@@ -437,7 +454,7 @@ class Session(asyncio.BufferedProtocol):
             self._transport.pause_reading()
             self._call_soon(self._go_on)
         self._service.calls[name] += 1
-        return command.run(self._caller, *params)
+        return run_with(self._caller, command, params, options) if options else command.run(self._caller, *params)
 
     def _hello(self, command: Command, params: Any) -> Reply:
         """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
@@ -445,7 +462,8 @@ class Session(asyncio.BufferedProtocol):
             if not self._responses.untouched():
                 raise BadRequest("hello must come before everything else")
             self._service.calls[b"hello"] += 1
-            reply = hello(self._caller, *check_params(command, params))
+            params, options = check_params(command, params)
+            reply = run_with(self._caller, command, params, options)
         except StateStoreError:
             self._refused = self._stop = True
             raise
@@ -511,6 +529,8 @@ class Session(asyncio.BufferedProtocol):
             self._held_of_budget = held
             responses.then = self._after_waiting
             self._budget.hold(self, held)
+        if self._short and held <= OWN:
+            self.resume()
 
     def _mind_what_is_held(self) -> None:
         """Where it is too much, for one or for all together, this one has to wait."""
@@ -537,7 +557,7 @@ class Session(asyncio.BufferedProtocol):
         self._has_turn = False
 
     def resume(self) -> None:
-        """Called when there is room in the budget again."""
+        """There is room in the budget again, or this one takes nothing of it any more."""
         self._short = False
         self._call_soon(self._go_on)
 
@@ -573,6 +593,11 @@ class Session(asyncio.BufferedProtocol):
 
 def new_decoder() -> Decoder:
     return Decoder(raw=True, max_buffer=MAX_MESSAGE + READ_SIZE, max_items=MAX_ITEMS)
+
+
+def _address(peername: object) -> str:
+    """Of a TCP connection; empty for a unix socket's."""
+    return str(peername[0]) if isinstance(peername, tuple) else ""
 
 
 def _head(msgid: Any) -> bytes:

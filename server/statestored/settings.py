@@ -14,9 +14,10 @@ from typing import Any
 
 import click
 
-from statestore.address import Address, parse_address
+from statestore.address import Address, TcpAddress, parse_address
 from statestored.errors import StartError
 from statestored.log import FORMATS, LEVELS
+from statestored.tls import TlsFiles
 
 PREFIX = "STATESTORED_"
 TOKEN_VARIABLE = PREFIX + "TOKEN"  # in the environment only: a flag would show it to everybody who lists processes
@@ -93,8 +94,19 @@ class Settings:
     engine: str = _setting(
         "What holds the states: embedded: is this process.", click.Choice(["embedded:"]), "embedded:"
     )
-    token_file: Path | None = _setting(
-        "A file with the token that clients must give; or set STATESTORED_TOKEN.",
+    tokens: Path | None = _setting(
+        "A file with the tokens that clients must give, made with `statestored token`; or set STATESTORED_TOKEN.",
+        PathType(dir_okay=False, optional=True),
+        None,
+    )
+    tls_cert: Path | None = _setting(
+        "The server's certificate: with it the TCP addresses of --listen speak TLS.",
+        PathType(dir_okay=False, optional=True),
+        None,
+    )
+    tls_key: Path | None = _setting("The certificate's key.", PathType(dir_okay=False, optional=True), None)
+    tls_client_ca: Path | None = _setting(
+        "Authorities: with them each client needs a certificate from one of these.",
         PathType(dir_okay=False, optional=True),
         None,
     )
@@ -160,19 +172,26 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
-def read_token(settings: Settings, environment: Mapping[str, str]) -> str | None:
-    """The token that clients must give, or None. Raises StartError."""
+def own_token(environment: Mapping[str, str]) -> str | None:
+    """The token that is given in the environment, or None. Raises StartError."""
     token = environment.get(TOKEN_VARIABLE)
-    if settings.token_file is not None:
-        if token is not None:
-            raise StartError(f"both {TOKEN_VARIABLE} and --token-file are given: leave one of them out")
-        try:
-            token = settings.token_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise StartError(f"--token-file {settings.token_file} cannot be read: {error}") from error
     if token is not None and not (token and token.isascii() and token.isprintable()):
-        raise StartError("the token is empty, or not printable ASCII: make one with `openssl rand -hex 32`")
+        raise StartError(f"{TOKEN_VARIABLE} is empty, or not printable ASCII: make a token with `openssl rand -hex 32`")
     return token
+
+
+def tls_files(settings: Settings) -> TlsFiles | None:
+    """None where there is to be no TLS. Raises StartError where the settings contradict each other."""
+    certificate, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
+    if certificate is None or key is None:
+        for setting, value in (("--tls-cert", certificate), ("--tls-key", key), ("--tls-client-ca", client_ca)):
+            if value is not None:
+                missing = "--tls-cert" if certificate is None else "--tls-key"
+                raise StartError(f"{setting} needs {missing} as well")
+        return None
+    if not any(isinstance(address, TcpAddress) for address in settings.listen):
+        raise StartError("--tls-cert is for TCP addresses, and --listen names none: leave it out, or add one")
+    return TlsFiles(certificate, key, client_ca)
 
 
 def _option(setting: "Field[Any]") -> click.Option:

@@ -1,4 +1,4 @@
-"""The snapshot file: buckets of entries, then a footer that counts them. docs/formats.md describes it byte by byte.
+"""The snapshot file: buckets of entries, sessions, and a footer. docs/formats.md describes it byte by byte.
 
 Each block is a frame (see `framing`), numbered from 1, and its payload one MessagePack value.
 """
@@ -143,7 +143,7 @@ def _number(path: Path) -> int:
 
 def content_of(path: Path, frame: Frame) -> Any:
     """What a block holds: tuples, and text as bytes. Raises TooNew for a kind of a later release."""
-    if frame.kind not in (Kind.BUCKET, Kind.FOOTER):
+    if frame.kind not in (Kind.BUCKET, Kind.SESSIONS, Kind.FOOTER):
         raise TooNew(path, f"a block of kind {frame.kind}", FORMAT)
     return unpack_content(path, frame)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 from asyncio import StreamReader, StreamWriter
 from collections import defaultdict
@@ -22,8 +23,11 @@ WELCOME = {"store_id": "s1", "version": 1, "limits": {"module": 1024, "sender": 
 class Server:
     """`serve` runs for each connection, which ends when it returns; all in a thread with a loop of its own."""
 
-    def __init__(self, serve: Callable[[StreamReader, StreamWriter], Awaitable[None]]) -> None:
+    def __init__(
+        self, serve: Callable[[StreamReader, StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
+    ) -> None:
         self._serve = serve
+        self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="test-server")
         self._tasks: set[asyncio.Task[None] | None] = set()
@@ -32,7 +36,7 @@ class Server:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._server = self._run(asyncio.start_server(self._handle, "127.0.0.1", 0))
+        self._server = self._run(asyncio.start_server(self._handle, "127.0.0.1", 0, ssl=self._tls))
         self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
         return self
 
@@ -122,7 +126,7 @@ def says(data: bytes) -> Server:
     return Server(serve)
 
 
-def answers(answer: Callable[[str, list[Any]], tuple[Any, Any]]) -> Server:
+def answers(answer: Callable[[str, list[Any]], tuple[Any, Any]], tls: ssl.SSLContext | None = None) -> Server:
     """A server that speaks our protocol: `answer(method, params)` is (error, result), or raises to hang up."""
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
@@ -131,7 +135,7 @@ def answers(answer: Callable[[str, list[Any]], tuple[Any, Any]]) -> Server:
             _, msgid, method, params = msgpack.unpackb(await messages.read(), raw=False)
             writer.write(msgpack.packb((RESPONSE, msgid, *answer(method, params))))
 
-    return Server(serve)
+    return Server(serve, tls)
 
 
 class Messages:
@@ -198,3 +202,36 @@ class Proxy(Server):
                     return
         finally:
             to_daemon.close()
+
+
+class Severing(Server):
+    """Between a client that pipelines and the daemon at `target`: each connection is cut after so many bytes."""
+
+    def __init__(self, target: str, bytes_until_cut: Callable[[], int | None]) -> None:
+        """bytes_until_cut: asked for each direction of each connection; None: never."""
+        super().__init__(self._relay)
+        self._target = target
+        self._bytes_until_cut = bytes_until_cut
+
+    async def _relay(self, client: StreamReader, to_client: StreamWriter) -> None:
+        host, _, port = self._target.rpartition(":")
+        daemon, to_daemon = await asyncio.open_connection(host, int(port))
+        directions = [
+            asyncio.ensure_future(self._pass_on(client, to_daemon)),
+            asyncio.ensure_future(self._pass_on(daemon, to_client)),
+        ]
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for direction in directions:
+                direction.cancel()
+            await asyncio.wait(directions)
+            to_daemon.close()
+            to_client.transport.abort()  # what the client has not got yet it does not get
+
+    async def _pass_on(self, reader: StreamReader, writer: StreamWriter) -> None:
+        left = self._bytes_until_cut()
+        while data := await reader.read(2**16):
+            writer.write(data[:left])
+            if left is not None and (left := left - len(data)) <= 0:
+                return

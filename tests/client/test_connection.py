@@ -20,9 +20,9 @@ from aiosmtpd.handlers import Sink
 
 from statestore import BadRequest, RemoteStorage, Unauthorized, Unavailable
 from statestore.address import parse_address
-from statestore.connection import Connection, ConnectionLost
+from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.protocol import WrongServer
+from statestore.protocol import ConnectionLost, WrongServer
 from tests.client.servers import WELCOME, Messages, Server, answers, black_hole, found, hanging_look_up, refused, says
 from tests.daemon import Daemon
 

@@ -35,17 +35,9 @@ def test_no_step_begins_when_nothing_is_left(clock: Clock, late: float) -> None:
         deadline.left()
 
 
-@pytest.mark.parametrize(("pause", "slept"), [(0.5, 0.5), (1, 0.95), (1.5, 0.95)])
-def test_a_pause_ends_with_the_deadline(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, pause: float, slept: float
-) -> None:
-    naps: list[float] = []
-    monkeypatch.setattr(time, "sleep", naps.append)
-    deadline = Deadline(2)
+def test_within_a_deadline_there_may_be_an_earlier_one(clock: Clock) -> None:
+    deadline = Deadline(5)
     clock.now += 1
-    deadline.sleep(pause)
-    clock.now += 0.94
-    deadline.sleep(pause)
-    clock.now += 5
-    deadline.sleep(pause)
-    assert naps == pytest.approx([slept, 0.06, 0])
+    assert deadline.within(3).left() == 3
+    assert deadline.within(3).seconds == 3
+    assert deadline.within(4.5) is deadline

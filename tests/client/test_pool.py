@@ -9,16 +9,21 @@ from typing import Any, cast
 
 import pytest
 
-from statestore import pool
-from statestore.connection import Connection, ConnectionLost
+from statestore import Limits, Unavailable, forks
+from statestore.calls import Call
+from statestore.connection import Connection
 from statestore.deadline import Deadline
 from statestore.pool import Pool
-from statestore.protocol import Response
+from statestore.protocol import ConnectionLost, Response, Welcome
+from statestore.store import Store
+from tests.client.scripts import run_script
 
 PATIENCE = 20.0  # seconds after which a test has hung
 
 
 class FakeConnection:
+    welcome = Welcome("s1", 1, Limits())
+
     def __init__(self, answer: Callable[[str], Any]) -> None:
         self._answer = answer
         self.calls: list[str] = []
@@ -28,7 +33,8 @@ class FakeConnection:
     def call(self, method: str, _params: tuple[Any, ...], _deadline: Deadline) -> Response:
         assert not self.closed
         self.calls.append(method)
-        return Response(1, None, self._answer(method))
+        answer = self._answer(method)
+        return Response(1, answer, None) if isinstance(answer, Exception) else Response(1, None, answer)
 
     def close(self) -> None:
         self.closed += 1
@@ -42,7 +48,7 @@ class Factory:
         self.answer: Callable[[str], Any] = str.upper
         self.failure: BaseException | None = None
 
-    def __call__(self, _deadline: Deadline) -> Connection:
+    def __call__(self, _call: Call) -> Connection:
         if self.failure is not None:
             raise self.failure
         self.made.append(FakeConnection(lambda method: self.answer(method)))
@@ -58,7 +64,13 @@ def factory() -> Factory:
 
 
 def ask(pool: Pool, method: str = "get", seconds: float = PATIENCE) -> Any:
-    return pool.call(method, (), Deadline(seconds)).result
+    return pool.call(Call(reached(), method, (), Deadline(seconds))).result
+
+
+def reached() -> Store:
+    store = Store("there")
+    store.answered(writing=False)
+    return store
 
 
 class Gate:
@@ -146,13 +158,26 @@ def test_a_connection_that_cannot_be_made_leaves_its_place_free(factory: Factory
     assert ask(pool, seconds=0.5) == "GET"
 
 
-def test_what_the_server_has_closed_meanwhile_is_not_used(factory: Factory) -> None:
+@pytest.mark.parametrize(("method", "connections"), [("set", 1), ("compare_and_set", 2)])
+def test_only_for_what_cannot_be_repeated_is_it_looked_whether_the_server_has_hung_up(
+    factory: Factory, method: str, connections: int
+) -> None:
     pool = Pool(factory, 1)
     ask(pool)
     factory.made[0].is_stale = True
-    assert ask(pool, "set") == "SET"
-    assert [connection.calls for connection in factory.made] == [["get"], ["set"]]
-    assert [connection.closed for connection in factory.made] == [1, 0]
+    ask(pool, method)
+    assert len(factory.made) == connections
+    assert factory.made[-1].calls[-1] == method
+    assert factory.open() == 1
+
+
+def test_whoever_cannot_answer_now_is_not_asked_again(factory: Factory) -> None:
+    pool = Pool(factory, 1)
+    factory.answer = lambda _: Unavailable("the disk is full")
+    ask(pool)
+    assert factory.open() == 0
+    factory.answer = str.upper
+    assert ask(pool, seconds=0.5) == "GET"
 
 
 def test_dropping_what_is_idle_leaves_the_busy_alone(factory: Factory, gate: Gate) -> None:
@@ -171,19 +196,77 @@ def test_dropping_what_is_idle_leaves_the_busy_alone(factory: Factory, gate: Gat
     assert len(factory.made) == 3
 
 
-def test_a_child_begins_anew_even_where_the_parent_was_busy(factory: Factory, gate: Gate) -> None:
-    parent = Pool(factory, 2)
-    with ThreadPoolExecutor(2) as threads:
-        calls = [threads.submit(ask, parent) for _ in range(2)]
-        assert all(gate.entered.acquire(timeout=PATIENCE) for _ in calls)
-        gate.open.set()
-        assert [call.result() for call in calls] == ["GET", "GET"]
+def test_a_child_begins_anew_even_where_the_parent_was_busy(factory: Factory) -> None:
+    pool = Pool(factory, 2)
+    ask(pool)
     for _ in range(2):
-        parent._permits.get(timeout=PATIENCE)  # a thread of the parent's is
-    pool._after_fork_in_child()
-    assert factory.open() == 0
-    assert ask(parent, seconds=0.5) == "GET"
-    assert len(factory.made) == 3
+        pool._permits.get(timeout=PATIENCE)  # threads of the parent's are
+    forks._after_fork_in_child()
+    assert ask(pool, seconds=0.5) == "GET"
+    assert len(factory.made) == 2
+
+
+def test_a_call_that_forks_in_the_middle_brings_nothing_into_the_child(factory: Factory) -> None:
+    """As a signal's handler can."""
+    pool = Pool(factory, 1)
+
+    def fork(method: str) -> str:
+        forks._after_fork_in_child()
+        return method
+
+    factory.answer = fork
+    ask(pool)
+    factory.answer = str.upper
+    assert ask(pool) == "GET"
+    assert len(factory.made) == 2  # the first is the parent's
+    assert pool._permits.qsize() == 1
+
+
+def test_interrupts_at_any_moment_lose_no_permit() -> None:
+    run_script(
+        """
+        import random, signal
+        from statestore import Limits
+        from statestore.calls import Call
+        from statestore.deadline import Deadline
+        from statestore.pool import Pool
+        from statestore.protocol import Response, Welcome
+        from statestore.store import Store
+
+        class Interrupt(BaseException):
+            pass
+
+        def interrupt(*_):
+            raise Interrupt
+
+        class Connection:
+            welcome = Welcome("s1", 1, Limits())
+            busy = False
+
+            def call(self, method, params, deadline):
+                assert not self.busy
+                self.busy = True
+                response = Response(1, None, None)
+                self.busy = False
+                return response
+
+            def close(self):
+                pass
+
+        store = Store("there")
+        store.answered(writing=False)
+        pool = Pool(lambda _: Connection(), 1)
+        signal.signal(signal.SIGALRM, interrupt)
+        for _ in range(3000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
+                while True:
+                    pool.call(Call(store, "get", (), Deadline(5)))
+            except Interrupt:
+                pass
+            assert pool._permits.qsize() == 1
+        """
+    )
 
 
 def test_a_pool_that_nobody_needs_is_forgotten(factory: Factory) -> None:

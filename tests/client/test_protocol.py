@@ -49,6 +49,8 @@ def test_hello_says_who_we_are_and_no_token_where_there_is_none() -> None:
     assert msgpack.unpackb(data)[2:] == ["hello", [about]]
     _, data = ClientProtocol().hello("shop", "secret")
     assert msgpack.unpackb(data)[3] == [about | {"token": "secret"}]
+    _, data = ClientProtocol().hello("shop", None, 0)
+    assert msgpack.unpackb(data)[3] == [about | {"session": 0}]
 
 
 def test_ids_are_different_and_begin_anew_after_the_last() -> None:
@@ -164,7 +166,8 @@ def test_noise_is_never_more_than_a_wrong_server(noise: bytes) -> None:
         (b"SSH-2.0-OpenSSH_9.2\r\n", "an SSH server"),
         (b"+OK ready\r\n", "a POP3 server"),
         (b"* OK IMAP4rev1\r\n", "an IMAP server"),
-        (b"\x15\x03\x03\x00\x02\x02\x46", "a TLS server"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "a TLS server (for statestored with TLS, set tls or STATESTORE_TLS)"),
+        (b"\x16\x03\x03\x00\x57\x02\x00", "a TLS server (for statestored with TLS, set tls or STATESTORE_TLS)"),
         (b"\x00", "something that says '\\x00'"),
         (b"What is it that you want?", "something that says 'What is it that '"),
     ],
@@ -185,7 +188,15 @@ def test_whatever_it_says_the_name_is_one_line_of_ascii(said: bytes) -> None:
 
 
 def test_a_welcome_may_hold_what_we_do_not_know() -> None:
-    assert Welcome.parse(GREETING) == Welcome("6c7f", 1, Limits(1, 2, 3, 4))
+    assert Welcome.parse(GREETING) == Welcome("6c7f", 1, Limits(1, 2, 3, 4), features=frozenset({"later"}))
+
+
+def test_a_welcome_says_the_session_the_features_and_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 50.0)
+    welcome = Welcome.parse(GREETING | {"session": 2**62, "features": ["sessions", "later"], "time": 1000.5})
+    assert (welcome.session, welcome.features) == (2**62, {"sessions", "later"})
+    assert welcome.server_time(at=52.0) == 1002.5
+    assert Welcome.parse(GREETING | {"session": None}).session is None
 
 
 @pytest.mark.parametrize(
@@ -199,6 +210,9 @@ def test_a_welcome_may_hold_what_we_do_not_know() -> None:
         GREETING | {"limits": {"module": 1}},
         GREETING | {"limits": {"module": "x", "sender": 1, "state": 1, "items": 1}},
         GREETING | {"version": None},
+        GREETING | {"session": "x"},
+        GREETING | {"features": None},
+        GREETING | {"time": "noon"},
     ],
 )
 def test_another_welcome_is_from_another_server(greeting: object) -> None:

@@ -7,6 +7,7 @@ import resource
 import secrets
 import sys
 import time
+from functools import partial
 from random import Random
 from typing import NoReturn
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         more = " --guided" if options.guided else ""
         _say(f"python -m tests.fuzz {name} --inputs {options.inputs} --seed {options.seed}{more}")
         if options.guided:
-            fuzz_guided(TARGETS[name], options.inputs, options.seed, _say, lambda run: _finish(name, run))
+            fuzz_guided(TARGETS[name], options.inputs, options.seed, _say, partial(_finish, name))
         run = fuzz(TARGETS[name], at_random(Random(f"{options.seed}/{name}")), options.inputs, _say)
         _say(*_summary(name, run))
         failed = failed or bool(run.faults)

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Choices:
-    """Each choice takes some of the bytes. When there are no more, each is the first of what there is to choose from."""
+    """Each choice takes some of the bytes. When there are no more, each is the first of what there is to choose."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -141,7 +141,9 @@ def _cells(choices: Choices) -> list[bytes]:
     if choices.once_in(16):
         modules = choices.one_of(((), (b"a", b"a")))
     return [
-        array(*_parts_changed(choices, [pack(module), _of(choices, (b"A", b"B", b"START")), pack(choices.one_of(DAYS))]))
+        array(
+            *_parts_changed(choices, [pack(module), _of(choices, (b"A", b"B", b"START")), pack(choices.one_of(DAYS))])
+        )
         for module in modules
     ]
 

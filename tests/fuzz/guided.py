@@ -1,4 +1,4 @@
-"""The same with atheris (libFuzzer for Python): inputs that make the code do something new are kept and changed further."""
+"""The same with atheris (libFuzzer for Python): inputs that make the code do something new are kept and changed."""
 
 import sys
 from collections.abc import Callable

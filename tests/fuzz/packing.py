@@ -6,7 +6,27 @@ import msgpack
 
 from tests.fuzz.choices import Choices
 
-INTEGERS = (0, 1, 2, 3, 16, 17, 127, 128, 255, 1000, 1001, 1024, 65535, 2**31, 2**32 - 1, 2**32, 2**53, 2**63, 2**64 - 1)
+INTEGERS = (
+    0,
+    1,
+    2,
+    3,
+    16,
+    17,
+    127,
+    128,
+    255,
+    1000,
+    1001,
+    1024,
+    65535,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**53,
+    2**63,
+    2**64 - 1,
+)
 INTEGERS += (-1, -32, -33, -128, -(2**31), -(2**63))
 FLOATS = (0.0, 1.0, -1.0, 1.5, 1e300, float("nan"), float("inf"))
 # Text that is text, that is nearly, and that is none.

@@ -92,7 +92,9 @@ def _maybe(choices: Choices, of: Callable[[Choices], bytes]) -> bytes:
 
 def _items(choices: Choices, *of: Callable[[Choices], bytes]) -> bytes:
     if choices.once_in(16):  # so many that it is about too many
-        return array_head(count := choices.one_of((999, 1000, 1001, 1024, 1025))) + count * array(*(make(choices) for make in of))
+        return array_head(count := choices.one_of((999, 1000, 1001, 1024, 1025))) + count * array(
+            *(make(choices) for make in of)
+        )
     items = [array(*(make(choices) for make in of)) for _ in range(choices.below(6))]
     if choices.once_in(16):
         items.append(value(choices))

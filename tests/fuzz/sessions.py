@@ -310,5 +310,3 @@ def _bytes(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
     return tuple(map(_bytes, value)) if isinstance(value, list) else value
-
-

@@ -1,4 +1,4 @@
-"""`python -m tests.hostile`: each kind in turn, with a daemon of its own; exits 1 where the daemon does not keep to L2."""
+"""`python -m tests.hostile`: each kind in turn, with a daemon of its own; exits 1 where it does not keep to L2."""
 
 import argparse
 import sys
@@ -66,7 +66,9 @@ def _lines(title: str, outcome: Outcome) -> list[str]:
 
 
 def _shown(latency: Latency) -> str:
-    return f"p50 {latency.p50:6.2f} ms  p99 {latency.p99:6.2f} ms  longest {latency.longest:7.2f} ms  ({latency.count:,})"
+    return (
+        f"p50 {latency.p50:6.2f} ms  p99 {latency.p99:6.2f} ms  longest {latency.longest:7.2f} ms  ({latency.count:,})"
+    )
 
 
 def _mib(size: int) -> str:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from statestored.datadir import IDENTITY, read_identity
-from statestored.engines.snapshots import write_buckets
+from statestored.engines.snapshots import write_states
 from statestored.engines.states import MS_A_DAY
 from statestored.framing import FRAME_SIZE, Frame
 from statestored.inspection import find_file_id, read_pieces
@@ -47,7 +47,7 @@ async def _make(path: Path) -> None:
 async def snapshot(daemon: Daemon) -> Path:
     path = daemon.directory.snapshot(daemon.journal.number)
     with SnapshotWriter(path, daemon.directory.store_id, TODAY * MS_A_DAY) as writer:
-        writer.finish(await write_buckets(daemon.states, writer), daemon.journal.last)
+        writer.finish(await write_states(daemon.states, writer), daemon.journal.last)
     return path
 
 

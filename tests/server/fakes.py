@@ -14,6 +14,7 @@ import pytest
 
 from statestore.errors import StateStoreError
 from statestored import files
+from statestored.access import Access
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
 from statestored.engines import commits
@@ -54,8 +55,11 @@ def engine_without_files(max_namespaces: int = 1000, quota: Quota = Quota()) -> 
     return engine
 
 
-def make_service(engine: Any = None, **settings: Any) -> Service:
-    return Service(engine or engine_without_files(), store_id=STORE_ID, **settings)
+def make_service(
+    engine: Any = None, *, token: str | None = None, tokens: Path | None = None, **settings: Any
+) -> Service:
+    """Where there is a `token`, it may do everything; `tokens` is a file of them."""
+    return Service(engine or engine_without_files(), store_id=STORE_ID, access=Access(tokens, token), **settings)
 
 
 class LaterEngine:
@@ -122,12 +126,15 @@ class HeldCommit:
     """Writes that become durable, or are taken back, when the test says so."""
 
     def __init__(self) -> None:
+        self.is_settled = False
+        self.error: StateStoreError | None = None
         self._waiting: list[tuple[Callable[[Any, StateStoreError | None], None], Any]] = []
 
     def then(self, callback: Callable[[T, StateStoreError | None], None], argument: T) -> None:
         self._waiting.append((callback, argument))
 
     def settle(self, error: StateStoreError | None = None) -> None:
+        self.is_settled, self.error = True, error
         for callback, argument in self._waiting:
             callback(argument, error)
 
@@ -286,6 +293,12 @@ class Wire(asyncio.Transport):
         self._closing = True
         self.session.connection_lost(None)
 
+    def look(self, times: int = 1) -> None:
+        """So many seconds pass."""
+        for _ in range(times):
+            self.sessions.watch.tick()
+            self.session._budget.tick()
+
     def _deliver(self) -> None:
         while (self._unsent and not (self._is_reading_paused or self._closing)) or self._turns:
             if self._turns:
@@ -311,6 +324,11 @@ class Wire(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._is_reading_paused = False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
+
+    def can_write_eof(self) -> bool:
+        return True
 
     def close(self) -> None:
         self._closing = True

@@ -16,7 +16,7 @@ from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect, States
 from statestored.framing import HEADER_SIZE, Frame
 from statestored.journal import Journal
 from statestored.segment import SegmentReader
-from tests.server.models import TODAY, Model, apply, content, without_empty
+from tests.server.models import TODAY, Model, Remembered, apply, content, remembered, without_empty
 
 OTHER_BOOT = b"after the reboot"
 DROPPED = "the end of the journal is no whole batch, and was left out"  # what the log says
@@ -89,6 +89,7 @@ class Daemon:
 
 class Recovered(NamedTuple):
     states: dict[bytes, Model]
+    sessions: Remembered
     dropped: int  # bytes, as the log says
     journal: Journal
 
@@ -104,7 +105,8 @@ async def recovered_in(directory: DataDirectory) -> Recovered:
     states = States()
     with capture_logs() as logs:
         found = await recover(directory, states)
-    return Recovered(content(states), sum(entry["bytes"] for entry in logs if entry["event"] == DROPPED), found)
+    dropped = sum(entry["bytes"] for entry in logs if entry["event"] == DROPPED)
+    return Recovered(content(states), remembered(states.sessions), dropped, found)
 
 
 @contextmanager

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from statestored.engines import queries, table
 from statestored.engines.base import START, Entry, Sender
+from statestored.engines.sessions import DONE, EXPIRED, OPENED, ClientSessions
 from statestored.engines.states import CLEAR, PUT, Effect, States
 from statestored.engines.table import Table, entries_of
 
 Key = tuple[bytes, Sender]
 Model = dict[Key, tuple[bytes, int]]  # (module, sender) -> (state, day)
+Remembered = dict[int, tuple[int, dict[int, bytes]]]  # session -> oldest, and the answers by their numbers
 
 TODAY = 20_000
 
@@ -50,6 +52,66 @@ effects = st.one_of(
     st.tuples(st.just(PUT), namespaces, modules, senders, states),
     st.tuples(st.just(CLEAR), namespaces),
 )
+
+
+@st.composite
+def _done(draw: st.DrawFn) -> Effect:
+    """The same write has the same answer wherever it comes up."""
+    session, seq = draw(st.integers(1, 4)), draw(st.integers(1, 8))
+    return (DONE, session, seq, draw(st.integers(1, seq)), b"%d of %d" % (seq, session))
+
+
+session_effects = _done() | _done() | st.tuples(st.sampled_from([OPENED, OPENED, EXPIRED]), st.integers(1, 4))
+
+
+def possible(stream: Iterable[Effect]) -> list[Effect]:
+    """Those that can come to pass: an id is given out once, and nothing is done in a session that is not there."""
+    given: set[int] = set()
+    open_now: set[int] = set()
+    chosen = []
+    for effect in stream:
+        kind, session = effect[:2]
+        if (session in given) if kind == OPENED else session not in open_now:
+            continue
+        chosen.append(effect)
+        if kind == OPENED:
+            given.add(session)
+            open_now.add(session)
+        elif kind == EXPIRED:
+            open_now.remove(session)
+    return chosen
+
+
+def remember(model: Remembered, effect: Effect) -> None:
+    kind, session, *rest = effect
+    if kind == OPENED:
+        model.setdefault(session, (1, {}))
+    elif kind == EXPIRED:
+        model.pop(session, None)
+    elif session in model:
+        seq, oldest, answer = rest
+        tell(model, session, oldest)
+        if seq >= model[session][0]:
+            model[session] = model[session][0], {seq: answer, **model[session][1]}
+
+
+def tell(model: Remembered, session: int, oldest: int) -> None:
+    if session in model:
+        before, answers = model[session]
+        after = max(oldest, before)
+        model[session] = after, {seq: answer for seq, answer in answers.items() if seq >= after}
+
+
+def remembered_after(stream: Iterable[Effect]) -> Remembered:
+    model: Remembered = {}
+    for effect in stream:
+        remember(model, effect)
+    return model
+
+
+def remembered(sessions: ClientSessions) -> Remembered:
+    dumps = filter(None, map(sessions.dump, sessions))
+    return {session: (oldest, dict(answers)) for session, oldest, answers in dumps}
 
 
 def put(model: Model, module: bytes, sender: Sender, state: bytes, day: int) -> bool:

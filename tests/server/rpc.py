@@ -1,6 +1,7 @@
 """MessagePack-RPC by hand: what goes over the wire, without anything of the client."""
 
 import socket
+import ssl
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -29,12 +30,18 @@ def code_of(error: str | None) -> str:
 
 
 class RawClient:
-    """A connection on which anything can be sent."""
+    """A connection on which anything can be sent.
 
-    def __init__(self, address: str) -> None:
+    With TLS where there is a context; then the server's certificate must be for `name`, or else for the address.
+    `source` is the address that it comes from.
+    """
+
+    def __init__(self, address: str, tls: ssl.SSLContext | None = None, name: str = "", source: str = "") -> None:
         parsed = parse_address(address)
         if isinstance(parsed, TcpAddress):
-            self.socket = socket.create_connection((parsed.host, parsed.port), TIMEOUT)
+            self.socket = socket.create_connection((parsed.host, parsed.port), TIMEOUT, (source, 0))
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket, server_hostname=name or parsed.host)
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(TIMEOUT)

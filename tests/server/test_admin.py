@@ -4,15 +4,20 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from statestore.address import Address, TcpAddress, UnixAddress
+from statestored.access import Access
 from statestored.admin import Admin
+from statestored.commands import Service
 from statestored.errors import StartError
+from statestored.throttle import AT_ONCE, Throttle
 from tests.server.fakes import make_service
+from tests.tokenfile import TokenFile
 
 ANY_PORT = TcpAddress("127.0.0.1", 0)
 
@@ -24,8 +29,10 @@ def path() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def serving(token: str | None = None, address: Address = ANY_PORT) -> AsyncIterator[tuple[Admin, str]]:
-    admin = Admin(make_service(token=token))
+async def serving(
+    address: Address = ANY_PORT, service: Service | None = None, **settings: Any
+) -> AsyncIterator[tuple[Admin, str]]:
+    admin = Admin(service or make_service(**settings))
     try:
         yield admin, await admin.listen(address)
     finally:
@@ -56,7 +63,7 @@ async def test_metrics_are_what_prometheus_reads() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "sesame", "Bearer", "Bearer sesam", "Basic sesame", "Bearer sésame"])
-async def test_metrics_need_the_token_where_there_is_one(given: str) -> None:
+async def test_metrics_need_a_token_where_there_are_some(given: str) -> None:
     async with serving(token="sesame") as (_, url):
         status, text = await get(f"{url}/metrics", **{"Authorization": given} if given else {})
         assert status == 401
@@ -67,7 +74,26 @@ async def test_metrics_need_the_token_where_there_is_one(given: str) -> None:
 @pytest.mark.parametrize("token", ["sesame", "sésame"])
 async def test_metrics_are_there_for_the_token(token: str) -> None:
     async with serving(token=token) as (_, url):
+        for scheme in ("Bearer", "bearer"):
+            assert (await get(f"{url}/metrics", Authorization=f"{scheme} {token}"))[0] == 200
+
+
+@pytest.mark.parametrize("role", ["read", "write", "admin"])
+async def test_metrics_are_there_for_a_token_of_any_role(role: str, tmp_path: Path) -> None:
+    tokens = TokenFile(tmp_path / "tokens.toml")
+    token = tokens.add("one", role, "lists")
+    async with serving(tokens=tokens.path) as (_, url):
         assert (await get(f"{url}/metrics", Authorization=f"Bearer {token}"))[0] == 200
+
+
+async def test_who_gives_wrong_tokens_has_to_wait() -> None:
+    service = make_service()
+    service.access = Access(own="sesame", throttle=Throttle(clock=lambda: 1000.0))
+    async with serving(service=service) as (_, url):
+        given = [*["guess"] * (AT_ONCE + 1), "sesame"]
+        statuses = [(await get(f"{url}/metrics", Authorization=f"Bearer {token}"))[0] for token in given]
+        assert statuses == [401] * AT_ONCE + [429, 429]
+        assert (await get(f"{url}/live"))[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/live", "/ready"])

@@ -29,6 +29,7 @@ from structlog.testing import capture_logs
 
 from statestore.address import Address, parse_address
 from statestored import files
+from statestored.access import Access
 from statestored.app import check_reach, serve
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.framing import Kind, Sequence
@@ -323,8 +324,9 @@ async def serving(directory: Path, fsync: str) -> AsyncIterator[tuple["asyncio.T
         path = f"{short}/s"
         asked = replace(settings([f"unix:{path}"], f"unix:{short}/a"), data_dir=directory, fsync=fsync)
         asked = replace(asked, max_module=9, max_sender=99, max_state=99, max_namespaces=9)
+        asked = replace(asked, max_modules=9, max_memory=0, max_connections=99, max_buffers=4)
         asked = replace(asked, snapshot_interval=0, snapshot_journal_size=0)
-        task = asyncio.create_task(serve(asked, None))
+        task = asyncio.create_task(serve(asked, Access(), None))
         try:
             await eventually(lambda: task.done() or answers(path))
             yield task, path
@@ -494,7 +496,7 @@ def test_beyond_this_machine_a_token_is_needed_and_the_line_that_is_printed_work
     refused = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=False)
     assert refused.returncode == Exit.CANNOT_START
     assert "Traceback" not in refused.stderr
-    assert "0.0.0.0:0 can be reached from other machines, and that needs a token" in refused.stderr
+    assert "--listen 0.0.0.0:0 can be reached from other machines, and that needs tokens" in refused.stderr
     line = refused.stderr.splitlines()[-1]
     with subprocess.Popen(
         ["/bin/sh", "-c", line],
@@ -513,35 +515,42 @@ def test_beyond_this_machine_a_token_is_needed_and_the_line_that_is_printed_work
     assert said[2].startswith("listening on 0.0.0.0:")
 
 
-def settings(listen: list[str], admin: str = "127.0.0.1:0") -> Settings:
+def settings(listen: list[str], admin: str = "127.0.0.1:0", client_ca: Path | None = None) -> Settings:
     addresses: tuple[Address, ...] = tuple(map(parse_address, listen))
     defaults = dict.fromkeys(Settings.__dataclass_fields__)
-    return replace(Settings(**defaults), listen=addresses, admin_listen=parse_address(admin))  # type: ignore[arg-type]
+    return replace(
+        Settings(**defaults),  # type: ignore[arg-type]
+        listen=addresses,
+        admin_listen=parse_address(admin),
+        tls_client_ca=client_ca,
+    )
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.7:1", "mail.example:1", "[::ffff:192.0.2.7]:1"])
 def test_every_address_that_others_can_reach_needs_a_token(address: str) -> None:
-    for asked in (settings(["127.0.0.1:0", address]), settings(["127.0.0.1:0"], admin=address)):
-        with pytest.raises(StartError, match=re.escape(address)):
-            check_reach(asked, None)
-        check_reach(asked, TOKEN)
+    for setting, asked in (
+        ("--listen", settings(["127.0.0.1:0", address])),
+        ("--admin-listen", settings(["127.0.0.1:0"], admin=address)),
+    ):
+        with pytest.raises(StartError, match=re.escape(f"{setting} {address}")):
+            check_reach(asked, Access())
+        check_reach(asked, Access(own=TOKEN))
+
+
+def test_certificates_of_the_clients_will_do_but_not_for_the_admin_address() -> None:
+    check_reach(settings(["0.0.0.0:1"], client_ca=Path("/ca")), Access())
+    with pytest.raises(StartError, match=re.escape("--admin-listen 0.0.0.0:2")):
+        check_reach(settings(["0.0.0.0:1"], "0.0.0.0:2", client_ca=Path("/ca")), Access())
 
 
 def test_this_machines_own_addresses_need_nothing() -> None:
-    check_reach(settings(["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/run/s"], "unix:/run/a"), None)
+    check_reach(
+        settings(["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/run/s"], "unix:/run/a"), Access()
+    )
 
 
-def given_by(way: str, path: Path) -> tuple[list[str], dict[str, str]]:
-    if way == "environment":
-        return [], {"STATESTORED_TOKEN": TOKEN}
-    path.write_text(TOKEN + "\n")
-    return [f"--token-file={path}"], {}
-
-
-@pytest.mark.parametrize("way", ["environment", "file"])
-def test_only_the_right_token_opens(make: Make, tmp_path: Path, way: str) -> None:
-    arguments, environment = given_by(way, tmp_path / "token")
-    daemon = make(*arguments, environment=environment).start()
+def test_only_the_right_token_opens(make: Make) -> None:
+    daemon = make(environment={"STATESTORED_TOKEN": TOKEN}).start()
     with RawClient(daemon.address) as client:
         client.ask("hello", {"token": TOKEN})
         client.ask("set", *ANN, "CONFIRMING")
@@ -556,18 +565,6 @@ def test_only_the_right_token_opens(make: Make, tmp_path: Path, way: str) -> Non
         http(daemon, "/metrics")
     assert daemon.stop() == Exit.STOPPED
     assert TOKEN not in daemon.log()
-
-
-def test_a_token_in_two_places_is_refused(make: Make, tmp_path: Path) -> None:
-    arguments, _ = given_by("file", tmp_path / "token")
-    said = refusal(make(*arguments, environment={"STATESTORED_TOKEN": TOKEN}), Exit.CANNOT_START)
-    assert "STATESTORED_TOKEN" in said
-    assert "--token-file" in said
-
-
-def test_a_token_file_that_is_not_there_is_named(make: Make, tmp_path: Path) -> None:
-    path = tmp_path / "none"
-    assert f"--token-file {path}" in refusal(make(f"--token-file={path}"), Exit.CANNOT_START)
 
 
 # What it says and shows
@@ -687,3 +684,19 @@ def test_a_socket_that_a_kill_left_is_replaced(make: Make) -> None:
     daemon.start()
     with RawClient(daemon.unix_address) as client:
         assert client.ask("ping") is None
+
+
+# Limits that contradict each other
+
+
+def test_more_modules_than_fit_into_an_answer_are_refused_with_their_name(make: Make) -> None:
+    """L1."""
+    said = refusal(make("--max-modules=101", "--max-sender=16384"), Exit.CANNOT_START)
+    assert "--max-modules 101" in said
+    assert "--max-sender 16384" in said
+
+
+def test_without_a_setting_the_states_may_take_half_of_the_memory(daemon: Daemon) -> None:
+    """L5."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < ask(daemon, "info")["max_memory"] <= machine // 2

@@ -1,5 +1,6 @@
 """Exit codes, and what is said beside them: one line, of what is wrong and where, and never a traceback."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from statestored import cli
 from statestored.errors import DamagedFile, DiskFailed, Exit, StartError, TooNew
 from statestored.settings import Settings
+from statestored.tokens import Role, Token, digest_of, read_tokens
 
 End = tuple[int, str]  # exit code, and the last line on standard error
 
@@ -123,6 +125,56 @@ def test_settings_reach_the_daemon(main: Callable[..., End]) -> None:
     given: list[Settings] = []
     main("--max-state=5", "--allow-clear", run=lambda settings, _: given.append(settings))
     assert (given[0].max_state, given[0].allow_clear) == (5, True)
+
+
+# Tokens
+
+
+def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "statestored", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **more)
+
+
+@pytest.mark.parametrize(
+    ("options", "role", "namespaces"),
+    [
+        ([], Role.WRITE, None),
+        (["--role=read"], Role.READ, None),
+        (["--role", "admin", "--namespace", "lists", "--namespace=shop"], Role.ADMIN, {b"lists", b"shop"}),
+    ],
+)
+def test_a_token_is_made_printed_once_and_kept_as_a_hash(
+    tmp_path: Path, options: list[str], role: Role, namespaces: set[bytes] | None
+) -> None:
+    path = tmp_path / "tokens.toml"
+    done = run("token", str(path), "one", *options)
+    assert (done.returncode, done.stderr) == (Exit.STOPPED, "")
+    token = done.stdout.removesuffix("\n")
+    assert token not in path.read_text()
+    assert read_tokens(path) == [
+        Token("one", role, None if namespaces is None else frozenset(namespaces), digest_of(token.encode()))
+    ]
+
+
+def test_a_token_that_cannot_be_made_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    run("token", str(path), "one")
+    for arguments, code, says in (
+        ([str(path), "one"], Exit.CANNOT_START, str(path)),
+        ([str(tmp_path / "none" / "t"), "one"], Exit.CANNOT_START, str(tmp_path / "none")),
+        ([str(path), "two", "--role=root"], Exit.USAGE, "--role"),
+        ([str(path)], Exit.USAGE, "NAME"),
+        ([str(tmp_path), "one"], Exit.USAGE, str(tmp_path)),
+    ):
+        done = run("token", *arguments)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_token_is_made_whatever_the_daemons_settings_are(tmp_path: Path) -> None:
+    environment = {**os.environ, "STATESTORED_MAX_STATE": "many"}
+    assert run("token", str(tmp_path / "t"), "one", env=environment).returncode == Exit.STOPPED
 
 
 def test_help_says_how_it_ends() -> None:

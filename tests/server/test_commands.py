@@ -2,12 +2,15 @@
 
 import asyncio
 import inspect
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from statestore.base import Limits
 from statestore.errors import (
@@ -21,10 +24,15 @@ from statestore.errors import (
 )
 from statestore.protocol import ClientProtocol
 from statestored import commands
-from statestored.commands import COMMANDS, Caller, Role, check_params, find_command
+from statestored.commands import COMMANDS, MAX_REPLY, Caller, check_params, find_command, set_together
 from statestored.engines.base import Filter, Held
+from statestored.engines.queries import longest_page
+from statestored.engines.quota import Quota
 from statestored.settings import Settings
+from statestored.tokens import ROLES, Role
+from statestored.writes import run_with
 from tests.server.fakes import STORE_ID, HoldingEngine, LaterEngine, engine_without_files, make_service
+from tests.tokenfile import TokenFile
 
 ANN = (b"lists", b"ann@a.example")
 SURROGATE = b"\xed\xa0\x80"
@@ -38,7 +46,8 @@ def caller() -> Caller:
 def call(caller: Caller, method: str, *params: Any) -> Any:
     """As a session does it; strings of the result are bytes."""
     command = find_command(caller, method.encode())
-    reply = command.run(caller, *check_params(command, params))
+    params, options = check_params(command, params)
+    reply = run_with(caller, command, params, options)
     assert isinstance(reply, bytes)
     return msgpack.unpackb(reply, raw=True, strict_map_key=False)
 
@@ -196,7 +205,8 @@ def test_hello_answers_who_it_is() -> None:
     assert welcome[b"store_id"] == STORE_ID.encode()
     assert welcome[b"limits"] == {b"module": 10, b"sender": 20, b"state": 30, b"items": 1000}
     assert isinstance(welcome[b"time"], float)
-    assert welcome[b"features"] == []
+    assert welcome[b"features"] == [b"sessions", b"not_after"]
+    assert b"session" not in welcome
 
 
 # Who may
@@ -239,6 +249,110 @@ def test_a_refused_hello_says_what_is_wrong_and_not_what_is_right() -> None:
     assert "sesame" not in str(wrong.value) + str(missing.value)
 
 
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    return TokenFile(tmp_path / "tokens.toml")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_token_gives_its_role(tokens: TokenFile, role: str) -> None:
+    token = tokens.add("one", role)
+    caller = Caller(make_service(tokens=tokens.path))
+    call(caller, "hello", {b"token": token.encode()})
+    assert caller.role is ROLES[role]
+
+
+def test_a_token_opens_its_namespaces_only(tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin", "lists", "shop").encode()
+    service = make_service(tokens=tokens.path)
+    for namespace in (b"lists", b"shop"):
+        call(caller := Caller(service), "hello", {b"token": token, b"namespace": namespace})
+        call(caller, "set", b"m", namespace, b"A")
+    for about in ({b"namespace": b"another"}, {b"namespace": b"list"}, {b"namespace": b""}, {}):
+        with capture_logs() as logs, pytest.raises(Forbidden, match="does not open this namespace"):
+            call(caller := Caller(service), "hello", {b"token": token, **about})
+        assert caller.role is Role.NOBODY
+        assert [entry["token"] for entry in logs] == ["one"]
+        assert "another" not in str(logs)
+    assert service.engine.info()["namespaces"] == 2
+
+
+def test_a_namespace_is_refused_only_to_who_has_a_token(tokens: TokenFile) -> None:
+    """Nobody else learns which there are."""
+    tokens.add("one", "read", "lists")
+    caller = Caller(make_service(tokens=tokens.path))
+    for namespace in (b"lists", b"another"):
+        with pytest.raises(Unauthorized, match="the token is wrong"):
+            call(caller, "hello", {b"token": b"guess", b"namespace": namespace})
+
+
+def known(tokens: TokenFile, token: str, namespace: str = "lists") -> Caller:
+    caller = Caller(make_service(tokens=tokens.path))
+    call(caller, "hello", {b"token": token.encode(), b"namespace": namespace.encode()})
+    return caller
+
+
+def renew(caller: Caller) -> bool:
+    caller.service.access.read()
+    return caller.renew()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_new_role_counts_from_then_on(tokens: TokenFile, role: str) -> None:
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    tokens.change_role("one", role)
+    assert renew(caller)
+    assert caller.role is ROLES[role]
+
+
+def test_a_token_that_is_gone_ends_it(tokens: TokenFile) -> None:
+    tokens.add("another", "admin")
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    assert renew(caller)
+    tokens.remove("one")
+    assert not renew(caller)
+
+
+def test_a_token_that_has_another_name_is_still_the_same(tokens: TokenFile) -> None:
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    tokens.path.write_text(tokens.path.read_text().replace("[one]", "[two]"))
+    assert renew(caller)
+
+
+def test_a_token_of_the_same_name_is_another(tokens: TokenFile) -> None:
+    tokens.add("another", "admin")
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    tokens.remove("one")
+    tokens.add("one", "write", "lists")
+    assert not renew(caller)
+
+
+@pytest.mark.parametrize(("namespaces", "goes_on"), [(["lists", "shop"], True), (["shop"], False)])
+def test_a_namespace_that_it_opens_no_more_ends_it(tokens: TokenFile, namespaces: list[str], goes_on: bool) -> None:
+    caller = known(tokens, tokens.add("one", "write", "lists"))
+    tokens.change_namespaces("one", *namespaces)
+    assert renew(caller) is goes_on
+
+
+def test_new_tokens_mean_nothing_to_strangers_and_where_none_is_needed(tokens: TokenFile, caller: Caller) -> None:
+    tokens.add("one")
+    stranger = Caller(make_service(tokens=tokens.path))
+    assert renew(stranger)
+    assert stranger.role is Role.NOBODY
+    assert caller.renew()
+    assert caller.role is Role.ADMIN
+
+
+def test_clear_leaves_a_line_about_who_did_it(tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin")
+    caller = Caller(make_service(tokens=tokens.path, allow_clear=True))
+    call(caller, "hello", {b"token": token.encode(), b"namespace": b"secret"})
+    with capture_logs() as logs:
+        call(caller, "clear")
+    assert [(entry["event"], entry["token"]) for entry in logs] == [("all states of a namespace were forgotten", "one")]
+    assert "secret" not in str(logs)
+
+
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != b"hello"])
 def test_a_role_may_what_those_before_it_may(caller: Caller, role: Role, name: bytes) -> None:
@@ -275,26 +389,14 @@ def test_a_method_has_a_name(caller: Caller, name: object) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_method_takes_its_parameters_and_one_empty_map(name: bytes) -> None:
+def test_a_method_takes_its_parameters_and_one_map(name: bytes) -> None:
     command = COMMANDS[name]
     params = (None,) * command.arity
-    assert check_params(command, params) == check_params(command, (*params, {})) == params
+    assert check_params(command, params) == check_params(command, (*params, {})) == (params, {})
+    assert check_params(command, (*params, {b"fence": 1})) == (params, {b"fence": 1})
     for wrong in ((*params, None), (*params, {}, {}), params[1:] if params else (1,), {}, None, 5):
         with pytest.raises(BadRequest):
             check_params(command, wrong)
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_options_are_refused_as_long_as_there_are_none(name: bytes) -> None:
-    command = COMMANDS[name]
-    with pytest.raises(BadRequest, match="knows no option"):
-        check_params(command, (*[None] * command.arity, {b"fence": 1}))
-
-
-def test_an_unknown_option_is_not_repeated_at_length() -> None:
-    with pytest.raises(BadRequest) as error:
-        check_params(COMMANDS[b"ping"], ({b"x" * 100_000: 1},))
-    assert len(str(error.value)) < 300
 
 
 values = st.recursive(
@@ -415,26 +517,64 @@ def largest(setting: str) -> int:
 
 
 def test_the_longest_answers_fit_into_what_a_client_takes() -> None:
-    """With the largest limits that the settings allow."""
+    """L1, with the largest names and states that the settings allow, and as many modules as then are allowed."""
     limits = Limits(largest("max_module"), largest("max_sender"), largest("max_state"))
-    caller = Caller(make_service(limits=limits))
-    pairs = [(b"%d" % number, b"ann") for number in range(limits.items)]
-    for module, sender in pairs:
-        number = module.rjust(5, b"0")
-        call(caller, "set", module, sender, b"t" * (limits.state - 5) + number)
-        call(caller, "set", b"m" * (limits.module - 5) + number, b"ben", b"t" * (limits.state - 5) + number)
-        call(caller, "set", module, b"s" * (limits.sender - 5) + number, b"A")
-    for method, params in (
-        ("get_many", (tuple(pairs),)),
-        ("count", (None, None)),
-        ("scan", (None, None, None, None)),
-    ):
-        result = COMMANDS[method.encode()].run(caller, *params)
+    modules = next(n for n in count(1) if longest_page(limits.module + limits.sender + limits.state, n + 1) > MAX_REPLY)
+    caller = Caller(make_service(engine_without_files(quota=Quota(modules=modules)), limits=limits))
+    for number in range(300):
+        text = b"%05d" % number
+        call(caller, "set", b"m" * (limits.module - 5) + text[-2:], b"ben" + text, b"t" * (limits.state - 5) + text)
+    for number in range(modules):
+        module = b"m" * (limits.module - 5) + b"%05d" % number
+        call(caller, "set", module, b"s" * limits.sender, b"t" * (limits.state - 5) + b"%05d" % number)
+    pairs = tuple((b"m" * (limits.module - 5) + b"00", b"ben%05d" % (100 * number)) for number in range(3))
+    answers = [
+        COMMANDS[b"get_many"].run(caller, pairs * (MAX_REPLY // (3 * limits.state + 9))),
+        COMMANDS[b"count"].run(caller, None, None),
+    ]
+    cursor = None
+    while True:
+        answers.append(page := COMMANDS[b"scan"].run(caller, cursor, None, None, None))
+        cursor = msgpack.unpackb(page, raw=True)[0]
+        if cursor is None:
+            break
+    for result in answers:
+        assert isinstance(result, bytes)
+        assert len(result) <= MAX_REPLY
         client = ClientProtocol()
-        client.feed(b"\x94\x01\x01\xc0")
-        for start in range(0, len(result), 65536):
-            client.feed(result[start : start + 65536])
-        assert client.next_response() is not None, method
+        client.feed(b"\x94\x01\x01\xc0" + result)
+        assert client.next_response() is not None
+
+
+def test_an_answer_that_would_be_too_long_is_refused(caller: Caller) -> None:
+    """L1: all states that may be asked for at once fit, with the default limits; with others they may not."""
+    limits = Limits(state=4096)
+    caller = Caller(make_service(limits=limits))
+    for limit, fits in ((1024, True), (4096, False)):
+        call(caller, "set", *ANN, b"A" * limit)
+        if fits:
+            assert len(call(caller, "get_many", (ANN,) * limits.items)) == limits.items
+        else:
+            with pytest.raises(TooLong, match=r"^items "):
+                call(caller, "get_many", (ANN,) * limits.items)
+
+
+async def test_an_answer_that_comes_later_and_is_too_long_is_refused() -> None:
+    engine = LaterEngine()
+    reply = COMMANDS[b"get_many"].run(Caller(make_service(engine)), (ANN,))
+    engine.answers[0].set_result([b"A" * MAX_REPLY])
+    assert isinstance(reply, asyncio.Future)
+    with pytest.raises(TooLong):
+        await reply
+
+
+def test_sets_that_come_together_get_their_own_due_where_there_is_no_room_for_all() -> None:
+    """L5: those that change what is there are not refused for the sake of the new ones, nor new ones that fit."""
+    caller = Caller(make_service(engine_without_files(quota=Quota.of(Limits(), 5000, modules=2))))
+    call(caller, "set", *ANN, b"A")
+    assert set_together(caller, [(b"m%d" % number, b"ben", b"A") for number in range(3)]) is None
+    assert call(caller, "count", None, None)[b"total"] == 1
+    assert set_together(caller, [(*ANN, b"B"), (b"lists", b"ben", b"A")]) is not None
 
 
 # Engines that answer later

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from structlog.testing import capture_logs
 
-from statestore.errors import Full, Unavailable
+from statestore import wire
+from statestore.errors import Full, StateStoreError, Unavailable, Uncertain
 from statestored import files, segment
 from statestored.datadir import DataDirectory
 from statestored.engines import commits as commits_module
-from statestored.engines.base import START, Counts, Filter, Held, Page, Sender
+from statestored.engines import embedded as embedded_module
+from statestored.engines import leases as leases_module
+from statestored.engines.base import START, Counts, Filter, Held, Number, Page, Reply, Sender
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
 from statestored.engines.states import MS_A_DAY
@@ -98,6 +101,30 @@ async def fill(of: EmbeddedSpace, count: int, state: bytes = b"POSTING") -> None
     await settled(of.set_many([(b"lists", b"s%d" % number, state) for number in range(count)]))
 
 
+Ask = Callable[[EmbeddedSpace], Any]
+_pack = wire.packer()
+
+
+def once(engine: EmbeddedEngine, session: int, seq: int, ask: Ask, oldest: int = 1) -> Any:
+    """A write that has a number, as a caller asks for it. Returns a packed answer, or one that is held."""
+
+    def write() -> Reply:
+        answer = ask(space(engine))
+        if not isinstance(answer, Held):
+            return _pack(answer)
+        answer.packed = answer.packed or _pack(answer.value)
+        return answer
+
+    return engine.once(Number(session, seq, oldest), write)
+
+
+async def packed_once_settled(reply: Any) -> bytes:
+    await settled(reply)
+    packed = reply.packed if isinstance(reply, Held) else reply
+    assert isinstance(packed, bytes)
+    return packed
+
+
 class EngineAgainstDicts(RuleBasedStateMachine):
     """Every method, in two namespaces, with snapshots, restarts and kills in between."""
 
@@ -111,6 +138,11 @@ class EngineAgainstDicts(RuleBasedStateMachine):
         shutil.rmtree(self.path / "0", ignore_errors=True)
         self.models: dict[bytes, Model] = {b"default": {}, b"other": {}}
         self.start()
+        self.session = self.open_session(0)
+        self.seq = 0
+        self.oldest = 1
+        self.remembered: dict[int, bytes] = {}  # the answers of those that are not told
+        self.idle: set[int] = set()  # of those that changed nothing
 
     @property
     def data_dir(self) -> Path:
@@ -123,6 +155,29 @@ class EngineAgainstDicts(RuleBasedStateMachine):
     def stop(self) -> None:
         self.runner.run(self.engine.close())
         self.directory.close()
+
+    def go_on(self) -> None:
+        """A start: the client has its session again, but for what changed nothing."""
+        self.start()
+        assert self.open_session(self.session) == self.session
+        for seq in self.idle:
+            self.remembered.pop(seq, None)
+
+    def open_session(self, session: int) -> int:
+        async def opened() -> Any:
+            return await settled(self.engine.open_session(session))
+
+        opened_session = self.runner.run(opened())
+        assert isinstance(opened_session, int)
+        return opened_session
+
+    def once(self, seq: int, ask: Ask) -> bytes:
+        """What it answers, in the end."""
+
+        async def answered() -> bytes:
+            return await packed_once_settled(once(self.engine, self.session, seq, ask, self.oldest))
+
+        return self.runner.run(answered())
 
     def teardown(self) -> None:
         self.stop()
@@ -186,10 +241,45 @@ class EngineAgainstDicts(RuleBasedStateMachine):
     def snapshot(self) -> None:
         self.runner.run(self.engine.saver.snapshot())
 
+    @rule(module=modules, sender=senders, expected=states, state=states)
+    def write_once(self, module: bytes, sender: Sender, expected: bytes, state: bytes) -> None:
+        self.seq += 1
+        previous = self.get(b"default", module, sender)
+        answer = self.once(self.seq, lambda of: of.compare_and_set(module, sender, expected, state))
+        assert answer == _pack((previous == expected, previous))
+        self.remembered[self.seq] = answer
+        if previous == expected != state:
+            self.put(b"default", module, sender, state)
+        else:
+            self.idle.add(self.seq)
+
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        if self.remembered:
+            seq = data.draw(st.sampled_from(sorted(self.remembered)))
+            assert self.once(seq, lambda of: of.clear()) == self.remembered[seq]
+
+    @rule(more=st.integers(1, 3))
+    def tell(self, more: int) -> None:
+        self.oldest = min(self.oldest + more, self.seq + 1)
+        for seq in [seq for seq in self.remembered if seq < self.oldest]:
+            del self.remembered[seq]
+
+    @rule(more=st.integers(1, 3))
+    def copy_that_comes_late(self, more: int) -> None:
+        if self.oldest > more:
+            self.seq = max(self.seq + 1, self.oldest)
+            self.remembered[self.seq] = self.once(
+                self.seq, lambda of: of.set(b"a", b"s1", self.get(b"default", b"a", b"s1"))
+            )
+            self.idle.add(self.seq)
+            with pytest.raises(Uncertain):
+                self.once(self.oldest - more, lambda of: of.clear())
+
     @rule()
     def restart(self) -> None:
         self.stop()
-        self.start()
+        self.go_on()
 
     @rule()
     def kill(self) -> None:
@@ -199,7 +289,7 @@ class EngineAgainstDicts(RuleBasedStateMachine):
         self.stop()
         shutil.rmtree(old)
         self.generation += 1
-        self.start()
+        self.go_on()
 
     @rule(name=namespaces, module=modules, sender=senders, state=states)
     def kill_before_the_answer(self, name: bytes, module: bytes, sender: Sender, state: bytes) -> None:
@@ -221,6 +311,9 @@ class EngineAgainstDicts(RuleBasedStateMachine):
     def holds_the_same(self) -> None:
         for name, model in self.models.items():
             assert entries(self.engine.space(name)) == model
+        client = self.engine.states.sessions.get(self.session)
+        assert client is not None
+        assert self.remembered.items() <= {seq: client.reply(seq) for seq in client.done}.items()
 
 
 @pytest.mark.parametrize("fsync", Fsync)
@@ -265,8 +358,6 @@ def test_what_changes_nothing_is_no_change() -> None:
 
 # What nobody may see before the disk has it (D1)
 
-
-Ask = Callable[[EmbeddedSpace], Any]
 
 # What somebody else asks when ann's entry was set to A, and what he is to learn in the end.
 AFTER_A_SET: dict[str, tuple[Ask, Any]] = {
@@ -756,3 +847,222 @@ async def test_info_has_figures_under_fixed_names(tmp_path: Path) -> None:
         await engine.saver.snapshot()
         assert set(engine.info()) == names == set(engine_without_files().info())
         assert all(isinstance(value, int | float) for value in engine.info().values())
+
+
+# Sessions
+
+
+def put_ann(state: bytes = b"A") -> Ask:
+    return lambda of: of.set(*ANN, state)
+
+
+def swap_ann(expected: bytes, state: bytes) -> Ask:
+    return lambda of: of.compare_and_set(*ANN, expected, state)
+
+
+def takes_writes(engine: EmbeddedEngine) -> bool:
+    try:
+        engine.commits.check()
+    except Unavailable:
+        return False
+    return True
+
+
+async def new_session(engine: EmbeddedEngine) -> int:
+    session = await settled(engine.open_session(0))
+    assert isinstance(session, int)
+    return session
+
+
+async def test_a_session_is_known_when_it_is_durable(tmp_path: Path, syncs: Gate) -> None:
+    async with opened(tmp_path) as engine:
+        with syncs:
+            session = engine.open_session(0)
+            assert isinstance(session, Held)
+            told = listen(session.until)
+            await eventually(lambda: syncs.waiting)
+            await some_turns()
+            assert told == []
+        assert 0 < await settled_once_told(session, told) < 2**63
+        assert engine.open_session(session.value) == session.value
+        assert engine.info()["sessions"] == 1
+
+
+async def test_in_place_of_one_that_nobody_knows_there_is_a_new_one(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        sessions = {await new_session(engine), await settled(engine.open_session(5)), await new_session(engine)}
+        assert len(sessions) == engine.info()["sessions"] == 3
+        assert 5 not in sessions
+
+
+@pytest.mark.parametrize("ask", [put_ann(), swap_ann(b"OLD", b"NEW"), swap_ann(b"OTHER", b"NEW")])
+@pytest.mark.parametrize("while_written", [False, True])
+async def test_what_is_repeated_waits_for_the_same_batch(
+    tmp_path: Path, syncs: Gate, ask: Ask, while_written: bool
+) -> None:
+    async with opened(tmp_path) as engine:
+        session = await new_session(engine)
+        with syncs:
+            space(engine).set(*ANN, b"OLD")
+            first = once(engine, session, 1, ask)
+            if while_written:
+                await eventually(lambda: syncs.waiting)
+            state = value_of(space(engine).get(*ANN))
+            assert once(engine, session, 1, lambda of: of.clear()) is first
+            assert value_of(space(engine).get(*ANN)) == state
+            told = listen(first.until)
+            await some_turns()
+            assert told == []
+        await eventually(lambda: told == [None])
+        assert once(engine, session, 1, lambda of: of.clear()) == first.packed
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed", "snapshot", "snapshot, killed"])
+async def test_after_a_start_it_is_still_carried_out_once(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "first"
+    async with opened(path) as engine:
+        session, other = await new_session(engine), await new_session(engine)
+        first = await packed_once_settled(once(engine, session, 1, swap_ann(START, b"A")))
+        told = await packed_once_settled(once(engine, other, 5, swap_ann(b"A", b"B"), oldest=5))
+        if end.startswith("snapshot"):
+            await engine.saver.snapshot()
+        await packed_once_settled(once(engine, other, 7, put_ann(b"C"), oldest=6))
+        if end.endswith("killed"):
+            left_by_a_kill(path, tmp_path / "second")
+            path = tmp_path / "second"
+    async with opened(path) as engine:
+        assert (engine.open_session(session), engine.open_session(other)) == (session, other)
+        assert once(engine, session, 1, lambda of: of.clear()) == first != told
+        assert once(engine, other, 7, lambda of: of.clear(), oldest=6) == _pack(None)
+        with pytest.raises(Uncertain):
+            once(engine, other, 5, lambda of: of.clear(), oldest=5)
+        assert space(engine).get(*ANN) == b"C"
+
+
+@pytest.mark.parametrize("ask", [put_ann(b"NEW"), swap_ann(b"TAKEN BACK", b"NEW"), swap_ann(b"OLD", b"NEW")])
+async def test_what_was_taken_back_is_forgotten_and_carried_out_when_it_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    disk = Disk(monkeypatch)
+    async with opened(tmp_path) as engine:
+        session = await new_session(engine)
+        await settled(space(engine).set(*ANN, b"OLD"))
+        disk.fill()
+        space(engine).set(*ANN, b"TAKEN BACK")
+        refused = once(engine, session, 1, ask)
+        found: list[Any] = []
+
+        def at_once(_: None, error: StateStoreError | None) -> None:
+            """Who is told may ask again before the others are told."""
+            client = engine.states.sessions.get(session)
+            assert client is not None
+            found.append((error is not None, client.reply(1)))
+
+        engine.commits.batch.then(at_once, None)
+        with pytest.raises(Unavailable):
+            await settled(refused)
+        assert found == [(True, None)]
+        with pytest.raises(Unavailable):
+            once(engine, session, 1, put_ann(b"NEW"))
+        disk.make_room()
+        await eventually(lambda: takes_writes(engine))
+        assert space(engine).get(*ANN) == b"OLD"
+        await packed_once_settled(once(engine, session, 1, put_ann(b"NEW")))
+        assert space(engine).get(*ANN) == b"NEW"
+        assert await packed_once_settled(once(engine, session, 1, lambda of: of.clear())) == _pack(None)
+
+
+async def test_where_nothing_can_be_written_there_is_no_new_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    async with opened(tmp_path) as engine:
+        known = await new_session(engine)
+        disk.fill()
+        refused = engine.open_session(0)
+        assert isinstance(refused, Held)
+        with pytest.raises(Unavailable):
+            await settled(refused)
+        engine.leave_session(refused.value)
+        assert engine.open_session(0) is None
+        assert engine.open_session(known) == known
+        assert engine.info()["sessions"] == 1
+        disk.make_room()
+        await eventually(lambda: takes_writes(engine))
+        assert await new_session(engine) not in (known, refused.value)
+        assert engine.info()["sessions"] == 2
+
+
+async def test_the_session_that_was_left_first_makes_room_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_module, "MAX_SESSIONS", 3)
+    async with opened(tmp_path) as engine:
+        first, second, third = [await new_session(engine) for _ in range(3)]
+        assert engine.open_session(0) is None
+        engine.leave_session(second)
+        engine.leave_session(first)
+        fourth = await new_session(engine)
+        assert set(engine.states.sessions) == {first, third, fourth}
+        assert engine.open_session(first) == first
+        assert engine.open_session(0) is None
+
+
+async def test_sessions_end_some_time_after_they_were_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_module, "LOOK_EVERY", 0.001)
+    async with opened(tmp_path) as engine:
+        left, used = await new_session(engine), await new_session(engine)
+        await packed_once_settled(once(engine, left, 1, put_ann()))
+        engine.leave_session(left)
+        await some_turns()
+        assert engine.info()["sessions"] == 2
+        monkeypatch.setattr(leases_module, "LIFETIME", 0.01)
+        await eventually(lambda: engine.info()["sessions"] == 1)
+        with pytest.raises(Uncertain):
+            once(engine, left, 1, put_ann(b"B"))
+        await settled(once(engine, used, 1, put_ann(b"C")))
+        assert engine.states.sessions.size > 0
+        monkeypatch.undo()
+    async with opened(tmp_path) as engine:
+        assert list(engine.states.sessions) == [used]
+        assert space(engine).get(*ANN) == b"C"
+
+
+async def test_where_nothing_can_be_written_none_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where that is known nor where it turns out."""
+    monkeypatch.setattr(embedded_module, "LOOK_EVERY", 0.001)
+    disk = Disk(monkeypatch)
+    async with opened(tmp_path) as engine:
+        left = await new_session(engine)
+        disk.fill()
+        engine.leave_session(left)
+        monkeypatch.setattr(leases_module, "LIFETIME", 0.005)
+        await eventually(lambda: not takes_writes(engine))
+        assert list(engine.states.sessions) == [left]
+        looks = Gate(monkeypatch, engine._leases, "end")
+        await eventually(lambda: len(looks.passed) > 5)
+        assert list(engine.states.sessions) == [left]
+        disk.make_room()
+        await eventually(lambda: engine.info()["sessions"] == 0)
+
+
+async def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that were left go; then a client has to say first that it has its answers."""
+    monkeypatch.setattr(embedded_module, "MAX_ANSWERS", 1000)
+    async with opened(tmp_path) as engine:
+        left, used = await new_session(engine), await new_session(engine)
+        for seq in (1, 2):
+            await packed_once_settled(once(engine, left, seq, put_ann(b"%d" % seq)))
+        engine.leave_session(left)
+        for seq in (1, 2):
+            await packed_once_settled(once(engine, used, seq, put_ann(b"%d of mine" % seq)))
+        assert engine.states.sessions.size > 1000
+        await packed_once_settled(once(engine, used, 3, put_ann(b"3 of mine")))
+        assert list(engine.states.sessions) == [used]
+        await packed_once_settled(once(engine, used, 4, put_ann(b"4 of mine")))
+        with pytest.raises(Unavailable, match="remembered"):
+            once(engine, used, 5, put_ann(b"5 of mine"))
+        assert once(engine, used, 4, put_ann()) == _pack(None)
+        assert space(engine).get(*ANN) == b"4 of mine"
+        await packed_once_settled(once(engine, used, 5, put_ann(b"5 of mine"), oldest=3))
+        assert space(engine).get(*ANN) == b"5 of mine"

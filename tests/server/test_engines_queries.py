@@ -16,7 +16,7 @@ from statestored.engines import queries
 from statestored.engines import table as table_module
 from statestored.engines.base import START, Entry, Filter, Page, Sender
 from statestored.engines.queries import count, scan
-from statestored.engines.snapshots import load_snapshot, write_buckets
+from statestored.engines.snapshots import load_snapshot, write_states
 from statestored.engines.states import PUT, Effect, States
 from statestored.engines.table import Table
 from statestored.framing import Sequence
@@ -89,7 +89,7 @@ def loaded_from_a_snapshot(states: States, path: Path) -> States:
     async def write_and_load() -> States:
         again = States()
         with SnapshotWriter(path, STORE, 0) as writer:
-            writer.finish(await write_buckets(states, writer), Sequence(0, 0))
+            writer.finish(await write_states(states, writer), Sequence(0, 0))
         await load_snapshot(path, STORE, again)
         return again
 

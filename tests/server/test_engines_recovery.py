@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from statestore import wire
 from statestored.engines import recovery
 from statestored.engines.recovery import recover
-from statestored.engines.snapshots import write_buckets
+from statestored.engines.sessions import DONE, EXPIRED, OPENED
+from statestored.engines.snapshots import write_states
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, States
 from statestored.errors import DamagedFile, TooNew
 from statestored.framing import HEADER_SIZE
@@ -77,7 +78,7 @@ async def snapshotted(path: Path, last: Number | None = None) -> Path:
     daemon.journal.rotate()
     snapshot = daemon.directory.snapshot(daemon.journal.number)
     with SnapshotWriter(snapshot, daemon.directory.store_id, TODAY * MS_A_DAY) as writer:
-        entries = await write_buckets(daemon.states, writer)
+        entries = await write_states(daemon.states, writer)
         writer.finish(entries, last or daemon.journal.last)
     daemon.directory.remove_before(daemon.journal.number)
     daemon.write(*BATCHES[4:])
@@ -368,7 +369,7 @@ async def test_a_segment_that_a_snapshot_needs_is_not_replaced_by_an_older_one(t
     daemon.write(*BATCHES)
     daemon.journal.rotate()
     with SnapshotWriter(daemon.directory.snapshot(2), daemon.directory.store_id, 0) as writer:
-        entries = await write_buckets(daemon.states, writer)
+        entries = await write_states(daemon.states, writer)
         writer.finish(entries, Number(0, 0))
     daemon.kill()
     assert (await recovered(tmp_path)).states == PREFIXES[-1]
@@ -408,13 +409,38 @@ async def test_a_snapshot_made_after_all_that_the_journal_has_is_good(tmp_path: 
     assert (await recovered(tmp_path)).states == PREFIXES[-1]
 
 
+async def test_sessions_are_there_as_they_were(tmp_path: Path) -> None:
+    """Some in the snapshot, some in the journal, one in both; what is ended or told is forgotten."""
+    before = [
+        (OPENED, 7),
+        (DONE, 7, 1, 1, b"A"),
+        (DONE, 7, 2, 1, b"B"),
+        (OPENED, 8),
+        (OPENED, 9),
+        (DONE, 9, 1, 1, b"C"),
+    ]
+    after = [(DONE, 7, 3, 2, b"D"), (EXPIRED, 8), (OPENED, 10), (DONE, 10, 5, 4, b"E")]
+    daemon = await Daemon(tmp_path).start()
+    daemon.write(Batch([*before[:2], put("ann", "A")]), Batch(before[2:]))
+    daemon.journal.rotate()
+    with SnapshotWriter(daemon.directory.snapshot(2), daemon.directory.store_id, 0) as writer:
+        writer.finish(await write_states(daemon.states, writer), daemon.journal.last)
+    daemon.write(*(Batch([effect]) for effect in after))
+    daemon.kill()
+    assert (await recovered(tmp_path)).sessions == {
+        7: (2, {2: b"B", 3: b"D"}),
+        9: (1, {1: b"C"}),
+        10: (4, {5: b"E"}),
+    }
+
+
 async def appended(path: Path, payload: bytes) -> None:
     daemon = await Daemon(path).start()
     daemon.journal.append(TODAY * MS_A_DAY, payload)
     daemon.stop()
 
 
-@pytest.mark.parametrize("kind", [0, 3, 7, b"put", None, {}, (1,)])
+@pytest.mark.parametrize("kind", [0, 6, 7, b"put", None, {}, (1,)])
 async def test_an_effect_of_a_later_release_is_too_new(tmp_path: Path, kind: object) -> None:
     await appended(tmp_path, wire.packer()([put("ann", "A"), (kind, b"default", 5)]))
     with pytest.raises(TooNew, match=r"00000001\.journal has an effect of kind"):
@@ -423,7 +449,14 @@ async def test_an_effect_of_a_later_release_is_too_new(tmp_path: Path, kind: obj
 
 @pytest.mark.parametrize(
     "effects",
-    [5, b"effects", [5], [[]], [[PUT]], [[PUT, b"default", b"m"]], [[CLEAR]], {"a": 1}, [put("ann", "A"), [PUT, b"d"]]],
+    [
+        *([[PUT, 5, b"m", b"s", b"A"]], [[PUT, b"d", None, b"s", b"A"]], [[PUT, b"d", b"m", 0, b"A"]], [[CLEAR, 5]]),
+        *([[PUT, b"d", b"m", b"s", []]], [[PUT, b"d", b"m", b"s", b"A", b"more"]]),
+        *(5, b"effects", [5], [[]], {"a": 1}),
+        *([[PUT]], [[PUT, b"default", b"m"]], [[CLEAR]], [put("ann", "A"), [PUT, b"d"]]),
+        *([[OPENED]], [[OPENED, 0]], [[OPENED, b"7"]], [[OPENED, 7, 1]], [[EXPIRED, -7]], [[EXPIRED, 7, 7]]),
+        *([[DONE, 7]], [[DONE, 7, 1, 1]], [[DONE, 7, 1, 2, b""]], [[DONE, 7, 1, 1, 0]], [[DONE, 7, 0, 0, b""]]),
+    ],
 )
 async def test_a_batch_that_makes_no_sense_is_damage(tmp_path: Path, effects: Any) -> None:
     """In spite of its checksum."""

@@ -232,17 +232,17 @@ async def test_it_gets_its_name_when_the_journal_is_on_the_disk_as_far_as_it_may
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync
 ) -> None:
     """D1, D7: it has what was committed while it was written, and the journal must not lack that after a power loss."""
-    buckets = saver_module.write_buckets
+    buckets = saver_module.write_states
     async with opened(tmp_path, fsync=fsync) as engine:
         await put(engine, b"A")
         syncs, finishes = Gate(monkeypatch, Journal, "sync"), Gate(monkeypatch, SnapshotWriter, "finish")
         with syncs:
 
-            async def write_buckets(*arguments: Any) -> int:
+            async def write_states(*arguments: Any) -> int:
                 space(engine).set(*ANN, b"MEANWHILE")
                 return await buckets(*arguments)
 
-            monkeypatch.setattr(saver_module, "write_buckets", write_buckets)
+            monkeypatch.setattr(saver_module, "write_states", write_states)
             saving = asyncio.create_task(engine.saver.snapshot())
             await eventually(lambda: syncs.waiting)
             await some_turns()
@@ -308,17 +308,17 @@ async def test_one_is_given_up_where_writes_that_it_may_have_were_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D6: it would bring them back."""
-    buckets = saver_module.write_buckets
+    buckets = saver_module.write_states
     async with opened(tmp_path) as engine:
         await put(engine, b"A")
         appends = Gate(monkeypatch, Journal, "append")
         with appends:
 
-            async def write_buckets(*arguments: Any) -> int:
+            async def write_states(*arguments: Any) -> int:
                 space(engine).set(*ANN, b"TAKEN BACK")
                 return await buckets(*arguments)
 
-            monkeypatch.setattr(saver_module, "write_buckets", write_buckets)
+            monkeypatch.setattr(saver_module, "write_states", write_states)
             saving = asyncio.create_task(engine.saver.snapshot())
             await eventually(lambda: appends.waiting)
             appends.error = FULL
@@ -335,12 +335,12 @@ async def test_one_is_given_up_also_where_the_writes_that_were_taken_back_have_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D6: by its end all is durable again, and yet it has what never was."""
-    buckets = saver_module.write_buckets
+    buckets = saver_module.write_states
     async with opened(tmp_path) as engine:
         await put(engine, b"A")
         appends = Gate(monkeypatch, Journal, "append")
 
-        async def write_buckets(*arguments: Any) -> int:
+        async def write_states(*arguments: Any) -> int:
             appends.error = FULL
             answer = space(engine).set(*ANN, b"TAKEN BACK")
             written = await buckets(*arguments)
@@ -350,7 +350,7 @@ async def test_one_is_given_up_also_where_the_writes_that_were_taken_back_have_b
             await eventually(lambda: is_taken(engine))
             return written
 
-        monkeypatch.setattr(saver_module, "write_buckets", write_buckets)
+        monkeypatch.setattr(saver_module, "write_states", write_states)
         with pytest.raises(Unavailable, match="taken back"):
             await engine.saver.snapshot()
         assert not [name for name in names(tmp_path) if "snapshot" in name]

@@ -14,14 +14,25 @@ from structlog.testing import capture_logs
 
 from statestored import files
 from statestored.engines import snapshots
-from statestored.engines.snapshots import load_snapshot, write_buckets
-from statestored.engines.states import CLEAR, PUT, States
+from statestored.engines.sessions import DONE, OPENED
+from statestored.engines.snapshots import load_snapshot, write_states
+from statestored.engines.states import CLEAR, PUT, Effect, States
 from statestored.errors import DamagedFile, DiskFailed, NoRoom, TooNew
 from statestored.framing import Kind
 from statestored.framing import Sequence as Number
-from statestored.snapshot import SnapshotWriter, read_snapshot, verify_snapshot
+from statestored.snapshot import SnapshotWriter, content_of, read_snapshot, verify_snapshot
 from tests.server.journals import Batch, Daemon, put, recovered, states_after, without_syncs
-from tests.server.models import TODAY, content, days, effects, small_buckets
+from tests.server.models import (
+    TODAY,
+    content,
+    days,
+    effects,
+    possible,
+    remembered,
+    remembered_after,
+    session_effects,
+    small_buckets,
+)
 
 STORE = uuid.UUID("7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d")
 LAST = Number(3, 4)
@@ -54,7 +65,7 @@ def filled(senders: int, namespace: bytes = b"default") -> States:
 async def save(path: Path, states: States) -> int:
     """Returns how many entries were written."""
     with SnapshotWriter(path, STORE, 0) as writer:
-        entries = await write_buckets(states, writer)
+        entries = await write_states(states, writer)
         writer.finish(entries, LAST)
     return entries
 
@@ -87,7 +98,7 @@ async def snapshot_while_writing(daemon: Daemon, meanwhile: Iterable[Batch]) -> 
     writing = asyncio.create_task(turns.go_on())
     path, store_id = daemon.directory.snapshot(daemon.journal.number), daemon.directory.store_id
     with SnapshotWriter(path, store_id, 0) as writer:
-        entries = await write_buckets(daemon.states, writer)
+        entries = await write_states(daemon.states, writer)
         writing.cancel()
         await asyncio.wait([writing])
         writer.finish(entries, daemon.journal.last)
@@ -130,6 +141,65 @@ def test_the_walk_and_what_is_replayed_from_its_beginning_are_exactly_the_states
         written = run(walked_and_replayed(path, before, meanwhile, after))
     found = run(recovered(path))
     assert (found.states, found.dropped) == (states_after(written), 0)
+
+
+@settings(max_examples=100)
+@given(
+    stream=st.lists(session_effects, max_size=50).map(possible),
+    before=st.integers(0, 30),
+    meanwhile=st.integers(0, 20),
+    block=st.integers(1, 6),
+)
+def test_sessions_are_as_they_were_whatever_was_done_during_the_walk(
+    tmp_path_factory: pytest.TempPathFactory, stream: list[Effect], before: int, meanwhile: int, block: int
+) -> None:
+    path = tmp_path_factory.mktemp("data")
+    each = [Batch([effect]) for effect in stream]
+
+    async def live() -> list[Batch]:
+        daemon = await Daemon(path).start()
+        daemon.write(*each[:before])
+        written = await snapshot_while_writing(daemon, each[before : before + meanwhile])
+        rest = each[before + len(written) :]
+        daemon.write(*rest)
+        daemon.kill()
+        return rest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "SESSIONS_A_BLOCK", block)
+        run(live())
+    assert run(recovered(path)).sessions == remembered_after(stream)
+
+
+async def test_sessions_stand_in_blocks_that_do_not_take_long(path: Path) -> None:
+    states = filled(1)
+    states.apply([(OPENED, session) for session in range(1, 2001)], TODAY)
+    states.apply([(DONE, 7, seq, 1, b"A") for seq in range(1, 1001)], TODAY)
+    states.apply([(DONE, 8, seq, 1, b"A") for seq in range(1, 1001)], TODAY)
+    assert await save(path, states) == 1
+    again = await loaded(path)
+    assert remembered(again.sessions) == remembered(states.sessions)
+    sizes = []
+    for frame in read_snapshot(path, STORE):
+        if frame.kind == Kind.SESSIONS:
+            sizes.append(sum(1 + len(answers) for _, _, answers in content_of(path, frame)))
+    assert sum(sizes) == 4000
+    assert max(sizes) <= 2000
+    assert len(sizes) >= 3
+
+
+async def test_without_sessions_there_is_no_block_of_them(path: Path) -> None:
+    await save(path, filled(3))
+    assert [frame for frame in read_snapshot(path, STORE) if frame.kind == Kind.SESSIONS] == []
+
+
+@pytest.mark.parametrize("dumps", [7, [7], [(7, 0, [])], [(7, 2, [(1, b"A")])], [(7, 1, [(1, 1)])], {"a": 1}])
+async def test_a_block_of_sessions_that_makes_no_sense_is_damage(path: Path, dumps: Any) -> None:
+    with SnapshotWriter(path, STORE, 0) as writer:
+        writer.add(Kind.SESSIONS, dumps)
+        writer.finish(0, LAST)
+    with pytest.raises(DamagedFile, match="makes no sense"):
+        await loaded(path)
 
 
 async def test_some_buckets_have_what_is_committed_meanwhile_and_some_have_not(tmp_path: Path) -> None:
@@ -237,7 +307,7 @@ async def test_what_waits_for_the_disk_does_not_hold_the_loop_up(path: Path, mon
     with SnapshotWriter(path, STORE, 0) as writer:
         with monkeypatch.context() as patch:
             patch.setattr(files, "sync_file", release)
-            entries = await write_buckets(filled(100), writer)
+            entries = await write_states(filled(100), writer)
         writer.finish(entries, LAST)
     assert released.is_set()
 
@@ -354,6 +424,11 @@ ONE = [b"default", 0, 0, HELD, [b"ann"], [0]]
         [[b"default", 0, 0, HELD, [b"ann", b"ann"], [0, 0]]],
         [[b"default", 0, 0, [[]], [b"ann"], [0]]],
         [[b"default", 0, 0, [[(b"m", b"A")]], [b"ann"], [0]]],
+        [[b"default", 0, 0, [[(b"m", b"START", TODAY)]], [b"ann"], [0]]],
+        [[b"default", 0, 0, [[(5, b"A", TODAY)]], [b"ann"], [0]]],
+        [[b"default", 0, 0, [[(b"m", b"A", TODAY), (b"m", b"B", TODAY)]], [b"ann"], [0]]],
+        [[b"default", 0, 0, HELD, [0], [0]]],
+        [[None, 0, 0, HELD, [b"ann"], [0]]],
         [[b"default", 0, 0]],
         [[]],
         [5],

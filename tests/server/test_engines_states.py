@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestored.engines.base import START
+from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.states import CLEAR, PUT, Effect, States
-from tests.server.models import TODAY, Model, apply, content, days, effects, small_buckets, without_empty
+from tests.server.models import TODAY, Model, apply, content, days, effects, remembered, small_buckets, without_empty
 
 Commits = list[tuple[int, Sequence[Effect]]]
 
@@ -116,9 +117,25 @@ def test_what_was_cleared_is_no_garbage_where_that_is_taken_back() -> None:
 
 
 def test_an_effect_of_no_known_kind_is_refused() -> None:
-    unknown: Any = (3, b"one")
-    with pytest.raises(ValueError, match="kind 3"):
+    unknown: Any = (6, 1)
+    with pytest.raises(ValueError, match="kind 6"):
         States().apply([unknown], TODAY)
+
+
+def test_states_and_sessions_are_taken_back_together() -> None:
+    states = States()
+    states.apply([(OPENED, 7), (PUT, b"one", b"m", b"ann", b"A"), (DONE, 7, 1, 1, b"A")], TODAY)
+    settle(states)
+    states.apply([(PUT, b"one", b"m", b"ann", b"B"), (DONE, 7, 2, 1, b"B")], TODAY)
+    states.cut()
+    states.apply([(DONE, 7, 3, 1, b"C"), (EXPIRED, 7), (OPENED, 8)], TODAY)
+    assert states.changes == 8
+    states.revert()
+    assert remembered(states.sessions) == {7: (1, {1: b"A"})}
+    assert states.table(b"one").get(b"m", b"ann") == b"A"
+    settle(states)
+    states.revert()
+    assert remembered(states.sessions) == {7: (1, {1: b"A"})}
 
 
 def test_what_changes_nothing_is_no_change() -> None:

@@ -12,7 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from statestored.engines import table as table_module
 from statestored.engines.base import START, Sender
-from statestored.engines.table import POSITION_BITS, Range, Table, cells_of, position_of
+from statestored.engines.table import (
+    MAX_DEPTH,
+    POSITION_BITS,
+    Range,
+    Table,
+    cells_of,
+    kind_memory,
+    position_of,
+    sender_memory,
+)
 from tests.server.models import (
     TODAY,
     Model,
@@ -69,6 +78,10 @@ def assert_sound(table: Table) -> None:
     assert all(counted.values())
     assert counted == Counter((entry.module, entry.state) for entry in entries)
     assert table.uncounted(None) == 0
+    held = [(sender, cells_of(held)) for covered in ranges for sender, held in covered.bucket.items()]
+    kinds = sum(kind_memory(module, state) for module, state in counted)
+    assert table.memory == kinds + sum(sender_memory(sender, len(cells)) for sender, cells in held)
+    assert all(len(cells) <= table.most_modules for _, cells in held)
 
 
 class TableAgainstADict(RuleBasedStateMachine):
@@ -331,3 +344,26 @@ def test_a_bucket_that_overlaps_another_is_not_adopted(start: int, depth: int) -
         table.adopt(position_of(sender) & 1 << 31, 1, {sender: table.cell(b"lists", b"POSTING", TODAY)})
     with pytest.raises(ValueError, match="overlaps"):
         table.adopt(start, depth, {b"y": table.cell(b"lists", b"POSTING", TODAY)})
+
+
+@pytest.mark.parametrize(("start", "depth"), [(0, MAX_DEPTH + 1), (0, -1), (-1, 1), (1 << POSITION_BITS, 1)])
+def test_a_bucket_that_no_walk_gives_is_not_adopted(start: int, depth: int) -> None:
+    """L7: a directory of so many places would take all memory."""
+    table = Table()
+    with pytest.raises(ValueError, match="there is no bucket"):
+        table.adopt(start, depth, {b"y": table.cell(b"lists", b"POSTING", TODAY)})
+
+
+def test_states_of_their_own_are_counted_among_what_a_table_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L5, whether they are few or too many to be counted apart."""
+    monkeypatch.setattr(table_module, "MAX_KINDS", 3)
+    table = Table()
+    for number in range(10):
+        put_in(table, b"lists", b"s%d" % number, b"%d" % number * 100, TODAY)
+    assert table.memory == 10 * (kind_memory(b"lists", b"0" * 100) + sender_memory(b"s0", 1))
+    for number in range(10):
+        put_in(table, b"lists", b"s%d" % number, b"POSTING" if number % 2 else START, TODAY)
+    assert table.memory <= 5 * (kind_memory(b"lists", b"POSTING") + sender_memory(b"s0", 1))
+    for number in range(10):
+        put_in(table, b"lists", b"s%d" % number, START, TODAY)
+    assert table.memory == 0

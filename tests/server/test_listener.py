@@ -1,24 +1,32 @@
 """Where the daemon listens, and how all connections end."""
 
 import asyncio
+import gc
 import socket
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored import listener as listener_module
+from statestored import tls as tls_module
+from statestored.budget import Budget
 from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.listener import Listener
 from statestored.session import Session
+from statestored.tls import ServerTls, TlsFiles
+from tests.certificates import Authority
 from tests.server.fakes import HoldingEngine, make_service
 from tests.server.rpc import code_of, messages, request
 from tests.server.waiting import eventually
+from tests.tokenfile import TokenFile
 
 PONG = msgpack.packb([1, 1, None, None])
 SCANS = 200  # of 256 KB each: far more than the system buffers for one connection
@@ -246,3 +254,265 @@ async def test_closing_takes_no_new_connections() -> None:
         assert await pings(address)
     with pytest.raises(ConnectionRefusedError):
         await connect(address)
+
+
+# With TLS
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def tls(authority: Authority) -> ServerTls:
+    identity = authority.issue("server")
+    return ServerTls(TlsFiles(identity.certificate, identity.key))
+
+
+async def connect_by_tls(
+    address: Address, authority: Authority, **more: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    assert isinstance(address, TcpAddress)
+    context = ssl.create_default_context(cafile=authority.certificate)
+    return await asyncio.open_connection(
+        address.host, address.port, ssl=context, server_hostname="localhost", ssl_shutdown_timeout=1, **more
+    )
+
+
+async def test_with_a_certificate_tcp_addresses_speak_tls_and_unix_sockets_do_not(
+    authority: Authority, tls: ServerTls, path: Path
+) -> None:
+    async with listening(ANY_PORT, UnixAddress(str(path)), service=make_service(tls=tls)) as (tcp, unix):
+        assert await pings(unix)
+        reader, writer = await connect_by_tls(tcp, authority)
+        writer.write(request(1, "ping"))
+        assert await reader.readexactly(len(PONG)) == PONG
+        writer.close()
+
+
+async def test_a_client_without_tls_is_not_answered_there(tls: ServerTls) -> None:
+    service = make_service(tls=tls)
+    async with listening(ANY_PORT, service=service) as (address,):
+        reader, writer = await connect(address)
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
+        assert (tls.failures, service.connections_total) == (1, 0)
+
+
+async def test_a_handshake_that_is_not_completed_ends(tls: ServerTls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "TLS_PATIENCE", 0.05)
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        reader, writer = await connect(address)
+        writer.write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of one
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_handshakes_that_are_given_up_leave_nothing_behind(tls: ServerTls) -> None:
+    """The collector may come much later."""
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        gc.disable()
+        try:
+            writers = [(await connect(address))[1] for _ in range(20)]
+            await eventually(lambda: tls.under_way == 20)
+            for writer in writers:
+                writer.close()
+            await eventually(lambda: tls.under_way == 0)
+        finally:
+            gc.enable()
+
+
+async def test_a_handshake_for_which_there_is_no_room_is_not_begun(
+    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_module, "MAX_HANDSHAKES", 1)
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        _, silent = await connect(address)
+        await eventually(lambda: tls.under_way == 1)
+        reader, other = await connect(address)
+        assert await reader.read() == b""
+        other.close()
+        silent.close()
+        await eventually(lambda: tls.under_way == 0)
+        _, writer = await connect_by_tls(address, authority)
+        writer.close()
+
+
+async def test_requests_larger_than_what_is_read_at_once_come_through_tls(authority: Authority, tls: ServerTls) -> None:
+    """The session makes pauses in between, for the others."""
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        reader, writer = await connect_by_tls(address, authority)
+        triples = [["m", f"s{number}", "A" * 900] for number in range(1000)]
+        writer.write(request(1, "set_many", triples) + request(2, "get_many", [pair[:2] for pair in triples]))
+        unpacker = msgpack.Unpacker()
+        answers: list[Any] = []
+        while len(answers) < 2:
+            unpacker.feed(await reader.read(65536))
+            answers += unpacker
+        assert answers == [[1, 1, None, None], [1, 2, None, ["A" * 900] * 1000]]
+        writer.close()
+
+
+async def test_a_client_that_does_not_read_is_not_answered_on_over_tls(authority: Authority, tls: ServerTls) -> None:
+    """And all that it asked for comes when it does."""
+    service = service_with_long_pages()
+    service.tls = tls
+    async with listening(ANY_PORT, service=service) as (address,):
+        reader, writer = await connect_by_tls(address, authority, limit=1024)
+        writer.write(request(1, "scan", None, None, None, None) * SCANS)
+        answered = [-1] * 20
+
+        def is_stuck() -> bool:
+            answered.append(service.calls[b"scan"])
+            return 0 < answered[-20] == answered[-1]
+
+        await eventually(is_stuck)
+        assert service.calls[b"scan"] < SCANS / 2
+        unpacker = msgpack.Unpacker(max_buffer_size=0)
+        came = 0
+        while came < SCANS:
+            unpacker.feed(await reader.read(65536))
+            came += sum(1 for _ in unpacker)
+        writer.close()
+
+
+async def test_who_ends_a_tls_connection_ends_both_sides(
+    authority: Authority, tls: ServerTls, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What still waits for the disk is executed, and not answered any more. Nothing is logged about it."""
+    engine = HoldingEngine()
+    service = make_service(engine, tls=tls)
+    async with listening(ANY_PORT, service=service) as (address,):
+        _, writer = await connect_by_tls(address, authority)
+        writer.write(request(1, "set", "lists", "ann", "A"))
+        await eventually(lambda: engine.asked)
+        writer.close()
+        await eventually(lambda: service.connections == 0)
+        engine.commit.settle()
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+@pytest.mark.parametrize("ends", ["client", "server"])
+async def test_a_connection_that_has_ended_leaves_nothing_behind(
+    authority: Authority, tls: ServerTls, with_tls: bool, ends: str
+) -> None:
+    """The collector may come much later, and with TLS there is a lot behind each."""
+
+    def sessions() -> int:
+        return sum(isinstance(each, Session) for each in gc.get_objects())
+
+    gc.collect()
+    before = sessions()
+    service = make_service(tls=tls if with_tls else None)
+    async with listening(ANY_PORT, service=service) as (address,):
+        gc.disable()
+        try:
+            for _ in range(10):
+                reader, writer = await (connect_by_tls(address, authority) if with_tls else connect(address))
+                writer.write(request(1, "ping"))
+                await reader.readexactly(len(PONG))
+                if ends == "server":
+                    writer.write(b"\xc1")
+                    assert await reader.read() == b""
+                writer.close()
+            await eventually(lambda: service.connections == 0)
+            await eventually(lambda: sessions() == before)
+        finally:
+            gc.enable()
+
+
+async def test_closing_ends_tls_connections_too(
+    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "DRAIN", 0.01)
+    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
+        reader, writer = await connect_by_tls(address, authority)
+        writer.write(request(1, "ping"))
+        await reader.readexactly(len(PONG))
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
+    tokens = TokenFile(tmp_path / "tokens.toml")
+    given = [tokens.add(name) for name in ("one", "two", "three")]
+    service = make_service(tokens=tokens.path)
+    listener = Listener(service)
+    (address,) = await listener.listen([ANY_PORT])
+    connections = [await connect(address) for _ in given]
+    for (reader, writer), token in zip(connections, given, strict=True):
+        writer.write(request(1, "hello", {"token": token}) + request(1, "ping"))
+        await reader.readuntil(PONG)
+    tokens.remove("two")
+    service.access.read()
+    listener.renew()
+    assert await connections[1][0].read() == b""
+    for reader, writer in (connections[0], connections[2]):
+        writer.write(request(1, "ping"))
+        assert await reader.readexactly(len(PONG)) == PONG
+    for _, writer in connections:
+        writer.close()
+    await listener.close()
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_one_connection_too_many_is_closed_and_the_others_notice_nothing(limit: int) -> None:
+    """L4."""
+    service = make_service(max_connections=limit)
+    async with listening(ANY_PORT, service=service) as (address,):
+        clients = [await connect(address) for _ in range(limit)]
+        await eventually(lambda: service.connections == limit)
+        for number in range(1, 4):
+            reader, writer = await connect(address)
+            assert await reader.read() == b""
+            writer.close()
+            assert service.dropped["too_many"] == number
+        for reader, writer in clients:
+            writer.write(request(1, "ping"))
+            assert await reader.readexactly(len(PONG)) == PONG
+        clients.pop()[1].close()
+        await eventually(lambda: service.connections == limit - 1)
+        assert await pings(address)
+        for _, writer in clients:
+            writer.close()
+    assert service.connections == 0
+
+
+async def test_dead_peers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L3: within a minute, by what a connection inherits from the socket that listens."""
+    options: list[int] = []
+
+    def look(session: Session, transport: asyncio.Transport) -> None:
+        sock = transport.get_extra_info("socket")
+        options.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"):
+            options.append(sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)))
+        connection_made(session, transport)
+
+    connection_made = Session.connection_made
+    monkeypatch.setattr(Session, "connection_made", look)
+    async with listening(ANY_PORT) as (address,):
+        assert await pings(address)
+    alive, idle, interval, count, unacknowledged = options
+    assert alive
+    assert idle + interval * count <= 60
+    assert unacknowledged <= 60_000
+
+
+async def test_connections_are_looked_at_while_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L3, and with a budget that is used up, L1."""
+    monkeypatch.setattr(listener_module, "EVERY", 0.01)
+    service = make_service(token="sesame", budget=Budget(100))
+    async with listening(ANY_PORT, service=service) as (address,):
+        reader, writer = await connect(address)
+        assert await reader.read() == b""
+        assert service.dropped["no_hello"] == 1
+        writer.close()
+        reader, writer = await connect(address)
+        writer.write(request(1, "hello", {"token": "sesame"}) + request(2, "set", "lists", "x" * 900, "A")[:-1])
+        await eventually(lambda: service.dropped["no_buffers"] == 1)
+        writer.close()

@@ -28,19 +28,24 @@ def test_a_library_that_is_missing_is_named_with_what_to_install(library: str) -
     assert "pip install 'statestored[server]'" in done.stderr
 
 
-def test_asked_to_stop_while_it_still_starts_it_is_successful() -> None:
-    """Also as the first process of a container, to which a signal without a handler means nothing."""
-    source = """
+@pytest.mark.parametrize(
+    ("signum", "then"), [("SIGTERM", ""), ("SIGINT", ""), ("SIGHUP", f"statestored {__version__}\n")]
+)
+def test_signals_while_it_still_starts(signum: str, then: str) -> None:
+    """Asked to stop it is successful, also as the first process of a container, to which a signal without a handler
+    means nothing. Asked to read its files again it goes on, for it has not read them yet.
+    """
+    source = f"""
         import os, signal, sys
 
         class Finder:
             def find_spec(self, name, *_):
                 if name == "statestored.cli":
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), signal.{signum})
 
         sys.meta_path.insert(0, Finder())
         from statestored.__main__ import main
         main()
     """
-    done = run("-c", dedent(source))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run("-c", dedent(source), "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, then, "")

@@ -13,6 +13,7 @@ from statestored import __version__
 from statestored.commands import COMMANDS, Service
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.metrics import ENGINE_METRICS, Metrics
+from statestored.timeouts import Dropped
 from tests.server.fakes import LaterEngine, Wire, engine_without_files, make_service
 from tests.server.rpc import request
 
@@ -76,7 +77,9 @@ def test_what_happened_is_counted(service: Service) -> None:
     assert found["statestored_errors_total", "unknown_method"] == 1
     assert found["statestored_errors_total", "bad_request"] > 1
     assert found["statestored_connections_accepted_total",] == 3
-    assert found["statestored_connections_dropped_total",] == 1
+    assert found["statestored_connections_dropped_total", "garbage"] == 1
+    assert {key[1] for key in found if key[0] == "statestored_connections_dropped_total"} == set(Dropped)
+    assert found["statestored_buffered_bytes",] == 0
     assert found["statestored_connections",] == 3
     assert found["statestored_entries",] == found["statestored_namespaces",] == 1
     assert found["statestored_changes_since_snapshot",] == 1

@@ -13,6 +13,7 @@ import pytest
 from statestored import files
 from statestored.check import check
 from statestored.datadir import IDENTITY, DataDirectory, read_identity
+from statestored.engines.sessions import DONE, OPENED
 from statestored.errors import DamagedFile, Exit, NoRoom, StartError, TooNew
 from statestored.repair import repair
 from tests.server.damaged import (
@@ -25,9 +26,10 @@ from tests.server.damaged import (
     flip_frame,
     frames,
     make,
+    snapshot,
     without,
 )
-from tests.server.journals import BATCHES, Batch, Daemon, put, states_after, without_syncs
+from tests.server.journals import BATCHES, Batch, Daemon, put, recovered, states_after, without_syncs
 from tests.server.models import TODAY, Model
 
 Damage = Callable[[Path], None]
@@ -356,7 +358,7 @@ def test_what_is_not_read_back_as_it_was_read_replaces_nothing(
         if fault == "a bit":
             patch.setattr(files, "write_at", write_badly)
         else:
-            patch.setattr("statestored.repair.write_buckets", write_nothing)
+            patch.setattr("statestored.repair.write_states", write_nothing)
         with pytest.raises(DamagedFile):
             repair(path)
     assert [file.name for file in sorted(path.glob("0*"))] == [
@@ -367,6 +369,45 @@ def test_what_is_not_read_back_as_it_was_read_replaces_nothing(
     assert check(path).code == Exit.DAMAGED
     repair(path)
     assert content_of(path) == without(AFTER[1])
+
+
+@pytest.mark.parametrize("lost", ["a batch", "the snapshot"])
+def test_sessions_are_kept(tmp_path: Path, lost: str) -> None:
+    """Also those of a snapshot in which something else is damaged."""
+
+    async def live() -> None:
+        daemon = await Daemon(tmp_path).start()
+        daemon.write(Batch([(OPENED, 7), (DONE, 7, 1, 1, b"A"), (OPENED, 8)]), Batch([put("ann", "A")]))
+        daemon.journal.rotate()
+        await snapshot(daemon)
+        daemon.directory.remove_before(2)
+        daemon.write(Batch([put("ben", "A")]), Batch([(DONE, 7, 2, 1, b"B")]), Batch([(OPENED, 9)]))
+        daemon.stop()
+
+    asyncio.run(live())
+    if lost == "a batch":
+        flip_frame(segment(tmp_path, 2), 0)
+    else:
+        flip_frame(tmp_path / "00000002.snapshot", 0)
+    repair(tmp_path)
+    found = asyncio.run(recovered(tmp_path))
+    assert found.sessions == {7: (1, {1: b"A", 2: b"B"}), 8: (1, {}), 9: (1, {})}
+    assert found.states[b"default"].keys() == {(b"lists", b"ann" if lost == "a batch" else b"ben")}
+
+
+def test_a_session_that_is_not_read_back_replaces_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def live() -> None:
+        daemon = await Daemon(path).start()
+        daemon.write(Batch([(OPENED, 7)]))
+        daemon.stop()
+
+    async def write_nothing(*_: object) -> None: ...
+
+    asyncio.run(live())
+    damage_a_batch(path)
+    monkeypatch.setattr("statestored.engines.snapshots._write_sessions", write_nothing)
+    with pytest.raises(DamagedFile, match="1 sessions"):
+        repair(path)
 
 
 def test_a_journal_without_a_snapshot_is_repaired(tmp_path: Path) -> None:

@@ -229,9 +229,18 @@ def test_of_a_batch_that_makes_no_sense_nothing_is_applied(path: Path) -> None:
     assert first_damage_of(path) is not None
 
 
+def test_of_a_batch_whose_sessions_make_no_sense_nothing_is_applied(path: Path) -> None:
+    """It opens one, and then another without a number."""
+    append(segment(path, 3), Sequence(3, 3), b"\x92\x92\x04\x07\x92\x04\xc0")
+    append(segment(path, 3), Sequence(3, 4), b"\x91\x92\x04\x08")
+    found = salvaged(path)
+    assert list(found.states.sessions) == [8]
+    assert len(found.damage) == found.lost_batches == 1
+
+
 def test_an_unknown_kind_is_of_a_later_release_and_not_damage(path: Path) -> None:
-    append(segment(path, 3), Sequence(3, 3), b"\x91\x92\x05\x01")
-    with pytest.raises(TooNew, match="effect of kind 5"):
+    append(segment(path, 3), Sequence(3, 3), b"\x91\x92\x06\x01")
+    with pytest.raises(TooNew, match="effect of kind 6"):
         salvaged(path)
 
 

@@ -407,7 +407,10 @@ def test_batches_that_do_not_follow_each_other_are_damage(path: Path, numbers: l
 
 @pytest.mark.parametrize(
     "details",
-    [{"after": ...}, {"after": 5}, {"after": [1]}, {"number": ...}, {"boot": ...}, {"of a later release": 1}],
+    [
+        *({"after": ...}, {"after": 5}, {"after": [1]}, {"after": [1, None]}, {"number": ...}, {"boot": ...}),
+        *({"boot": 1}, {"previous": None}, {"previous_end": -1}, {"durable": {}}, {"of a later release": 1}),
+    ],
 )
 def test_a_header_that_makes_no_sense_is_damage(path: Path, details: dict[str, Any]) -> None:
     crafted(path, [], **details)

@@ -6,7 +6,8 @@ import select
 import sys
 import termios
 import threading
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,20 @@ from structlog.testing import capture_logs
 from statestore.errors import Forbidden, Unavailable
 from statestore.wire import MAX_MESSAGE
 from statestored import session as session_module
-from statestored.commands import Service
+from statestored import timeouts
+from statestored.budget import Budget
+from statestored.commands import Caller, Role, Service
 from statestored.datadir import DataDirectory
-from statestored.engines.base import START, Held
+from statestored.engines import embedded
+from statestored.engines.base import START, Counts, Held
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.journal import Journal
+from statestored.session import Sessions
 from tests.daemon import Daemon
 from tests.server.fakes import (
     NEVER,
+    Disk,
     Gate,
     HeldCommit,
     HoldingEngine,
@@ -40,6 +46,7 @@ from tests.server.fakes import (
 )
 from tests.server.rpc import RawClient, code_of, request
 from tests.server.waiting import eventually, wait_until
+from tests.tokenfile import TokenFile
 
 ANN = ("lists", "ann@a.example")
 SECRET = "do.not.log@this.example"
@@ -431,6 +438,83 @@ def test_a_stranger_gets_little(sent: bytes) -> None:
     assert wire.is_closing()
 
 
+# New tokens, while it is open
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    tokens = TokenFile(tmp_path / "tokens.toml")
+    tokens.add("another", "admin")
+    return tokens
+
+
+def renew(wire: Wire, service: Service) -> None:
+    service.access.read()
+    wire.session.renew()
+
+
+def test_who_may_go_on_does_and_may_what_its_token_says_now(tokens: TokenFile) -> None:
+    token = tokens.add("one", "read")
+    service = make_service(tokens=tokens.path)
+    wire = Wire(service)
+    assert error_of(wire.ask(hello(1, token=token), request(2, "set", *ANN, "A"))[1]) == "forbidden"
+    tokens.change_role("one", "write")
+    renew(wire, service)
+    assert wire.ask(request(3, "set", *ANN, "A")) == [[1, 3, None, None]]
+    tokens.change_role("one", "read")
+    renew(wire, service)
+    refused, found = wire.ask(request(4, "set", *ANN, "B"), request(5, "get", *ANN))
+    assert error_of(refused) == "forbidden"
+    assert found == [1, 5, None, "A"]
+
+
+def test_whose_token_is_gone_has_to_go_and_nothing_more_is_executed(tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin")
+    service = make_service(tokens=tokens.path)
+    wire, other = Wire(service), Wire(service)
+    wire.ask(hello(1, token=token))
+    other.ask(hello(1, token=tokens.add("two")), request(2, "ping"))
+    tokens.remove("one")
+    renew(wire, service)
+    assert wire.is_closing()
+    assert wire.ask(request(3, "set", *ANN, "A")) == []
+    assert state(service) == START
+
+
+def test_whose_token_is_gone_still_gets_what_was_being_answered(tokens: TokenFile) -> None:
+    token = tokens.add("one", "write")
+    engine = HoldingEngine()
+    service = make_service(engine, tokens=tokens.path)
+    wire = Wire(service)
+    wire.ask(hello(1, token=token), request(2, "set", *ANN, "A"))
+    tokens.remove("one")
+    renew(wire, service)
+    wire.send(request(3, "set", *ANN, "B"))
+    assert not wire.is_closing()
+    engine.commit.settle()
+    assert wire.read()[-1] == [1, 2, None, None]
+    assert wire.is_closing()
+    assert len(engine.asked) == 1
+
+
+def test_a_session_that_drains_gets_nothing_back(tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin")
+    service = make_service(tokens=tokens.path)
+    wire = Wire(service)
+    wire.ask(hello(1, token=token))
+    wire.session.drain()
+    renew(wire, service)
+    assert error_of(wire.ask(request(2, "get", *ANN))[0]) == "shutting_down"
+
+
+def test_a_stranger_stays_one(tokens: TokenFile) -> None:
+    service = make_service(tokens=tokens.path)
+    wire = Wire(service)
+    renew(wire, service)
+    assert not wire.is_closing()
+    assert error_of(wire.ask(request(1, "get", *ANN))[0]) == "unauthorized"
+
+
 # Clients that do not read
 
 
@@ -777,14 +861,363 @@ async def test_no_client_sees_a_write_before_the_sync_has_returned(
     directory.close()
 
 
+# Sessions of clients
+
+
+def once(msgid: int, seq: int, state: str, oldest: int = 1) -> bytes:
+    return request(msgid, "set", *ANN, state, {"seq": seq, "oldest": oldest})
+
+
+@asynccontextmanager
+async def service_on(path: Path) -> AsyncIterator[Service]:
+    """With the default engine."""
+    directory = DataDirectory(path)
+    directory.open()
+    engine = EmbeddedEngine(directory, Fsync.ALWAYS, NEVER, 1000)
+    await engine.open()
+    yield make_service(engine)
+    await engine.close()
+    directory.close()
+
+
+def sessions_of(service: Service) -> int:
+    return service.engine.info()["sessions"]
+
+
+def test_a_hello_without_a_session_has_none(wire: Wire, service: Service) -> None:
+    (welcome,) = wire.ask(hello(1))
+    assert "session" not in welcome[3]
+    assert [error_of(answer) for answer in wire.ask(once(2, 1, "A"))] == ["bad_request"]
+    assert sessions_of(service) == 0
+
+
+@pytest.mark.parametrize("session", [-1, 2**63, "7", 1.0, True, [7]])
+def test_a_session_that_makes_no_sense_is_a_refused_hello(wire: Wire, service: Service, session: object) -> None:
+    answers = wire.ask(hello(1, session=session), request(2, "set", *ANN, "A"))
+    assert [error_of(answer) for answer in answers] == ["bad_request"]
+    assert wire.is_closing()
+    assert sessions_of(service) == 0
+
+
+def test_a_session_goes_on_over_another_connection(service: Service) -> None:
+    first = Wire(service)
+    (welcome,) = first.ask(hello(1, session=0))
+    assert welcome[3]["session"] > 0
+    first.ask(once(2, 1, "A"))
+    first.hang_up()
+    second = Wire(service)
+    assert second.ask(hello(1, session=welcome[3]["session"]))[0][3]["session"] == welcome[3]["session"]
+    assert second.ask(once(2, 1, "B"), once(3, 2, "C"), once(4, 1, "B")) == [ok(number, None) for number in (2, 3, 4)]
+    assert state(service) == b"C"
+    assert sessions_of(service) == 1
+
+
+def test_a_session_that_is_not_known_is_answered_with_a_new_one(service: Service) -> None:
+    answers = [Wire(service).ask(hello(1, session=asked))[0] for asked in (5, 5, 0)]
+    assert len({welcome[3]["session"] for welcome in answers} | {5}) == 4
+
+
+def test_who_may_only_read_gets_no_session(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    become = Caller.become
+    monkeypatch.setattr(Caller, "become", lambda caller, _: become(caller, Role.READ))
+    (welcome,) = Wire(service).ask(hello(1, session=0))
+    assert welcome[3]["session"] is None
+    assert sessions_of(service) == 0
+
+
+def test_the_end_of_its_last_connection_leaves_a_session(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "MAX_SESSIONS", 1)
+    first = Wire(service)
+    session = first.ask(hello(1, session=0))[0][3]["session"]
+    second = Wire(service)
+    second.ask(hello(1, session=session))
+    first.hang_up()
+    assert Wire(service).ask(hello(1, session=0))[0][3]["session"] is None
+    second.hang_up()
+    assert Wire(service).ask(hello(1, session=0))[0][3]["session"] not in (None, session)
+
+
+def test_a_refused_hello_leaves_no_session() -> None:
+    service = make_service(token="sesame")
+    Wire(service).ask(hello(1, session=0, token="wrong"))
+    Wire(service).ask(hello(1, session=0, namespace=5, token="sesame"))
+    assert sessions_of(service) == 0
+
+
+async def test_a_new_session_is_told_when_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs = Gate(monkeypatch, Journal, "sync")
+    async with service_on(tmp_path) as service:
+        wire = Wire(service)
+        with syncs:
+            wire.send(hello(1, session=0), request(2, "set", *ANN, "A"), request(3, "ping"), hello(4))
+            await eventually(lambda: syncs.waiting)
+            await some_turns()
+            assert [(answer[1], code_of(answer[2])) for answer in wire.read()] == [(3, ""), (4, "bad_request")]
+        await eventually(lambda: len(wire.read()) == 4)
+        told = {answer[1]: answer for answer in wire.read()}
+        assert told[2] == ok(2, None)
+        assert told[1][3]["session"] in service.engine.states.sessions  # type: ignore[attr-defined]
+        known = Wire(service)
+        assert known.ask(hello(1, session=told[1][3]["session"]))[0][3]["session"] == told[1][3]["session"]
+
+
+async def test_where_a_new_session_cannot_be_written_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And everything else is as it is without."""
+    disk = Disk(monkeypatch)
+    async with service_on(tmp_path) as service:
+        wire = Wire(service)
+        disk.fill()
+        wire.send(hello(1, session=0, namespace="default"), once(2, 1, "A"), request(3, "get", "lists", "ben"))
+        await eventually(lambda: len(wire.read()) == 3)
+        told = {answer[1]: answer for answer in wire.read()}
+        assert told[1][2:] == [None, {**told[1][3], "session": None}]
+        assert error_of(told[2]) == "unavailable"
+        assert told[3] == ok(3, "START")
+        assert [error_of(answer) for answer in wire.ask(once(4, 2, "A"))] == ["bad_request"]
+        wire.hang_up()
+        assert Wire(service).ask(hello(1, session=0))[0][3]["session"] is None
+        assert sessions_of(service) == 0
+        disk.make_room()
+
+
+async def test_a_client_that_has_gone_before_its_session_is_durable_has_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "MAX_SESSIONS", 1)
+    syncs = Gate(monkeypatch, Journal, "sync")
+    async with service_on(tmp_path) as service:
+        wire = Wire(service)
+        with syncs:
+            wire.send(hello(1, session=0))
+            wire.hang_up()
+        await eventually(lambda: sessions_of(service) == 1 and not service.engine.commits.batch.effects)  # type: ignore[attr-defined]
+        after = Wire(service)
+        after.send(hello(1, session=0))
+        await eventually(after.read)
+        assert after.read()[0][3]["session"] is not None
+        assert wire.unread == 0
+
+
+# What a client may not do for long
+
+
+def test_a_stranger_has_little_time(holding: HoldingEngine) -> None:
+    """L3."""
+    service = make_service(holding, token="sesame")
+    silent, dripping, known = Wire(service), Wire(service), Wire(service)
+    known.send(hello(1, token="sesame"))
+    for byte in hello(1, token="sesame", client="x" * 50)[: timeouts.HELLO]:
+        dripping.send(bytes([byte]))
+        for wire in (silent, dripping, known):
+            assert not wire.is_closing()
+            wire.look()
+    for wire in (silent, dripping, known):
+        wire.look()
+    assert [wire.is_closing() for wire in (silent, dripping, known)] == [True, True, False]
+    assert service.dropped["no_hello"] == 2
+    known.look(1000)
+    assert not known.is_closing()
+
+
+def test_a_message_has_to_end(wire: Wire, service: Service) -> None:
+    """L3: a byte a second is too slow."""
+    for byte in request(1, "set", *ANN, "A")[: timeouts.REST_OF_MESSAGE]:
+        wire.send(bytes([byte]))
+        wire.look()
+        assert not wire.is_closing()
+    wire.look()
+    assert wire.is_closing()
+    assert service.dropped["unfinished"] == 1
+
+
+def test_each_message_has_its_own_time(wire: Wire) -> None:
+    """Each read ends in the middle of a message, and none of them takes long."""
+    sent = b"".join(request(number, "set", *ANN, "A") for number in range(50))
+    for start in range(0, len(sent), len(request(1, "set", *ANN, "A")) - 1):
+        wire.send(sent[start : start + len(request(1, "set", *ANN, "A")) - 1])
+        wire.look(timeouts.REST_OF_MESSAGE - 1)
+    assert not wire.is_closing()
+    wire.send(sent[-3:])
+    wire.look(1000)  # saying nothing is no fault
+    assert len(wire.read()) >= 48
+
+
+def test_a_message_is_not_late_while_we_do_not_read(holding: HoldingEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MAX_HELD", 3)
+    wire = Wire(make_service(holding))
+    wire.send(*[set_(number) for number in range(10)], set_(10)[:-3])
+    wire.look(50)
+    assert not wire.is_closing()
+    holding.commit.settle()
+    wire.look(timeouts.REST_OF_MESSAGE)
+    assert not wire.is_closing()
+    wire.look()
+    assert wire.is_closing()
+
+
+def flood(service: Service, sessions: Sessions | None = None) -> Wire:
+    """A client that asks for much and reads nothing."""
+    wire = Wire(service, high_water=session_module.HIGH_WATER, sessions=sessions)
+    wire.send(request(0, "set", *ANN, "A" * 1000))
+    wire.send(*[request(number, "get", *ANN) for number in range(3000)])
+    assert wire.unread > 0
+    return wire
+
+
+def test_a_client_that_does_not_read_is_closed_at_last(service: Service) -> None:
+    """L2."""
+    wire = flood(service)
+    wire.look(timeouts.READING)
+    assert not wire.is_closing()
+    wire._unread = wire._unread[:-1]  # it takes a byte
+    wire.look(timeouts.READING)
+    assert not wire.is_closing()
+    wire.look(2)
+    assert wire.is_closing()
+    assert service.dropped["not_reading"] == 1
+
+
+def test_what_is_answered_to_a_client_that_does_not_read_is_little(service: Service) -> None:
+    """L2: one write, and that is no more than what was asked for in a part of one read."""
+    assert flood(service).unread < 300 * 1024
+
+
+def test_too_much_that_is_not_taken_ends_the_connection_within_a_second(service: Service) -> None:
+    """L2: the transport goes on to keep what is written, however often it has said that this is enough."""
+    wire = flood(service)
+    wire.write(b"x" * session_module.MAX_UNSENT)
+    wire.look()
+    assert wire.is_closing()
+
+
+def test_a_connection_that_is_to_be_closed_does_not_wait_for_a_client_that_does_not_read(service: Service) -> None:
+    wire = Wire(service, high_water=10)
+    wire.send(request(1, "info"), b"\xc1")
+    aborted: list[bool] = []
+    wire.abort = lambda: aborted.append(True)  # type: ignore[method-assign]
+    wire.look(timeouts.CLOSING)
+    assert not aborted
+    wire.look(2)
+    assert aborted
+
+
+# What all clients together may make us hold
+
+
+def test_what_a_connection_makes_us_keep_is_counted_until_it_is_gone(service: Service) -> None:
+    """L1."""
+    budget = service.budget
+    half, slow, gone = Wire(service), flood(service), Wire(service)
+    half.send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[:100_000])
+    gone.send(request(1, "set", *ANN, "A")[:-1])
+    assert budget.used >= 100_000 + slow.unread
+    gone.hang_up()
+    slow.read()
+    assert 100_000 <= budget.used < 101_000
+    half.send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[100_000:])
+    assert budget.used == 0
+    assert half.read() == [ok(1, None)]
+
+
+def test_garbage_is_not_kept(service: Service) -> None:
+    wire = Wire(service)
+    wire.send(b"\x94\x00\x01\xa3get\xdc\x04\x00", b"\xdc\x04\x00" * 20)
+    assert wire.is_closing()
+    assert service.budget.used == 0
+
+
+@pytest.fixture
+def tight() -> Service:
+    """With a budget that one client has used up."""
+    service = make_service(budget=Budget(100_000))
+    Wire(service).send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[:101_000])
+    assert service.budget.used_up
+    return service
+
+
+def test_where_the_budget_is_used_up_others_are_still_answered(tight: Service) -> None:
+    """L1: those that ask for little, and take their answers."""
+    wire = Wire(tight)
+    assert wire.ask(request(1, "set", *ANN, "A" * 1000), request(2, "get", *ANN)) == [ok(1, None), ok(2, "A" * 1000)]
+    assert wire.ask(request(3, "get_many", [ANN] * 3)) == [ok(3, ["A" * 1000] * 3)]
+    assert error_of(wire.ask(request(4, "get_many", [ANN] * 500))[0]) == "unavailable"
+    answers = wire.ask(*[request(number, "get", *ANN) for number in range(200)])
+    assert [answer[1] for answer in answers] == list(range(200))
+
+
+def test_where_the_budget_is_used_up_nobody_takes_much_more(tight: Service) -> None:
+    """L2."""
+    used = tight.budget.used
+    slow = [flood(tight) for _ in range(5)]
+    assert max(wire.unread for wire in slow) < 40_000
+    assert tight.budget.used - used < 5 * (40_000 + session_module.READ_SIZE)
+
+
+def test_whoever_waits_for_the_budget_goes_on_when_there_is_room() -> None:
+    service = make_service(budget=Budget(100_000))
+    call = request(1, "set_many", [[*ANN, "A" * 900]] * 70)
+    one, other = Wire(service), Wire(service)
+    one.send(call[:-10])
+    other.send(call)  # its second half is not read
+    assert other.read() == []
+    assert other._unsent
+    one.send(call[-10:])
+    assert one.read() == [ok(1, None)]
+    assert other.ask() == [ok(1, None)]
+    assert service.budget.used == 0
+
+
+def test_where_all_wait_for_each_other_the_greediest_goes(tight: Service) -> None:
+    wire = Wire(tight)
+    wire.send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[:60_000])
+    assert tight.budget.used_up
+    dropped = tight.dropped["no_buffers"]
+    wire.look(2)
+    assert tight.dropped["no_buffers"] == dropped + 1
+
+
+# One heavy thing in a turn
+
+
+def test_heavy_requests_of_all_clients_take_turns(service: Service) -> None:
+    """L6."""
+    sessions = Sessions()
+    wires = [Wire(service, sessions=sessions) for _ in range(5)]
+    calls: list[int] = []
+    service.engine.space(b"default").count = lambda *_: calls.append(len(calls)) or Counts(0, [], 0)  # type: ignore
+    for wire in wires:
+        wire._is_reading_paused = True
+        wire.send()
+        wire._is_reading_paused = False
+    # All of them are heard before the first turn ends.
+    for wire in wires:
+        data = request(1, "count", None, None)
+        wire.session.get_buffer(-1)[: len(data)] = data
+        wire.session.buffer_updated(len(data))
+    assert len(calls) == 1
+    for expected in range(2, 6):
+        for wire in wires:
+            for _ in range(len(wire._turns)):
+                wire._turns.popleft()()
+        assert len(calls) >= expected - 1
+    for _ in range(10):
+        for wire in wires:
+            wire.send()
+    assert len(calls) == 5
+    assert [len(wire.read()) for wire in wires] == [1] * 5
+
+
 # The end
 
 
 def test_a_draining_session_says_so_and_changes_nothing(wire: Wire, service: Service) -> None:
     wire.ask(request(1, "set", *ANN, "A"))
     wire.session.drain()
-    answers = wire.ask(request(2, "set", *ANN, "B"), request(3, "get", *ANN), request(4, "hello", {}))
-    assert [error_of(answer) for answer in answers] == ["shutting_down"] * 3
+    writes = request(2, "set", *ANN, "B"), request(3, "set", *ANN, "B", {"seq": 1, "oldest": 1})
+    answers = wire.ask(*writes, request(4, "get", *ANN), request(5, "hello", {}))
+    assert [error_of(answer) for answer in answers] == ["shutting_down"] * 4
     assert state(service) == b"A"
 
 

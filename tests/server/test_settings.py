@@ -14,7 +14,16 @@ import pytest
 from statestore.address import TcpAddress, UnixAddress
 from statestored.engines.commits import Fsync
 from statestored.errors import StartError
-from statestored.settings import FSYNC, Settings, default_data_dir, options, read_token, unknown_variables
+from statestored.settings import (
+    FSYNC,
+    Settings,
+    default_data_dir,
+    options,
+    own_token,
+    tls_files,
+    unknown_variables,
+)
+from statestored.tls import TlsFiles
 
 ROOT = Path(__file__).parents[2]
 NAMES = [setting.name for setting in fields(Settings)]
@@ -27,7 +36,10 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "admin-listen": ("[::1]:80", '"[::1]:80"', TcpAddress("::1", 80)),
     "data-dir": ("/srv/states", '"/srv/states"', Path("/srv/states")),
     "engine": ("embedded:", '"embedded:"', "embedded:"),
-    "token-file": ("/run/token", '"/run/token"', Path("/run/token")),
+    "tokens": ("/run/tokens", '"/run/tokens"', Path("/run/tokens")),
+    "tls-cert": ("/run/cert.pem", '"/run/cert.pem"', Path("/run/cert.pem")),
+    "tls-key": ("/run/key.pem", '"/run/key.pem"', Path("/run/key.pem")),
+    "tls-client-ca": ("/run/ca.pem", '"/run/ca.pem"', Path("/run/ca.pem")),
     "allow-clear": ("true", "true", True),
     "snapshot-interval": ("2.5", "2.5", 2.5),
     "fsync": ("everysec", '"everysec"', "everysec"),
@@ -36,6 +48,10 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "max-sender": ("12", "12", 12),
     "max-state": ("13", "13", 13),
     "max-namespaces": ("14", "14", 14),
+    "max-modules": ("15", "15", 15),
+    "max-memory": ("16", "16", 16),
+    "max-connections": ("17", "17", 17),
+    "max-buffers": ("18", "18", 18),
     "log-level": ("error", '"error"', "error"),
     "log-format": ("json", '"json"', "json"),
 }
@@ -168,7 +184,9 @@ def test_a_bad_value_is_refused_with_the_name_of_its_setting(read: Read, key: st
 # Every type that TOML has.
 LITERALS = ["5", "-1", "1.5", "5.0", "nan", "inf", "true", '""', '"x"', '"5"', "[]", "['x']", "[5]", "[[]]", "{a=1}"]
 LITERALS += ["1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", r'"\u0000"', '"~"', '"~nobody-here/x"']
-TYPES = {"listen": tuple, "admin-listen": TcpAddress, "data-dir": Path, "token-file": Path, "allow-clear": bool}
+TYPES = {"listen": tuple, "admin-listen": TcpAddress, "data-dir": Path, "allow-clear": bool}
+FILES = ("tokens", "tls-cert", "tls-key", "tls-client-ca")  # which need not be given
+TYPES |= dict.fromkeys(FILES, Path)
 TYPES |= {"snapshot-interval": float, "engine": str, "fsync": str, "log-level": str, "log-format": str}
 
 
@@ -185,7 +203,7 @@ def test_a_value_of_a_file_is_taken_as_it_is_or_refused(read: Read, key: str, li
     if refusal is not None:
         assert key in (refusal.format_message() if isinstance(refusal, click.UsageError) else str(refusal))
         return
-    assert isinstance(taken, TYPES.get(key, int)) or (key, value, taken) == ("token-file", "", None)
+    assert isinstance(taken, TYPES.get(key, int)) or (key in FILES and (value, taken) == ("", None))
     if not isinstance(value, str):
         assert taken == value or not isinstance(taken, int | float)
         assert isinstance(taken, bool) == isinstance(value, bool)
@@ -231,8 +249,8 @@ def test_a_file_that_is_no_text_is_refused_with_its_name(read: Read, tmp_path: P
 def test_variables_that_mean_nothing_are_found() -> None:
     environment = dict.fromkeys([*VARIABLES, "STATESTORED_TOKEN", "STATESTORED_CONFIG", "STATESTORE_X", "PATH"], "")
     assert unknown_variables(environment) == []
-    environment |= {"STATESTORED_TOKENS": "", "STATESTORED_LISTENS": "", "STATESTORED_": ""}
-    assert unknown_variables(environment) == ["STATESTORED_", "STATESTORED_LISTENS", "STATESTORED_TOKENS"]
+    environment |= {"STATESTORED_TOKEN_FILE": "", "STATESTORED_LISTENS": "", "STATESTORED_": ""}
+    assert unknown_variables(environment) == ["STATESTORED_", "STATESTORED_LISTENS", "STATESTORED_TOKEN_FILE"]
 
 
 def test_the_data_directory_is_systemds_or_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,39 +268,48 @@ def test_the_data_directory_is_systemds_or_the_users_own(monkeypatch: pytest.Mon
         assert default_data_dir() == Path(expected)
 
 
-# The token
+# Who may connect
 
 
-def test_there_need_be_no_token(read: Read) -> None:
-    assert read_token(read(), {}) is None
+def test_the_token_of_the_environment() -> None:
+    assert own_token({}) is None
+    assert own_token({"STATESTORED_TOKEN": "sesame"}) == "sesame"
 
 
-def test_the_token_comes_from_the_environment_or_a_file(read: Read, tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.write_text("sesame\n")
-    assert read_token(read(), {"STATESTORED_TOKEN": "sesame"}) == "sesame"
-    assert read_token(read(f"--token-file={path}"), {}) == "sesame"
-
-
-def test_two_tokens_are_refused(read: Read, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("sesame")
-    with pytest.raises(StartError, match="both STATESTORED_TOKEN and --token-file"):
-        read_token(read(f"--token-file={tmp_path / 'token'}"), {"STATESTORED_TOKEN": "sesame"})
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b"  \n", b"\xff", None])
-def test_a_token_file_without_a_token_is_refused(read: Read, tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "token").write_bytes(content)
-    with pytest.raises(StartError, match="token"):
-        read_token(read(f"--token-file={tmp_path / 'token'}"), {})
-
-
-@pytest.mark.parametrize("token", ["", os.fsdecode(b"\xff")])
-def test_a_token_that_no_client_could_give_is_refused(read: Read, token: str) -> None:
-    with pytest.raises(StartError, match="token") as refusal:
-        read_token(read(), {"STATESTORED_TOKEN": token})
+@pytest.mark.parametrize("token", ["", "s\n", os.fsdecode(b"\xff")])
+def test_a_token_that_no_client_could_give_is_refused(token: str) -> None:
+    with pytest.raises(StartError, match="STATESTORED_TOKEN") as refusal:
+        own_token({"STATESTORED_TOKEN": token})
     str(refusal.value).encode()
+
+
+CERT, KEY, CA = "--tls-cert=/c", "--tls-key=/k", "--tls-client-ca=/a"
+
+
+def test_there_need_be_no_tls(read: Read) -> None:
+    assert tls_files(read()) is None
+
+
+def test_tls_is_a_certificate_and_its_key_and_who_signs_those_of_clients(read: Read) -> None:
+    assert tls_files(read(CERT, KEY)) == TlsFiles(Path("/c"), Path("/k"), None)
+    assert tls_files(read(CERT, KEY, CA, "--listen=unix:/s", "--listen=[::1]:1")) == TlsFiles(
+        Path("/c"), Path("/k"), Path("/a")
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([CERT], "--tls-cert needs --tls-key"),
+        ([KEY], "--tls-key needs --tls-cert"),
+        ([CA], "--tls-client-ca needs --tls-cert"),
+        ([CERT, CA], "--tls-cert needs --tls-key"),
+        ([CERT, KEY, "--listen=unix:/s"], "--listen names none"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(read: Read, given: list[str], says: str) -> None:
+    with pytest.raises(StartError, match=says):
+        tls_files(read(*given))
 
 
 # What is written about them

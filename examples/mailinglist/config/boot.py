@@ -20,6 +20,7 @@ def remote_storage(namespace: str) -> RemoteStorage:
     return RemoteStorage(
         settings.store_address,
         namespace=namespace,
+        token=settings.store_token,
         deadline=settings.store_deadline,
         write_deadline=settings.store_write_deadline,
     )

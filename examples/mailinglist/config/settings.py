@@ -14,6 +14,7 @@ relay_config = {"host": "127.0.0.1", "port": int(os.environ.get("RELAY_PORT", "2
 # memory: Salmon's own storages, for one process only.
 state_store = os.environ.get("STATE_STORE", "attach")
 store_address = os.environ.get("STATE_STORE_ADDRESS", "127.0.0.1:7828")
+store_token = os.environ.get("STATE_STORE_TOKEN")
 store_deadline = float(os.environ.get("STATE_DEADLINE", "5"))
 store_write_deadline = float(os.environ.get("STATE_WRITE_DEADLINE", "60"))
 

@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 
 class Commit(Protocol):
-    """Writes that become durable together."""
+    """Writes that become durable together. `is_settled`: they are, or have been taken back, because of `error`."""
+
+    is_settled: bool
+    error: StateStoreError | None
 
     def then(self, callback: Callable[[T, StateStoreError | None], None], argument: T) -> None:
         """Calls back once they are durable; with an error where they have been taken back instead."""
@@ -44,6 +47,16 @@ class Held(Generic[T]):
 
 
 Answer = Union[T, Held[T], "Future[T]"]
+# An answer in its form on the wire; where it is held, `packed` is that.
+Reply = Union[bytes, Held[Any], "Future[bytes]"]
+
+
+class Number(NamedTuple):
+    """Which write of which session it is; the client has the answers to all those of the session before `oldest`."""
+
+    session: int
+    seq: int
+    oldest: int
 
 
 class Entry(NamedTuple):
@@ -138,6 +151,22 @@ class Engine(Protocol):
 
     def space(self, name: bytes) -> Space:
         """Raises Full where there are too many namespaces."""
+
+    def open_session(self, asked: int) -> int | Held[int] | None:
+        """For one more connection: the session that was asked for, else a new one, or None where none can be had.
+
+        Where the opening of a new one is taken back there is no such session.
+        """
+
+    def leave_session(self, session: int) -> None:
+        """The connection has been closed."""
+
+    def once(self, number: Number, write: Callable[[], Reply]) -> Reply:
+        """Carry the write out, unless it was before: then this is the answer it had.
+
+        Raises what the write does; Uncertain where its session has expired, or the client has had its answer;
+        Unavailable where no more answers can be remembered.
+        """
 
     def info(self) -> dict[str, Any]:
         """Figures for `info` and for the metrics: plain numbers and strings under fixed names."""

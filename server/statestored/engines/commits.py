@@ -54,13 +54,14 @@ class Fsync(StrEnum):
 class Batch:
     """Effects that become durable together, and whoever waits for that."""
 
-    __slots__ = ("_waiting", "day", "effects", "is_settled", "nothing", "time")
+    __slots__ = ("_waiting", "day", "effects", "error", "is_settled", "nothing", "time")
 
     def __init__(self) -> None:
         self.effects: list[Effect] = []
         self.time = self.day = 0  # of the first of them: ms and days since 1970
         self.nothing: Held[None] = Held(None, self)
         self.is_settled = False
+        self.error: StateStoreError | None = None
         self._waiting: list[tuple[Callable[[Any, StateStoreError | None], None], Any]] = []
 
     def begin(self) -> None:
@@ -71,9 +72,10 @@ class Batch:
         self._waiting.append((callback, argument))
 
     def settle(self, error: StateStoreError | None) -> None:
-        self.is_settled = True
+        self.is_settled, self.error = True, error
         del self.nothing  # a cycle, which would keep all this until the collector came
-        for callback, argument in self._waiting:
+        waiting, self._waiting = self._waiting, []
+        for callback, argument in waiting:
             callback(argument, error)
 
 
@@ -117,7 +119,8 @@ class GroupCommit:
     def commit(self, effects: Sequence[Effect]) -> Batch | None:
         """The one way in which states change. Returns when: with this batch; None: nothing changed.
 
-        The effects are of one kind and in one namespace. Raises Unavailable where nothing can be written.
+        The effects are of one kind, and in one namespace or of one session. Raises Unavailable where nothing can be
+        written.
         """
         batch = self.batch
         if not batch.effects:

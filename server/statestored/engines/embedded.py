@@ -1,24 +1,42 @@
 """The default engine: the states in this process's memory, a journal of their changes, and snapshots of them."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+import secrets
+import time
+from asyncio import Future
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from statestore.errors import Full, Unavailable
+from statestore.errors import Full, StateStoreError, Unavailable, Uncertain
 from statestored.datadir import DataDirectory
-from statestored.engines.base import DEFAULT_NAMESPACE, Answer, Counts, Filter, Held, Page, Sender
+from statestored.engines.base import (
+    DEFAULT_NAMESPACE,
+    Answer,
+    Counts,
+    Filter,
+    Held,
+    Number,
+    Page,
+    Reply,
+    Sender,
+)
 from statestored.engines.commits import Fsync, GroupCommit
+from statestored.engines.leases import MAX_SESSIONS, Leases
 from statestored.engines.queries import count, scan
 from statestored.engines.quota import Quota
 from statestored.engines.recovery import recover
 from statestored.engines.saver import Saver, SnapshotSchedule
+from statestored.engines.sessions import DONE, EXPIRED, MAX_ID, OPENED, packed
 from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import Table
 from statestored.errors import NoRoom, StartError
 
 T = TypeVar("T")
+
+LOOK_EVERY = 30.0  # seconds, for sessions that have expired
+MAX_ANSWERS = 2**26  # bytes of memory for those that are remembered; then the session that was left first goes
 
 
 class EmbeddedEngine:
@@ -45,6 +63,7 @@ class EmbeddedEngine:
         self.states = States()
         self._spaces: WeakValueDictionary[bytes, EmbeddedSpace] = WeakValueDictionary()  # those that somebody uses
         self._default = self.space(DEFAULT_NAMESPACE)
+        self._leases = Leases((), 0)
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: asyncio.Future[None]
 
@@ -57,9 +76,9 @@ class EmbeddedEngine:
         if self._directory.is_new:
             self._make_store()
         self.saver = Saver(self._directory, self.states, journal, self.commits, self._schedule)
-        self._tasks = [
-            self._go(work) for work in (self.commits.keep_up(), self.commits.find_room_again(), self.saver.run())
-        ]
+        self._leases = Leases(self.states.sessions, time.monotonic())
+        works = (self.commits.keep_up(), self.commits.find_room_again(), self.saver.run(), self._end_leases())
+        self._tasks = [self._go(work) for work in works]
 
     async def close(self) -> None:
         if not self._tasks:
@@ -82,6 +101,52 @@ class EmbeddedEngine:
     def snapshot_soon(self) -> None:
         self.saver.ask()
 
+    def open_session(self, asked: int) -> int | Held[int] | None:
+        sessions = self.states.sessions
+        if sessions.get(asked) is not None:
+            self._leases.take(asked)
+            return asked
+        if len(sessions) >= MAX_SESSIONS and not self._end_one():
+            return None
+        new = 1 + secrets.randbelow(MAX_ID)  # nobody can guess another client's
+        try:
+            batch = self.commits.commit(((OPENED, new),))
+        except Unavailable:
+            return None
+        self._leases.take(new)
+        if batch is None:
+            return new
+        batch.then(self._opened, new)
+        return Held(new, batch)
+
+    def leave_session(self, session: int) -> None:
+        self._leases.leave(session, time.monotonic())
+
+    def once(self, number: Number, write: Callable[[], Reply]) -> Reply:
+        states, sessions = self.states, self.states.sessions
+        session = sessions.get(number.session)
+        if session is None:
+            raise Uncertain("the session has expired: whether the write was applied before is not known any more")
+        _, seq, oldest = number
+        sessions.tell(session, oldest)
+        if seq < session.oldest:
+            raise Uncertain(f"the client has had its answer to everything before number {session.oldest}")
+        known = session.reply(seq)
+        if known is not None:
+            return known
+        if sessions.size >= MAX_ANSWERS and not self._end_one():
+            raise Unavailable("too many answers are remembered: the clients have not said that they have them")
+        changes = states.changes
+        reply = write()
+        if isinstance(reply, Future):
+            raise TypeError("an answer that comes later cannot be remembered")
+        if states.changes == changes:
+            sessions.remember(session, seq, reply)
+        else:
+            self.commits.commit(((DONE, *number, packed(reply)),))
+            session.done[seq] = reply  # the same, and held
+        return reply
+
     def space(self, name: bytes) -> "EmbeddedSpace":
         space = self._spaces.get(name)
         if space is None:
@@ -96,6 +161,7 @@ class EmbeddedEngine:
             "memory": self.states.memory,
             "max_memory": self.quota.memory,
             "namespaces": sum(1 for table in self.states.tables.values() if len(table)),
+            "sessions": len(self.states.sessions),
             **self.saver.info(),
         }
 
@@ -106,6 +172,38 @@ class EmbeddedEngine:
             self._directory.save_identity()
         except (NoRoom, Unavailable) as error:
             raise StartError(f"data directory {self._directory.path}: a new store cannot be made: {error}") from error
+
+    async def _end_leases(self) -> None:
+        """Whenever some have ended. Until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            for session in self._leases.end(time.monotonic()):
+                self._expire(session)
+
+    def _end_one(self) -> bool:
+        """To make room. Returns whether there was one without a connection."""
+        ended = self._leases.end_one()
+        return ended is not None and self._expire(ended)
+
+    def _expire(self, session: int) -> bool:
+        """Returns whether that can be written now."""
+        try:
+            batch = self.commits.commit(((EXPIRED, session),))
+        except Unavailable as error:
+            self._expired(session, error)
+            return False
+        if batch is not None:
+            batch.then(self._expired, session)
+        return True
+
+    def _opened(self, session: int, error: StateStoreError | None) -> None:
+        if error is not None:
+            self._leases.forget(session)
+
+    def _expired(self, session: int, error: StateStoreError | None) -> None:
+        if error is not None:  # it is still there, and expires later
+            self._leases.take(session)
+            self._leases.leave(session, time.monotonic())
 
     def _go(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)

@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from statestored import framing
 from statestored.datadir import DataDirectory, number_of
+from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.snapshots import load_snapshot
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect, States
 from statestored.errors import DamagedFile, TooNew
@@ -60,10 +62,18 @@ def effects_of(path: Path, frame: framing.Frame) -> Sequence[Effect]:
     effects = framing.unpack_content(path, frame) if frame.payload else ()
     if not isinstance(effects, tuple) or not all(isinstance(effect, tuple) and effect for effect in effects):
         raise DamagedFile(path, "a batch that makes no sense", frame.offset)
-    for kind, *_ in effects:
-        if kind not in (PUT, CLEAR):
+    for kind, *what in effects:
+        if (kind == PUT and not _is_put(*what)) or (kind == CLEAR and list(map(type, what)) != [bytes]):
+            raise DamagedFile(path, "a batch that makes no sense", frame.offset)
+        if kind not in (PUT, CLEAR, DONE, OPENED, EXPIRED):
             raise TooNew(path, f"an effect of kind {kind!r}", framing.FORMAT)
     return effects
+
+
+def _is_put(namespace: Any = None, module: Any = None, sender: Any = 0, state: Any = None, *more: Any) -> bool:
+    # By their exact types, which is the fastest: this is asked for each effect.
+    texts = type(namespace) is type(module) is type(state) is bytes
+    return texts and (sender is None or type(sender) is bytes) and not more
 
 
 async def _replay(reader: JournalReader, states: States) -> None:

@@ -10,7 +10,7 @@ import structlog
 from statestore.errors import Unavailable
 from statestored.datadir import DataDirectory
 from statestored.engines.commits import GroupCommit, now
-from statestored.engines.snapshots import write_buckets
+from statestored.engines.snapshots import write_states
 from statestored.engines.states import States
 from statestored.engines.threads import in_thread
 from statestored.errors import DamagedFile, DiskFailed, NoRoom
@@ -109,7 +109,7 @@ class Saver:
         number, journal_size = await self._commits.rotate()
         path, store_id = self._directory.snapshot(number), self._directory.store_id
         with await in_thread(SnapshotWriter, path, store_id, now()) as writer:
-            entries = await write_buckets(self._states, writer)
+            entries = await write_states(self._states, writer)
             last = await self._commits.durable()
             if reverts != self._commits.reverts:
                 raise Unavailable("it may hold writes that were taken back for want of room")

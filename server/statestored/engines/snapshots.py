@@ -10,11 +10,14 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import structlog
 
 from statestored import framing
+from statestored.engines.base import START
+from statestored.engines.sessions import ClientSessions, Dump
 from statestored.engines.states import States
 from statestored.engines.table import Cell, Held, Range, Table, cells_of
 from statestored.engines.threads import in_thread
@@ -25,11 +28,12 @@ from statestored.snapshot import SnapshotWriter, content_of, footer_of, read_sna
 log = structlog.get_logger()
 
 FLUSH_EVERY = 2**20  # bytes; one sync of a large file would hold up everybody else's
+SESSIONS_A_BLOCK = 1000  # sessions and answers, or a few more
 PROGRESS_EVERY = 1_000_000  # entries
 
 
-async def write_buckets(states: States, writer: SnapshotWriter) -> int:
-    """All of them, as they are when the walk comes to them. Returns how many entries are in them.
+async def write_states(states: States, writer: SnapshotWriter) -> int:
+    """All of them, as they are when the walk comes to them. Returns how many entries there are.
 
     Raises NoRoom or DiskFailed.
     """
@@ -39,12 +43,34 @@ async def write_buckets(states: States, writer: SnapshotWriter) -> int:
             if covered.bucket:
                 columns = _columns(namespace, covered)
                 entries += _count_entries(columns)
-                writer.add(Kind.BUCKET, columns)
-                if writer.unwritten >= FLUSH_EVERY:
-                    await in_thread(writer.flush)
-                else:
-                    await asyncio.sleep(0)
+                await _add(writer, Kind.BUCKET, columns)
+    await _write_sessions(states.sessions, writer)
     return entries
+
+
+async def _write_sessions(sessions: ClientSessions, writer: SnapshotWriter) -> None:
+    block: list[Dump] = []
+    size = 0
+    for session in list(sessions):
+        dump = sessions.dump(session)
+        if dump is None:
+            continue
+        block.append(dump)
+        size += 1 + len(dump[2])
+        if size >= SESSIONS_A_BLOCK:
+            await _add(writer, Kind.SESSIONS, block)
+            block, size = [], 0
+    if block:
+        await _add(writer, Kind.SESSIONS, block)
+
+
+async def _add(writer: SnapshotWriter, kind: Kind, content: Sequence[Any]) -> None:
+    """One block; then others have their turn."""
+    writer.add(kind, content)
+    if writer.unwritten >= FLUSH_EVERY:
+        await in_thread(writer.flush)
+    else:
+        await asyncio.sleep(0)
 
 
 async def load_snapshot(path: Path, store_id: uuid.UUID, states: States) -> framing.Sequence:
@@ -53,7 +79,7 @@ async def load_snapshot(path: Path, store_id: uuid.UUID, states: States) -> fram
     Raises DamagedFile, TooNew or OSError; what is in `states` then is of no use.
     """
     started, next_progress = time.monotonic(), PROGRESS_EVERY
-    loader = BucketLoader(states)
+    loader = BlockLoader(states)
     for frame in read_snapshot(path, store_id):
         if frame.kind == Kind.FOOTER:
             footer = footer_of(path, frame)
@@ -69,8 +95,8 @@ async def load_snapshot(path: Path, store_id: uuid.UUID, states: States) -> fram
     return footer.last
 
 
-class BucketLoader:
-    """Puts the buckets of a snapshot into `states`, which are empty."""
+class BlockLoader:
+    """Puts the buckets and sessions of a snapshot into `states`, which are empty."""
 
     def __init__(self, states: States) -> None:
         self._states = states
@@ -80,9 +106,12 @@ class BucketLoader:
         """Raises DamagedFile or TooNew."""
         content = content_of(path, frame)
         try:
-            self._load_bucket(*content)
+            if frame.kind == Kind.SESSIONS:
+                self._states.sessions.load(content)
+            else:
+                self._load_bucket(*content)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise DamagedFile(path, f"a bucket that makes no sense: {error}", frame.offset) from error
+            raise DamagedFile(path, f"a block that makes no sense: {error}", frame.offset) from error
 
     def _load_bucket(
         self,
@@ -93,6 +122,8 @@ class BucketLoader:
         senders: Sequence[bytes | None],
         column: Sequence[int],
     ) -> None:
+        if not {type(namespace), *map(type, senders)} <= {bytes, NoneType} or namespace is None:
+            raise TypeError("a name that is no text")
         table = self._states.table(namespace)
         all_held = [self._held(namespace, table, cells) for cells in held]
         bucket = dict(zip(senders, map(all_held.__getitem__, column), strict=True))
@@ -102,6 +133,8 @@ class BucketLoader:
 
     def _held(self, namespace: bytes, table: Table, cells: Iterable[tuple[bytes, bytes, int]]) -> Held:
         held = tuple(self._cell(namespace, table, cell) for cell in cells)
+        if len({cell.module for cell in held}) < len(held):
+            raise ValueError("a module stands twice with a sender")
         return held if len(held) > 1 else held[0]
 
     def _cell(self, namespace: bytes, table: Table, of: tuple[bytes, bytes, int]) -> Cell:
@@ -109,6 +142,9 @@ class BucketLoader:
         key = (namespace, *of)
         cell = self._cells.get(key)
         if cell is None:
+            module, state, day = of
+            if not (type(module) is type(state) is bytes and type(day) is int and state != START):
+                raise TypeError("an entry that cannot be")
             cell = self._cells[key] = table.cell(*of)
         return cell
 

@@ -1,10 +1,11 @@
-"""All namespaces in memory, and the effects by which they change: live, and when a file is loaded."""
+"""All namespaces and sessions in memory, and the effects by which they change: live, and when a file is loaded."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from statestored.engines.sessions import ClientSessions
 from statestored.engines.table import Bucket, Table
 
 PUT, CLEAR = 1, 2
@@ -13,6 +14,7 @@ MS_A_DAY = 86_400_000  # a batch has a time; its entries, the day of that
 # What a write comes down to, absolute, so that applying it twice does no harm:
 #   (PUT, namespace, module, sender, state)   START as the state removes the entry
 #   (CLEAR, namespace)
+# and those of sessions, which `sessions` has.
 Effect = tuple[Any, ...]
 
 
@@ -25,11 +27,12 @@ class States:
 
     def __init__(self) -> None:
         self.tables: dict[bytes, Table] = {}
+        self.sessions = ClientSessions()
         self.changes = 0
         self.memory = 0
         self.garbage: list[Bucket] = []  # cleared, and to be freed a bucket at a time: all at once takes too long
-        self._changed: set[Table] = set()  # since the last cut
-        self._cut: set[Table] = set()  # before that, and not settled
+        self._changed: set[Table | ClientSessions] = set()  # since the last cut
+        self._cut: set[Table | ClientSessions] = set()  # before that, and not settled
 
     def table(self, namespace: bytes) -> Table:
         table = self.tables.get(namespace)
@@ -43,40 +46,44 @@ class States:
         return any(runs)
 
     def apply_run(self, effects: Sequence[Effect], day: int) -> bool:
-        """As `apply`, for effects of one kind in one namespace."""
-        kind, namespace = effects[0][:2]
-        table = self.tables.get(namespace)
-        if table is None:
-            table = self.table(namespace)
-        before = table.memory
+        """As `apply`, for effects of one kind in one namespace, or of one session."""
+        kind, of = effects[0][:2]
+        where: Table | ClientSessions
         if kind == PUT:
-            changed = table.put(effects, day)
+            table = self.tables.get(of)
+            where = self.table(of) if table is None else table
+            before = where.memory
+            changed = where.put(effects, day)
+            self.memory += where.memory - before
         elif kind == CLEAR:
-            changed = table.clear()
+            where = self.table(of)
+            before = where.memory
+            changed = where.clear()
+            self.memory += where.memory - before
         else:
-            raise ValueError(f"an effect of the unknown kind {kind}")
+            where = self.sessions
+            changed = where.apply(effects)
         if changed:
-            self.memory += table.memory - before
             self.changes += changed
-            self._changed.add(table)
+            self._changed.add(where)
         return changed > 0
 
     def cut(self) -> None:
         """What was applied since the last cut is about to be written. What was cut before is settled."""
-        for table in self._changed:
-            table.cut()
+        for each in self._changed:
+            each.cut()
         self._cut, self._changed = self._changed, set()
 
     def settle(self) -> None:
         """What was cut has been written, and stays."""
-        for table in self._cut:
-            self.garbage += table.settle()
+        for each in self._cut:
+            self.garbage += each.settle()
         self._cut = set()
 
     def revert(self) -> None:
         """All that is not settled is taken back."""
-        for table in self._changed | self._cut:
-            table.revert()
+        for each in self._changed | self._cut:
+            each.revert()
         self._changed, self._cut = set(), set()
         self.measure()
 

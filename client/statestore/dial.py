@@ -1,0 +1,121 @@
+"""Connected sockets: made within a deadline, and closed in the child of a fork."""
+
+import contextlib
+import socket
+import struct
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from statestore.address import Address, TcpAddress
+from statestore.deadline import Deadline
+from statestore.errors import Unavailable
+from statestore.forks import begin_anew_in_child, hold_while_forking
+from statestore.protocol import ConnectionLost
+
+# Seconds that a send or a receive may take; then it raises BlockingIOError. This way the usual one is a single system
+# call, and still nobody is stuck in one.
+TICK = 0.1
+_TICK_OPTION = (
+    struct.pack("@L", int(TICK * 1000)) if sys.platform == "win32" else struct.pack("@ll", 0, int(TICK * 1e6))
+)
+
+
+class OpenSockets:
+    """Closed in the child of a fork; only closed, for anything said on them would be said in the parent's name."""
+
+    def __init__(self) -> None:
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        # Nobody forks between a socket's making and its being noted here, save the thread itself in a signal's handler.
+        self._lock = threading.RLock()
+        hold_while_forking(self._lock)
+        begin_anew_in_child(self)
+
+    def new(self, family: int) -> socket.socket:
+        with self._lock:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            self._sockets.add(sock)
+        return sock
+
+    def after_fork_in_child(self) -> None:
+        for sock in list(self._sockets):
+            sock.close()
+        self._sockets = weakref.WeakSet()
+
+
+_open = OpenSockets()
+
+
+def connect(address: Address, deadline: Deadline) -> socket.socket:
+    """A blocking socket, but for `TICK`. Tries every address that a name stands for.
+
+    Raises ConnectionLost with what the last one said.
+    """
+    failure = ConnectionLost("the name stands for no address", sent=False)
+    targets = list(_targets(address, deadline))
+    for number, (family, target) in enumerate(targets):
+        try:
+            sock = _open.new(family)
+        except OSError as error:
+            raise ConnectionLost(reason(error), sent=False) from error
+        try:
+            sock.settimeout(deadline.left() / (len(targets) - number))  # each its share
+            sock.connect(target)
+            if family != getattr(socket, "AF_UNIX", None):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                sock.setsockopt(socket.SOL_SOCKET, option, _TICK_OPTION)
+        except OSError as error:
+            sock.close()
+            failure = ConnectionLost(reason(error), sent=False)
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            sock.settimeout(None)
+            return sock
+    raise failure
+
+
+def _targets(address: Address, deadline: Deadline) -> Iterator[tuple[int, Any]]:
+    if not isinstance(address, TcpAddress):
+        if not hasattr(socket, "AF_UNIX"):
+            raise Unavailable(f"{address}: this platform has no unix sockets")
+        yield socket.AF_UNIX, address.path
+    elif (ip := address.ip) is not None:
+        yield socket.AF_INET6 if ip.version == 6 else socket.AF_INET, (address.host, address.port)
+    else:
+        for family, _, _, _, target in _look_up(address, deadline):
+            yield family, target
+
+
+def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...]]:
+    """`getaddrinfo` knows no time-out: a thread asks, and is left behind where it takes too long."""
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, name="statestore-look-up", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ConnectionLost(f"looking up {address.host}: {error}", sent=False) from error
+    with contextlib.suppress(TimeoutError):
+        thread.join(deadline.left())
+    if not answer:
+        raise ConnectionLost(f"looking up {address.host} took longer than {deadline.seconds:g} s", sent=False)
+    if isinstance(answer[0], Exception):
+        raise ConnectionLost(f"looking up {address.host}: {answer[0]}", sent=False)
+    found: Iterable[tuple[Any, ...]] = answer[0]
+    return found
+
+
+def reason(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).lower()

@@ -1,0 +1,78 @@
+"""An outage: from the first attempt that reached nobody to the first answer. Who tries next, and when."""
+
+import math
+import random
+import time
+
+from statestore.deadline import Deadline
+
+# Seconds from one attempt to the next, of all calls of a client together. The first is at once where it may be a slip,
+# the second soon, for a restart takes little; then about one a second: a hundred clients make fewer than 200.
+PAUSES = ((0.0, 0.0), (0.1, 0.5), (0.9, 1.3))
+LONGEST_TURN = 10.0  # seconds; whoever has not said by then what came of it was interrupted
+
+
+class Turn:
+    """The next attempt, from `due` on (monotonic): that of the first call to take it."""
+
+    def __init__(self, due: float) -> None:
+        self.due = due
+        self._taken: dict[str, tuple[object, float]] = {}
+
+    def take(self, call: object, now: float) -> bool:
+        return self._taken.setdefault("by", (call, now))[0] is call  # one call into C: of all threads one gets it
+
+    def is_of(self, call: object) -> bool:
+        return "by" in self._taken and self._taken["by"][0] is call
+
+    def is_forgotten(self, now: float) -> bool:
+        return "by" in self._taken and now > self._taken["by"][1] + LONGEST_TURN
+
+
+class Outage:
+    """A client begins with one: it has reached nobody yet.
+
+    failure: why the last attempt reached nobody. since: the first that did, on the monotonic clock. reported: whether
+    it is in the log.
+    """
+
+    def __init__(self) -> None:
+        self.failure: Exception = TimeoutError("the first attempt to reach it has not ended yet")
+        self.since = math.inf
+        self.reported = False
+        self._failures = 0
+        self._turn = Turn(0.0)
+
+    def is_hopeless(self, deadline: Deadline) -> bool:
+        """Whether a call should not wait for its end: when it began, nobody had answered for as long as it may take."""
+        return deadline.at - 2 * deadline.seconds > self.since
+
+    def wait(self, call: object) -> float:
+        """Seconds until the next attempt may be made; 0: `call` is to make it."""
+        now = time.monotonic()
+        if self._turn.is_forgotten(now):
+            self._turn = Turn(now)
+        turn = self._turn
+        if now < turn.due:
+            return turn.due - now
+        return 0.0 if turn.take(call, now) else LONGEST_TURN
+
+    def is_turn_of(self, call: object) -> bool:
+        return self._turn.is_of(call)
+
+    def failed(self, call: object, failure: Exception, *, is_slip: bool) -> None:
+        """`call` made an attempt, and reached nobody. is_slip: if it is the first, the next may be made at once."""
+        self.failure = failure
+        now = time.monotonic()
+        is_first = self.since == math.inf
+        if is_first:
+            self.since = now
+        if is_first or self._turn.is_of(call):
+            self._failures += not (is_first and is_slip)
+            shortest, longest = PAUSES[min(self._failures, len(PAUSES) - 1)]
+            self._turn = Turn(now + random.uniform(shortest, longest))  # noqa: S311  # guards nothing
+
+    def left_by(self, call: object) -> None:
+        """`call` has ended; where it was to make the next attempt and did not, another may."""
+        if self._turn.is_of(call):
+            self._turn = Turn(self._turn.due)

@@ -1,0 +1,58 @@
+"""Exactly once: the session of one client with its store, and the numbers of its writes.
+
+The server remembers what it answered to the numbers of a session, so a write may be repeated under its number.
+Each step that others depend on is one call into C, which a signal comes before or after and no thread divides: a lock
+that an exception leaves held would stop all writing.
+"""
+
+from itertools import count
+
+from statestore.forks import begin_anew_in_child
+
+MOST_APART = 1023  # the server remembers the answers of so many numbers behind a write's own
+
+
+class Session:
+    """One for each client; its numbers are never given twice, in whatever session.
+
+    unanswered: a write with its number, from when it has one until its call has ended, whichever way; in the order of
+    the numbers. Whoever ends a call removes it: `unanswered.pop(write, None)`.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork_in_child()
+        begin_anew_in_child(self)
+
+    def after_fork_in_child(self) -> None:
+        """A child's writes are others than its parent's: it has a session of its own."""
+        self.id = 0  # what to ask for in the next `hello`; 0: a new one
+        self._given: dict[int, int] = {}  # what was given instead of what was asked for
+        self.unanswered: dict[object, int] = {}
+        self._numbers = count(1)
+
+    def joins(self, asked: int, given: int | None) -> bool:
+        """Whether a connection that asked for the session `asked` and was given another can be used.
+
+        If not, another connection was faster, and this one has to be made again, asking for what `id` is then.
+        """
+        if given is None or given == asked:
+            return True
+        self.id = self._given.setdefault(asked, given)
+        return self.id == given
+
+    def number(self, write: object) -> int:
+        """The next number, which is `write`'s from now on."""
+        # One call into C: nobody's `oldest` may pass a number that is about to be noted, and they stand in their order.
+        return next(map(self.unanswered.setdefault, (write,), self._numbers))
+
+    def oldest(self, number: int) -> int:
+        """The lowest number without an answer, to go with `number`. Raises TimeoutError where it is too far behind."""
+        while True:
+            try:
+                oldest = next(iter(self.unanswered.values()), number)
+                break
+            except RuntimeError:  # another thread has changed it just then
+                continue
+        if number - oldest > MOST_APART:
+            raise TimeoutError(f"more than {MOST_APART} writes wait for their answers")
+        return oldest

@@ -1,0 +1,77 @@
+"""What one client knows of its store: which it is, how long things may be there, whether it is away."""
+
+import logging
+import sys
+
+from statestore.base import Limits
+from statestore.forks import begin_anew_in_child
+from statestore.outage import Outage
+from statestore.protocol import Welcome, WrongServer
+from statestore.session import Session
+
+log = logging.getLogger("statestore")
+
+# Until the daemon has said what its limits are; it refuses itself what is over them.
+UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize)
+
+
+class Store:
+    """The store at `where`: with the id `store_id`, or that of the first which answers."""
+
+    def __init__(self, where: str, store_id: str | None = None) -> None:
+        self.where = where
+        self.store_id = store_id
+        self.limits = UNLIMITED
+        self.session = Session()
+        self.after_fork_in_child()
+        begin_anew_in_child(self)
+        self._refusals: set[bool] = set()  # what it answers that it cannot do now: to write (True), to read (False)
+
+    def after_fork_in_child(self) -> None:
+        """Nobody has been reached yet; so one connection is made before all others, and gives them their session."""
+        self.outage: Outage | None = Outage()
+
+    def accepts(self, welcome: Welcome, asked: int) -> bool:
+        """Whether a connection that was greeted so, having asked for the session `asked`, can be used.
+
+        False: make it again, and ask for `session.id`. Raises WrongServer where another store answers: it is not ours
+        come back, and to it every sender would be a stranger.
+        """
+        if self.store_id is None:
+            self.store_id = welcome.store_id
+        if welcome.store_id != self.store_id:
+            raise WrongServer(f"the store {welcome.store_id} answers where {self.store_id} was expected")
+        self.limits = welcome.limits
+        if self.outage is not None and not self.outage.reported:
+            self.outage = None  # else the log's next word on it is for its first answer
+        return self.session.joins(asked, welcome.session)
+
+    def unreached(self, call: object, failure: Exception, *, is_slip: bool = False) -> Outage:
+        """`call` made an attempt that nobody answered."""
+        outage = self.outage = self.outage or Outage()
+        outage.failed(call, failure, is_slip=is_slip)
+        return outage
+
+    def gone(self, why: str, outage: Outage | None, *, writing: bool) -> None:
+        """A call was given up. The log has one line of it, for the mail's 451 leaves none in Salmon's.
+
+        outage: None where the store does answer, but that it cannot do it now.
+        """
+        if outage is None:
+            news = writing not in self._refusals
+            self._refusals.add(writing)
+        else:
+            news = not outage.reported
+            outage.reported = True
+        if news:
+            log.warning("state store unavailable: %s", why)
+
+    def answered(self, *, writing: bool) -> None:
+        """It did what it was asked for."""
+        if self.outage is None and not self._refusals:
+            return
+        outage, self.outage = self.outage, None
+        news = (outage is not None and outage.reported) or writing in self._refusals
+        self._refusals.discard(writing)
+        if news:
+            log.warning("state store is back: %s", self.where)

@@ -1,0 +1,64 @@
+"""Who may come in: the one place where a token is looked at, for the protocol and for the admin address."""
+
+import hmac
+from pathlib import Path
+
+from statestore.errors import Unauthorized, Unavailable
+from statestored import audit
+from statestored.throttle import Throttle, shared_address
+from statestored.tokens import Role, Token, digest_of, read_tokens
+
+OWN_NAME = "STATESTORED_TOKEN"
+
+
+class Access:
+    """Tokens of a file, and one from the environment, which may do everything. Without any, nobody is asked.
+
+    Raises StartError where the file cannot be read or is wrong.
+    """
+
+    def __init__(self, path: Path | None = None, own: str | None = None, throttle: Throttle | None = None) -> None:
+        self._path = path
+        self._own = [] if own is None else [Token(OWN_NAME, Role.ADMIN, None, digest_of(own.encode()))]
+        self._throttle = throttle or Throttle()
+        self._tokens: list[Token] = []
+        self.needed = path is not None or own is not None
+        self.refused = 0  # wrong tokens
+        self.shut_out = 0  # tokens that were not looked at, for those that came before them
+        self.read()
+
+    def read(self) -> int:
+        """The file, anew. Returns how many tokens there are. Raises StartError, and goes on with those of before."""
+        self._tokens = self._own if self._path is None else [*self._own, *read_tokens(self._path)]
+        return len(self._tokens)
+
+    def admit(self, given: object, peer: str) -> Token:
+        """The token that is meant; `given` is as it came, and `peer` the address that it came from.
+
+        Raises Unauthorized, or Unavailable where too many wrong ones came from there.
+        """
+        address = shared_address(peer)
+        if self._throttle.is_shut(address):
+            self.shut_out += 1
+            raise Unavailable("too many wrong tokens came from this address: try again in a moment")
+        found = self.find(digest_of(given)) if isinstance(given, bytes) else None
+        if found is None:
+            self._refuse(address)
+            raise Unauthorized("the token is wrong" if given else "a token is needed: put it into hello's map")
+        return found
+
+    def find(self, digest: bytes) -> Token | None:
+        """In a time that says nothing about what is similar: all are compared, to the end."""
+        found = None
+        for token in self._tokens:
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        return found
+
+    def _refuse(self, address: str) -> None:
+        self.refused += 1
+        self._throttle.failed(address)
+        if self._throttle.is_shut(address):
+            audit.peer_shut_out(address)
+        else:
+            audit.token_refused(address)

@@ -1,0 +1,185 @@
+"""The clients' sessions: the answers to their writes, for as long as a client may ask for one again.
+
+A client numbers its writes, and says with each from which number on it has no answer yet. Where it repeats a write that
+was carried out, it gets the answer of that one time (this is RIFL; Lee et al., SOSP 2015).
+
+Sessions change by effects, as the tables do, and in the same batches. A write that changed nothing has none, and is
+remembered in memory only: after a restart no copy of it can come but one that its client still waits for, and to carry
+that out anew comes to the same as if it had come late.
+
+    (DONE, session, seq, oldest, answer)   a write changed something, and was answered so
+    (OPENED, session)
+    (EXPIRED, session)
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from statestored.engines.base import Held
+
+DONE, OPENED, EXPIRED = 3, 4, 5
+MAX_ID = 2**63 - 1
+ANSWER_SIZE = 300  # bytes of memory that go with an answer, about
+
+Dump = tuple[int, int, list[tuple[int, bytes]]]  # session, oldest, and (seq, answer) of what was done from there on
+
+
+class ClientSession:
+    """oldest: the client has the answers to all writes with smaller numbers. done: those to the others, as far as they
+    were carried out.
+    """
+
+    __slots__ = ("done", "oldest")
+
+    def __init__(self) -> None:
+        self.oldest = 1
+        self.done: dict[int, bytes | Held[Any]] = {}
+
+    def reply(self, seq: int) -> bytes | Held[Any] | None:
+        """Held as long as it follows from something that is not durable. None: the write was not carried out."""
+        reply = self.done.get(seq)
+        if isinstance(reply, Held) and reply.until.is_settled:
+            return reply.packed if reply.until.error is None else None
+        return reply
+
+
+class ClientSessions:
+    """All that are known. What was applied can be taken back until it is settled, as `States` has it.
+
+    size: bytes of memory that the answers take, about.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._sessions: dict[int, ClientSession] = {}
+        self._undo: list[Callable[[], object]] = []  # since the last cut; each takes one effect back
+        self._undo_cut: list[Callable[[], object]] = []  # before that, and not settled
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sessions)
+
+    def get(self, session: int) -> ClientSession | None:
+        return self._sessions.get(session)
+
+    def tell(self, session: ClientSession, oldest: int) -> None:
+        """What the client has the answers to need not be remembered."""
+        if oldest <= session.oldest:
+            return
+        is_near = oldest - session.oldest <= len(session.done)
+        told = range(session.oldest, oldest) if is_near else [seq for seq in session.done if seq < oldest]
+        for seq in told:
+            self._forget(session, seq)
+        session.oldest = oldest
+
+    def remember(self, session: ClientSession, seq: int, reply: bytes | Held[Any]) -> None:
+        """In place of one that was taken back, if any."""
+        if seq in session.done:
+            self._forget(session, seq)
+        session.done[seq] = reply
+        self.size += _size(reply)
+
+    def apply(self, effects: Iterable[Sequence[Any]]) -> int:
+        """Returns how many changed anything. Raises ValueError or TypeError for what is none of the effects above."""
+        return sum(map(self._apply, effects))
+
+    def cut(self) -> None:
+        self._undo_cut, self._undo = self._undo, []
+
+    def settle(self) -> list[Any]:
+        """Returns nothing that it would take long to free."""
+        self._undo_cut = []
+        return []
+
+    def revert(self) -> None:
+        for undo in reversed(self._undo_cut + self._undo):
+            undo()
+        self._undo_cut, self._undo = [], []
+
+    def dump(self, session: int) -> Dump | None:
+        """For a snapshot; None where it has expired meanwhile."""
+        found = self._sessions.get(session)
+        if found is None:
+            return None
+        answers = ((seq, found.reply(seq)) for seq in found.done)
+        return session, found.oldest, [(seq, packed(reply)) for seq, reply in answers if reply is not None]
+
+    def load(self, dumps: Iterable[Dump]) -> None:
+        """Into sessions that are none so far. Raises ValueError or TypeError where these are no dumps."""
+        for session, oldest, answers in dumps:
+            self._apply((OPENED, session))
+            self.tell(self._sessions[session], _number(oldest))
+            for seq, answer in answers:
+                self._apply((DONE, session, seq, oldest, answer))
+        self.cut()
+        self.settle()
+
+    def _apply(self, effect: Sequence[Any]) -> bool:
+        kind, session, *rest = effect
+        _number(session)
+        if kind == DONE:
+            return self._do(session, *rest)
+        if rest or kind not in (OPENED, EXPIRED):
+            raise ValueError(f"an effect of the kind {kind} with {len(effect)} parts")
+        return self._open(session) if kind == OPENED else self._expire(session)
+
+    def _do(self, session: int, seq: int, oldest: int, answer: bytes) -> bool:
+        if not (type(seq) is type(oldest) is int and 0 < oldest <= seq <= MAX_ID and type(answer) is bytes):
+            raise ValueError("a write that was done and has no number or no answer")
+        found = self._sessions.get(session)
+        if found is None:  # it expires further down in the journal that is replayed
+            return False
+        self.tell(found, oldest)
+        if seq >= found.oldest and found.reply(seq) is None:
+            self.remember(found, seq, answer)
+            self._undo.append(partial(self._forget, found, seq))
+        return True
+
+    def _open(self, session: int) -> bool:
+        if session in self._sessions:
+            return False
+        self._put(session, ClientSession())
+        self._undo.append(partial(self._take, session))
+        return True
+
+    def _expire(self, session: int) -> bool:
+        if session not in self._sessions:
+            return False
+        self._undo.append(partial(self._put, session, self._take(session)))
+        return True
+
+    def _put(self, session: int, client: ClientSession) -> None:
+        self._sessions[session] = client
+        self.size += sum(map(_size, client.done.values()))
+
+    def _take(self, session: int) -> ClientSession:
+        client = self._sessions.pop(session)
+        self.size -= sum(map(_size, client.done.values()))
+        return client
+
+    def _forget(self, session: ClientSession, seq: int) -> None:
+        reply = session.done.pop(seq, None)
+        if reply is not None:
+            self.size -= _size(reply)
+
+
+def packed(reply: bytes | Held[Any]) -> bytes:
+    """The answer as it goes over the wire."""
+    if isinstance(reply, bytes):
+        return reply
+    if reply.packed is None:
+        raise TypeError("an answer that nobody has packed")
+    return reply.packed
+
+
+def _size(reply: bytes | Held[Any]) -> int:
+    return ANSWER_SIZE + len(packed(reply))
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 < value <= MAX_ID:
+        raise ValueError(f"{value!r} is no number of a session or a write")
+    return value

@@ -1,0 +1,328 @@
+"""One call after each attempt: tried again, or ended with what the caller gets; on a clock that the test turns."""
+
+import random
+import time
+from typing import Any
+
+import pytest
+
+from statestore import (
+    BadRequest,
+    Full,
+    Limits,
+    ShuttingDown,
+    StateStoreError,
+    TooLong,
+    Unauthorized,
+    Unavailable,
+    Uncertain,
+)
+from statestore.calls import FIRST_PATIENCE, LAST_ATTEMPT, STEP, WRITES, Call
+from statestore.deadline import Deadline
+from statestore.protocol import ConnectionLost, Response, Welcome, WrongServer
+from statestore.store import Store
+from tests.client.test_deadline import Clock
+
+KEY = ("m", "a", "A")
+SESSIONS = frozenset({"sessions", "not_after"})
+LOST, REFUSED = ConnectionLost("reset", sent=True), ConnectionLost("refused", sent=False)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(random, "uniform", lambda _, longest: longest)
+    return clock
+
+
+@pytest.fixture
+def store(clock: Clock) -> Store:
+    assert clock.now
+    store = Store("there:1")
+    store.answered(writing=False)
+    return store
+
+
+def call(store: Store, method: str = "set", seconds: float = 10) -> Call:
+    return Call(store, method, KEY, Deadline(seconds))
+
+
+def welcome(session: int | None = 7, features: frozenset[str] = SESSIONS) -> Welcome:
+    return Welcome("s1", 1, Limits(), session, features, time=5000.0, received=time.monotonic())
+
+
+def wait(call: Call, clock: Clock) -> float:
+    """How long it waits for its next attempt."""
+    started = clock.now
+    while pause := call.pause():
+        assert pause <= STEP
+        clock.now += pause
+    return clock.now - started
+
+
+# What is sent
+
+
+def test_a_write_has_a_number_the_oldest_and_the_end_of_its_time(store: Store, clock: Clock) -> None:
+    greeted = welcome()
+    clock.now += 100
+    first, second = call(store, seconds=3), call(store, "clear", seconds=4)
+    assert first.parameters(greeted) == (*KEY, {"seq": 1, "oldest": 1, "not_after": 5103.0})
+    assert second.parameters(greeted) == (*KEY, {"seq": 2, "oldest": 1, "not_after": 5104.0})
+
+
+def test_a_write_keeps_its_number_in_all_attempts(store: Store) -> None:
+    first, second = call(store), call(store, "compare_and_set")
+    first.parameters(welcome())
+    for oldest in (1, 1, 2):
+        if oldest == 2:
+            store.session.unanswered.pop(first)
+        options = second.parameters(welcome())[-1]
+        assert (options["seq"], options["oldest"]) == (2, oldest)
+        second.failed(LOST)
+
+
+@pytest.mark.parametrize("method", ["get", "get_many", "scan", "count", "info", "ping"])
+def test_a_read_has_no_options(store: Store, method: str) -> None:
+    assert call(store, method).parameters(welcome()) == KEY
+
+
+def test_a_server_is_sent_what_it_knows(store: Store) -> None:
+    assert call(store).parameters(welcome(None, frozenset())) == KEY
+    assert set(call(store).parameters(welcome(None))[-1]) == {"not_after"}
+    assert set(call(store).parameters(welcome(7, frozenset({"sessions"})))[-1]) == {"seq", "oldest"}
+
+
+# A failed attempt
+
+
+@pytest.mark.parametrize("method", [*WRITES, "get"])
+def test_a_lost_connection_is_no_reason_to_give_up(store: Store, method: str) -> None:
+    asking = call(store, method)
+    for _ in range(20):
+        asking.parameters(welcome())
+        asking.failed(LOST)
+    assert asking.answered(Response(1, None, "A"))
+
+
+def test_without_a_session_a_compare_and_set_is_uncertain_once_it_was_sent(store: Store) -> None:
+    asking = call(store, "compare_and_set")
+    asking.parameters(welcome(None))
+    asking.failed(REFUSED)
+    with pytest.raises(Uncertain, match=r"^there:1: reset; compare_and_set may have been applied$"):
+        asking.failed(LOST)
+
+
+@pytest.mark.parametrize("method", sorted(WRITES - {"compare_and_set"}))
+def test_without_a_session_the_others_are_sent_again(store: Store, method: str) -> None:
+    asking = call(store, method)
+    asking.parameters(welcome(None))
+    asking.failed(LOST)
+    assert asking.answered(Response(1, None, None))
+
+
+def test_what_was_sent_in_a_session_that_is_lost_is_uncertain(store: Store) -> None:
+    asking = call(store)
+    asking.parameters(welcome(7))
+    asking.failed(LOST)
+    with pytest.raises(Uncertain, match="session") as caught:
+        asking.parameters(welcome(8))
+    with pytest.raises(Uncertain, match=r"the session in which it was sent is lost; set may have been applied"):
+        asking.failed(caught.value)
+
+
+def test_what_was_not_sent_goes_into_the_new_session(store: Store) -> None:
+    asking = call(store)
+    asking.parameters(welcome(7))
+    asking.failed(REFUSED)
+    assert asking.parameters(welcome(8))[-1]["seq"] == 1
+
+
+def test_what_was_sent_with_a_number_is_not_sent_without(store: Store) -> None:
+    asking = call(store)
+    asking.parameters(welcome(7))
+    asking.failed(LOST)
+    with pytest.raises(Uncertain):
+        asking.parameters(welcome(None))
+
+
+def test_a_write_that_was_sent_is_uncertain_when_the_time_is_over(store: Store, clock: Clock) -> None:
+    asking, reading = call(store), call(store, "get")
+    asking.parameters(welcome())
+    asking.failed(LOST)
+    reading.failed(LOST)
+    clock.now += 10
+    with pytest.raises(Uncertain, match=r"^there:1: refused; gave up after 10 s; set may have been applied$"):
+        asking.failed(REFUSED)
+    with pytest.raises(Unavailable, match=r"^there:1: refused; gave up after 10 s$"):
+        reading.failed(REFUSED)
+
+
+def test_another_store_ends_the_call_at_once(store: Store) -> None:
+    with pytest.raises(Unavailable, match=r"^there:1: it is another$"):
+        call(store).failed(WrongServer("it is another"))
+    sent = call(store)
+    sent.parameters(welcome())
+    sent.failed(LOST)
+    with pytest.raises(Uncertain):
+        sent.failed(WrongServer("it is another"))
+
+
+@pytest.mark.parametrize("refusal", [Unauthorized, Full])
+def test_whoever_is_refused_is_told_so(store: Store, refusal: type[StateStoreError]) -> None:
+    with pytest.raises(refusal, match=r"^there:1: no$"):
+        call(store).failed(refusal("no"))
+
+
+def test_what_no_message_can_hold_is_refused_as_it_is(store: Store) -> None:
+    error = TooLong("message is too long")
+    with pytest.raises(TooLong) as caught:
+        call(store).failed(error)
+    assert caught.value is error
+    assert store.outage is None
+
+
+def test_a_fault_of_ours_is_a_store_that_is_away(store: Store) -> None:
+    with pytest.raises(Unavailable, match="division"):
+        call(store).failed(ZeroDivisionError("division by zero"))
+
+
+def test_that_all_connections_are_busy_says_nothing_of_the_store(store: Store, clock: Clock) -> None:
+    asking = call(store)
+    asking.failed(TimeoutError("all 8 connections were busy"))
+    clock.now += 10
+    with pytest.raises(Unavailable, match="busy"):
+        asking.failed(TimeoutError("all 8 connections were busy"))
+    assert store.outage is None
+
+
+def test_what_was_wrong_before_says_more_than_that_the_time_is_over(store: Store, clock: Clock) -> None:
+    asking = call(store)
+    asking.failed(REFUSED)
+    clock.now += 10
+    with pytest.raises(Unavailable, match="refused"):
+        asking.failed(TimeoutError("no answer within 10 s"))
+
+
+# An answer
+
+
+def test_an_error_that_passes_is_asked_again(store: Store) -> None:
+    asking = call(store)
+    assert not asking.answered(Response(1, ShuttingDown("soon"), None))
+    assert asking.answered(Response(1, None, None))
+
+
+@pytest.mark.parametrize("session", [None, 7])
+def test_an_error_that_stays_is_the_callers(store: Store, session: int | None) -> None:
+    asking, error = call(store), BadRequest("no")
+    asking.parameters(welcome(session))
+    with pytest.raises(BadRequest) as caught:
+        asking.answered(Response(1, error, None))
+    assert caught.value is error
+
+
+def test_what_a_repeated_write_is_answered_holds_for_its_first_attempt_only_with_a_number(store: Store) -> None:
+    for session, error in ((7, Full), (None, Uncertain)):
+        asking = call(store)
+        asking.parameters(welcome(session))
+        asking.failed(LOST)
+        with pytest.raises(error):
+            asking.answered(Response(1, Full("no room"), None))
+
+
+def test_what_is_refused_until_the_time_is_over_is_unavailable(store: Store, clock: Clock) -> None:
+    asking = call(store)
+    clock.now += 10
+    with pytest.raises(Unavailable, match=r"^there:1: the disk is full; gave up after 10 s$"):
+        asking.answered(Response(1, Unavailable("the disk is full"), None))
+    assert store.outage is None
+
+
+# Pauses
+
+
+def test_a_lost_connection_is_replaced_at_once_and_then_the_pauses_grow(store: Store, clock: Clock) -> None:
+    asking = call(store)
+    waits = []
+    for _ in range(9):
+        asking.failed(LOST)
+        waits.append(wait(asking, clock))
+    assert waits == pytest.approx([0, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1, 1])
+
+
+def test_of_all_calls_one_at_a_time_connects_while_the_store_is_away(store: Store, clock: Clock) -> None:
+    first, second = call(store), call(store)
+    first.failed(REFUSED)
+    assert wait(first, clock) == pytest.approx(0.5)
+    first.check_turn()
+    assert second.pause() > 0
+    with pytest.raises(ConnectionLost, match="refused") as caught:
+        second.check_turn()
+    assert not caught.value.sent
+    assert first.answered(Response(1, None, None))
+    assert second.pause() == 0
+    second.check_turn()
+
+
+def test_a_last_attempt_is_made_just_before_the_end(store: Store, clock: Clock) -> None:
+    asking, other = call(store, seconds=1), call(store, seconds=10)
+    other.failed(REFUSED)
+    clock.now += 0.5
+    assert other.pause() == 0  # and takes long
+    assert wait(asking, clock) == pytest.approx(0.5 - LAST_ATTEMPT)
+    asking.check_turn()
+    asking.failed(REFUSED)
+    assert wait(asking, clock) == pytest.approx(LAST_ATTEMPT)
+    with pytest.raises(Unavailable, match=r"refused; gave up after 1 s"):
+        asking.failed(TimeoutError())
+
+
+def test_a_call_fails_at_once_where_the_store_has_been_away_for_longer_than_it_may_take(
+    store: Store, clock: Clock
+) -> None:
+    call(store, seconds=60).failed(REFUSED)
+    clock.now += 11
+    prober = call(store)
+    assert prober.pause() == 0
+    with pytest.raises(Unavailable, match=r"^there:1: refused$"):
+        call(store).pause()
+    assert call(store, seconds=12).pause() > 0
+    with pytest.raises(Unavailable):
+        prober.failed(REFUSED)
+    with pytest.raises(Unavailable):
+        call(store).pause()
+    clock.now += 1.3
+    prober = call(store)
+    assert prober.pause() == 0
+    assert prober.answered(Response(1, None, None))
+    assert call(store).pause() == 0
+
+
+def test_what_refuses_us_is_said_as_it_is_while_failing_at_once(store: Store, clock: Clock) -> None:
+    with pytest.raises(Unauthorized):
+        call(store).failed(Unauthorized("the token is wrong"))
+    clock.now += 11
+    assert call(store).pause() == 0
+    with pytest.raises(Unauthorized, match=r"^there:1: the token is wrong$"):
+        call(store).pause()
+
+
+def test_a_silent_connection_is_given_up_before_the_deadline_where_that_does_no_harm(store: Store) -> None:
+    asking = call(store, "get", seconds=100)
+    assert asking.patience().seconds == FIRST_PATIENCE
+    asking.failed(LOST)
+    assert asking.patience().seconds == 2 * FIRST_PATIENCE
+    writing: dict[int | None, Any] = {session: call(store, seconds=100) for session in (None, 7)}
+    for session, asking in writing.items():
+        asking.parameters(welcome(session))
+    assert writing[7].patience().seconds == FIRST_PATIENCE
+    assert writing[None].patience().seconds == 100
+
+
+def test_it_is_looked_before_sending_only_what_cannot_be_sent_twice(store: Store) -> None:
+    assert call(store, "compare_and_set").must_not_be_lost(welcome(None))
+    assert not call(store, "compare_and_set").must_not_be_lost(welcome(7))
+    assert not call(store, "set").must_not_be_lost(welcome(None))
+    assert not call(store, "get").must_not_be_lost(welcome(None))

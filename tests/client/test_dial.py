@@ -1,0 +1,108 @@
+"""Sockets: connected in time, never waiting for long, and closed in a child."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from statestore import forks
+from statestore.address import parse_address
+from statestore.deadline import Deadline
+from statestore.dial import TICK, connect
+from statestore.protocol import ConnectionLost
+from tests.client.scripts import run_script
+from tests.client.servers import black_hole, found, refused, says
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "{}:{}".format(*server.getsockname())
+
+
+def dial(address: str, seconds: float = 20) -> socket.socket:
+    return connect(parse_address(address), Deadline(seconds))
+
+
+def test_a_receive_that_has_nothing_comes_back_soon(listening: str) -> None:
+    with dial(listening) as sock:
+        started = time.monotonic()
+        with pytest.raises(BlockingIOError):
+            sock.recv(1)
+        assert time.monotonic() - started == pytest.approx(TICK, abs=TICK)
+
+
+def test_a_send_that_is_not_taken_comes_back_soon(listening: str) -> None:
+    with dial(listening) as sock:
+        started = time.monotonic()
+        with suppress(BlockingIOError):
+            while sock.send(b"x" * 2**24):
+                pass
+        assert time.monotonic() - started < 15 * TICK
+
+
+def test_nothing_waits_for_more_to_send_and_a_dead_peer_is_noticed(listening: str) -> None:
+    with dial(listening) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_what_cannot_be_reached_is_said_in_time() -> None:
+    with pytest.raises(ConnectionLost, match="connection refused") as caught:
+        dial(refused())
+    assert not caught.value.sent
+    with black_hole() as address, pytest.raises(ConnectionLost, match="timed out"):
+        dial(address, 0.1)
+
+
+def test_the_next_address_of_a_name_has_its_turn(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", found(refused(), listening))
+    with dial("states.example") as sock:
+        assert "{}:{}".format(*sock.getpeername()) == listening
+
+
+def test_a_child_closes_what_it_has_inherited(listening: str) -> None:
+    sock = dial(listening)
+    forks._after_fork_in_child()
+    assert sock.fileno() == -1
+
+
+def test_sockets_that_other_threads_are_about_to_make_do_not_get_into_a_child() -> None:
+    script = """
+        import os, socket, sys, threading, time
+        from statestore.address import parse_address
+        from statestore.deadline import Deadline
+        from statestore.dial import connect
+
+        class SlowSocket(socket.socket):
+            def __init__(self, *args):
+                super().__init__(*args)
+                time.sleep(0.001)
+
+        socket.socket = SlowSocket
+
+        def sockets():
+            links = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+            return [link for link in links if os.path.islink(link) and "socket:" in os.readlink(link)]
+
+        def work():
+            while not done.is_set():
+                connect(parse_address(sys.argv[1]), Deadline(20)).close()
+
+        done = threading.Event()
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(100):
+                child = os.fork()
+                if child == 0:
+                    os._exit(len(sockets()))
+                assert os.waitpid(child, 0)[1] == 0, "a socket is shared"
+        finally:
+            done.set()
+        """
+    with says(b"") as server:
+        run_script(script, server.address)

@@ -1,0 +1,155 @@
+"""The numbers of writes: each once, whatever threads and signals do, and none passed over while it has no answer."""
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from statestore import forks
+from statestore.session import MOST_APART, Session
+from tests.client.scripts import run_script
+
+
+@pytest.fixture
+def busy_threads() -> Iterator[None]:
+    """They take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_writes_have_numbers_in_their_order() -> None:
+    session = Session()
+    assert [session.number(object()) for _ in range(3)] == [1, 2, 3]
+
+
+def test_the_oldest_is_the_first_without_an_answer() -> None:
+    session = Session()
+    for write in "abc":
+        session.number(write)
+    assert session.oldest(3) == 1
+    session.unanswered.pop("b")
+    assert session.oldest(3) == 1
+    session.unanswered.pop("a")
+    assert session.oldest(3) == 3
+    session.unanswered.pop("c")
+    assert session.number("d") == session.oldest(4) == 4
+
+
+def test_a_write_waits_while_the_server_would_not_remember_so_many() -> None:
+    session = Session()
+    for number in range(1, MOST_APART + 3):
+        session.number(number)
+    assert session.oldest(MOST_APART + 1) == 1
+    with pytest.raises(TimeoutError, match="more than 1023 writes wait for their answers"):
+        session.oldest(MOST_APART + 2)
+    session.unanswered.pop(1)
+    assert session.oldest(MOST_APART + 2) == 2
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_no_thread_passes_over_a_number_of_anothers() -> None:
+    """Else the server would forget its answer, or refuse to apply it."""
+    session = Session()
+    ended: set[int] = set()
+    passed_over: list[int] = []
+
+    def work() -> None:
+        seen = 1
+        for _ in range(2000):
+            write = object()
+            number = session.number(write)
+            oldest = min(session.unanswered.copy().values())
+            passed_over.extend(number for number in range(seen, oldest) if number not in ended)
+            seen = max(seen, oldest)
+            ended.add(number)
+            session.unanswered.pop(write)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert passed_over == []
+    assert ended == set(range(1, 16_001))
+
+
+def test_interrupts_at_any_moment_leave_no_number_without_an_end() -> None:
+    run_script(
+        """
+        import random, signal, sys
+        from statestore.session import Session
+
+        class Interrupt(BaseException):
+            pass
+
+        def interrupt(*_):
+            raise Interrupt
+
+        def write():
+            key = object()
+            try:
+                session.number(key)
+            finally:
+                session.unanswered.pop(key, None)
+
+        session = Session()
+        signal.signal(signal.SIGALRM, interrupt)
+        for _ in range(2000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
+                while True:
+                    write()
+            except Interrupt:
+                pass
+            assert not session.unanswered
+        assert session.oldest(number := session.number("last")) == number
+        """
+    )
+
+
+def test_a_session_is_gone_on_with() -> None:
+    session = Session()
+    assert session.id == 0
+    assert session.joins(0, 77)
+    assert session.id == 77
+    assert session.joins(77, 77)
+    assert session.id == 77
+
+
+def test_of_two_connections_that_asked_for_a_new_one_the_second_asks_again() -> None:
+    session = Session()
+    assert session.joins(0, 77)
+    assert not session.joins(0, 88)
+    assert session.id == 77
+    assert session.joins(77, 77)
+
+
+def test_a_session_that_is_lost_is_replaced_by_one_for_all() -> None:
+    session = Session()
+    assert session.joins(0, 77)
+    assert session.joins(77, 99)
+    assert not session.joins(77, 100)
+    assert session.id == 99
+    assert session.joins(99, 101)
+    assert not session.joins(99, 102)
+    assert not session.joins(77, 103)  # a latecomer's news is old
+    assert session.joins(session.id, session.id)
+
+
+def test_a_connection_without_a_session_changes_nothing() -> None:
+    session = Session()
+    assert session.joins(0, 77)
+    assert session.joins(77, None)
+    assert session.id == 77
+
+
+def test_a_child_has_a_session_of_its_own() -> None:
+    session = Session()
+    session.joins(0, 77)
+    session.number("its parent's")
+    forks._after_fork_in_child()
+    assert session.id == 0
+    assert session.number("its own") == session.oldest(1) == 1

@@ -1,0 +1,95 @@
+"""What a client knows of its store, and what its log says of it."""
+
+import logging
+
+import pytest
+
+from statestore import Limits, forks
+from statestore.protocol import Welcome, WrongServer
+from statestore.store import UNLIMITED, Store
+
+SMALL = Limits(1, 2, 3, 4)
+FAILURE = ConnectionRefusedError("refused")
+
+
+@pytest.fixture
+def store() -> Store:
+    store = Store("there:1")
+    assert store.outage is not None  # until somebody has answered
+    store.answered(writing=False)
+    return store
+
+
+def test_the_first_that_answers_is_the_store_from_then_on(store: Store) -> None:
+    assert store.limits is UNLIMITED
+    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    assert (store.store_id, store.limits) == ("s1", SMALL)
+    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    with pytest.raises(WrongServer, match="the store s2 answers where s1 was expected"):
+        store.accepts(Welcome("s2", 1, Limits()), 0)
+    assert store.limits is SMALL
+
+
+def test_a_store_named_beforehand_is_the_only_one() -> None:
+    with pytest.raises(WrongServer):
+        Store("there:1", "s1").accepts(Welcome("s2", 1, SMALL), 0)
+
+
+def test_all_connections_are_in_one_session(store: Store) -> None:
+    assert store.accepts(Welcome("s1", 1, SMALL, session=7), 0)
+    assert not store.accepts(Welcome("s1", 1, SMALL, session=8), 0)
+    assert store.session.id == 7
+
+
+def test_an_outage_that_nobody_suffers_from_is_not_in_the_log(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.unreached("a", FAILURE)
+    assert store.outage is not None
+    store.answered(writing=False)
+    assert store.outage is None
+    assert caplog.messages == []
+
+
+def test_a_greeting_ends_what_the_log_does_not_know_of(store: Store) -> None:
+    store.unreached("a", FAILURE)
+    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    assert store.outage is None
+    store.gone("refused", store.unreached("a", FAILURE), writing=True)
+    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    assert store.outage is not None
+
+
+def test_an_outage_is_in_the_log_when_it_begins_and_when_it_ends(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        caplog.clear()
+        for _ in range(3):
+            store.gone("refused", store.unreached("a", FAILURE), writing=True)
+        for _ in range(3):
+            store.answered(writing=False)
+        assert caplog.messages == ["state store unavailable: refused", "state store is back: there:1"]
+        assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_a_store_that_cannot_be_written_is_not_back_because_it_can_be_read(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        store.gone("its disk is full", None, writing=True)
+        store.answered(writing=False)
+    assert caplog.messages == ["state store unavailable: its disk is full"]
+    store.answered(writing=True)
+    assert caplog.messages[1:] == ["state store is back: there:1"]
+
+
+def test_of_one_outage_there_is_one_since_and_the_last_failure(store: Store) -> None:
+    first = store.unreached("a", FAILURE)
+    last = TimeoutError("silent")
+    assert store.unreached("b", last) is first
+    assert first.failure is last
+
+
+def test_a_child_has_reached_nobody_yet(store: Store) -> None:
+    forks._after_fork_in_child()
+    assert store.outage is not None
+    assert store.session.id == 0

@@ -1,0 +1,158 @@
+"""Faults of the daemon and of the client. Each puts one in; the tests must notice (K3)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from statestore.calls import Call
+from statestore.connection import Connection
+from statestore.pool import Pool
+from statestore.protocol import ClientProtocol, Response, Welcome
+from statestore.session import Session
+from statestored import writes
+from statestored.engines import embedded, leases
+from statestored.engines.base import Number, Reply
+from statestored.engines.embedded import EmbeddedEngine
+from statestored.engines.sessions import ClientSession, ClientSessions, Done
+from statestored.responses import Responses
+
+Patch = pytest.MonkeyPatch
+Fault = Callable[[Patch], None]
+
+
+# The daemon
+
+
+def nothing_remembered(patch: Patch) -> None:
+    """What comes again is carried out again."""
+
+    def once(_engine: EmbeddedEngine, _number: Number, write: Callable[[], Reply]) -> Reply:
+        return write()
+
+    patch.setattr(EmbeddedEngine, "once", once)
+
+
+def done_not_replayed(patch: Patch) -> None:
+    """A start forgets what was done."""
+    do = ClientSessions._do
+
+    def do_if_live(sessions: ClientSessions, session: int, seq: int, oldest: int, answer: bytes) -> bool:
+        found = sessions.get(session)
+        return found is not None and seq in found.done and do(sessions, session, seq, oldest, answer)
+
+    patch.setattr(ClientSessions, "_do", do_if_live)
+
+
+def done_not_in_snapshots(patch: Patch) -> None:
+    dump = ClientSessions.dump
+
+    def dump_empty(sessions: ClientSessions, session: int) -> Any:
+        dumped = dump(sessions, session)
+        return dumped and (*dumped[:2], [])
+
+    patch.setattr(ClientSessions, "dump", dump_empty)
+
+
+def done_told_before_durable(patch: Patch) -> None:
+    patch.setattr(Done, "reply", lambda done: done.answer)
+
+
+def writes_without_effect_not_remembered(patch: Patch) -> None:
+    once = EmbeddedEngine.once
+
+    def once_and_forget(engine: EmbeddedEngine, number: Number, write: Callable[[], Reply]) -> Reply:
+        changes = engine.states.changes
+        reply = once(engine, number, write)
+        session = engine.states.sessions.get(number.session)
+        if session is not None and engine.states.changes == changes:
+            session.done.pop(number.seq, None)
+        return reply
+
+    patch.setattr(EmbeddedEngine, "once", once_and_forget)
+
+
+def oldest_not_remembered(patch: Patch) -> None:
+    """What the client has the answer to is forgotten, and then it is not known that it was done."""
+
+    def tell(session: ClientSession, oldest: int) -> None:
+        for seq in [seq for seq in session.done if seq < oldest]:
+            del session.done[seq]
+
+    patch.setattr(ClientSession, "tell", tell)
+
+
+def not_after_ignored(patch: Patch) -> None:
+    run_with = writes.run_with
+
+    def run_whenever(caller: Any, command: Any, params: Any, options: Any) -> Reply:
+        return run_with(caller, command, params, {name: options[name] for name in options if name != writes.NOT_AFTER})
+
+    patch.setattr("statestored.session.run_with", run_whenever)
+
+
+def heads_swapped(patch: Patch) -> None:
+    """Of the first two responses that leave together."""
+    flush = Responses.flush
+
+    def flush_swapped(responses: Responses) -> None:
+        out = responses.out
+        if len(out) >= 4:
+            out[0], out[2] = out[2], out[0]
+        flush(responses)
+
+    patch.setattr(Responses, "flush", flush_swapped)
+
+
+# The client
+
+
+def new_number_for_each_attempt(patch: Patch) -> None:
+    parameters = Call.parameters
+
+    def parameters_anew(call: Call, welcome: Welcome) -> tuple[Any, ...]:
+        call._number = 0
+        return parameters(call, welcome)
+
+    patch.setattr(Call, "parameters", parameters_anew)
+
+
+def lost_session_ignored(patch: Patch) -> None:
+    """What was sent in it is sent again in another."""
+    parameters = Call.parameters
+
+    def parameters_anew(call: Call, welcome: Welcome) -> tuple[Any, ...]:
+        if call._session != welcome.session:
+            call._session, call._number = None, 0
+        return parameters(call, welcome)
+
+    patch.setattr(Call, "parameters", parameters_anew)
+
+
+def oldest_passes_the_unanswered(patch: Patch) -> None:
+    patch.setattr(Session, "oldest", lambda _session, number: number)
+
+
+def reply_taken_by_whoever_is_next(patch: Patch) -> None:
+    """A connection goes on after an interrupted call, and nobody looks at the id of what comes."""
+    next_response, take, kept = ClientProtocol.next_response, Pool._take, list[Connection]()
+
+    def next_whatever(protocol: ClientProtocol) -> Response | None:
+        response = next_response(protocol)
+        return response and response._replace(msgid=protocol._last_msgid)
+
+    def take_kept(pool: Pool, *rest: Any) -> Connection:
+        return kept.pop() if kept else take(pool, *rest)
+
+    patch.setattr(ClientProtocol, "next_response", next_whatever)
+    patch.setattr(Connection, "close", lambda connection: kept.append(connection))
+    patch.setattr(Pool, "_take", take_kept)
+
+
+# No fault
+
+
+def sessions_end_soon(patch: Patch) -> None:
+    """When nobody is connected."""
+    patch.setattr(leases, "LIFETIME", 0.0)
+    patch.setattr(embedded, "LOOK_EVERY", 0.01)

@@ -1,0 +1,60 @@
+"""The tests of consistency are tested: with each of these faults in daemon or client, one of them fails (K3)."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.consistency import faults
+from tests.consistency.faults import Fault
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 100  # seconds for one test in a process of its own
+
+APPLIED_TWICE = "assert 'mine' == 'newer'"
+APPLIED_LATE = "assert 'mine' == 'old'"
+
+# The test, and what it has to say: anything else is a mistake in the fault.
+NOTICED_BY: dict[Fault, tuple[str, str]] = {
+    faults.nothing_remembered: ("test_set[nothing]", APPLIED_TWICE),
+    faults.done_not_replayed: ("test_set[kill]", APPLIED_TWICE),
+    faults.done_not_in_snapshots: ("test_set[snapshot_and_kill]", APPLIED_TWICE),
+    faults.done_told_before_durable: (
+        "test_what_was_remembered_is_not_told_before_it_is_durable",
+        "where False = isinstance(b'",
+    ),
+    faults.writes_without_effect_not_remembered: ("test_a_late_copy[set of what is there-last]", APPLIED_LATE),
+    faults.oldest_not_remembered: ("test_a_late_copy[set-and went on]", APPLIED_LATE),
+    faults.not_after_ignored: ("test_given_up_while_the_daemon_was_stopped", APPLIED_LATE),
+    faults.heads_swapped: ("test_many_at_once_get_their_own_answers", "assert ['of sender1'"),
+    faults.new_number_for_each_attempt: ("test_set[nothing]", APPLIED_TWICE),
+    faults.lost_session_ignored: ("test_in_a_session_that_has_expired", "DID NOT RAISE"),
+    faults.oldest_passes_the_unanswered: (
+        "test_one_without_an_answer_while_others_have_theirs",
+        "statestore.errors.Uncertain",
+    ),
+    faults.reply_taken_by_whoever_is_next: (
+        "test_the_answer_to_a_call_that_was_given_up_reaches_nobody",
+        "assert ['of ann'",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", NOTICED_BY, ids=lambda fault: fault.__name__)
+def test_a_fault_is_noticed(fault: Fault) -> None:
+    test, complaint = NOTICED_BY[fault]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.consistency.faulty", f"--fault={fault.__name__}"]
+    command += ["-q", "-p", "no:cacheprovider", f"tests/test_exactly_once.py::{test}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "1 failed" in done.stdout
+    assert complaint in done.stdout
+
+
+def test_every_fault_is_tried() -> None:
+    in_module = {
+        fault for _, fault in inspect.getmembers(faults, inspect.isfunction) if fault.__module__ == faults.__name__
+    }
+    assert in_module - {faults.sessions_end_soon} == NOTICED_BY.keys()

@@ -1,0 +1,513 @@
+"""Who may connect to a real daemon, and what they may do there; and that all of it can be changed (S1 to S3)."""
+
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sysconfig
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statestored.errors import Exit
+from tests.certificates import Authority, Identity
+from tests.daemon import Daemon
+from tests.server.rpc import RawClient, code_of, request
+from tests.server.waiting import wait_until
+from tests.tokenfile import TokenFile
+
+ANN = ("lists", "ann@secret.example")
+IN_LISTS = {"namespace": "secret-lists"}
+NOT_READ = '"not read again, and what was read before stays"'
+SECONDS_TO_REFUSE = 4.0  # in which a peer without TLS is let go; the limit for a handshake is a little above
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def server(authority: Authority) -> Identity:
+    return authority.issue("server")
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    return TokenFile(tmp_path / "tokens.toml")
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """A daemon, not started yet."""
+    with ExitStack() as stack:
+
+        def make(*arguments: str, **more: Any) -> Daemon:
+            daemon = Daemon(tmp_path, "--log-level=debug", *arguments, **more)
+            stack.callback(daemon.close)
+            return daemon
+
+        yield make
+
+
+Make = Callable[..., Daemon]
+
+
+def with_tls(identity: Identity, client_ca: Path | None = None) -> list[str]:
+    more = [] if client_ca is None else [f"--tls-client-ca={client_ca}"]
+    return [f"--tls-cert={identity.certificate}", f"--tls-key={identity.key}", *more]
+
+
+def trusting(authority: Authority, own: Identity | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=authority.certificate)
+    if own is not None:
+        context.load_cert_chain(own.certificate, own.key)
+    return context
+
+
+def is_served(address: str, context: ssl.SSLContext) -> bool:
+    try:
+        with RawClient(address, context) as client:
+            client.send(request(1, "ping"))
+            return client.next() == [1, 1, None, None]
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def reload(daemon: Daemon, event: str = '"read again"', lines: int = 1) -> None:
+    """Has it read its files again, and waits until it says how that went."""
+    before = daemon.log().count(event)
+    daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.log().count(event) == before + lines)
+
+
+def serial_number(client: RawClient) -> str:
+    assert isinstance(client.socket, ssl.SSLSocket)
+    certificate = client.socket.getpeercert()
+    assert certificate is not None
+    return str(certificate["serialNumber"])
+
+
+# TLS
+
+
+def test_clients_that_trust_the_authority_are_served(make: Make, authority: Authority, server: Identity) -> None:
+    daemon = make(*with_tls(server)).start()
+    with RawClient(daemon.address, trusting(authority)) as client:
+        client.ask("set", *ANN, "CONFIRMING")
+        large = [["m", f"s{number}", "A" * 900] for number in range(1000)]
+        client.ask("set_many", large)
+        assert client.ask("get_many", [pair[:2] for pair in large]) == ["A" * 900] * 1000
+    with RawClient(daemon.unix_address) as client:
+        assert client.ask("get", *ANN) == "CONFIRMING"
+    assert daemon.stop() == Exit.STOPPED
+
+
+@pytest.mark.parametrize("fault", ["another name", "expired", "another authority"])
+def test_clients_see_that_a_server_is_not_the_right_one(
+    make: Make, authority: Authority, tmp_path: Path, fault: str
+) -> None:
+    says = {
+        "another name": "certificate is not valid for",
+        "expired": "certificate has expired",
+        "another authority": "unable to get local issuer certificate",
+    }
+    signing = Authority(tmp_path, "another") if fault == "another authority" else authority
+    hosts = ["mail.example"] if fault == "another name" else []
+    daemon = make(*with_tls(signing.issue("server", *hosts, expired=fault == "expired"))).start()
+    with pytest.raises(ssl.SSLCertVerificationError, match=says[fault]):
+        RawClient(daemon.address, trusting(authority))
+    wait_until(lambda: 'event="a TLS handshake failed"' in daemon.log())
+
+
+def test_clients_need_a_certificate_where_authorities_for_them_are_given(
+    make: Make, authority: Authority, server: Identity, tmp_path: Path
+) -> None:
+    stranger, late = Authority(tmp_path, "another").issue("stranger"), authority.issue("late", expired=True)
+    daemon = make(*with_tls(server, authority.certificate)).start()
+    for number, own in enumerate((None, stranger, late), 1):
+        # With TLS 1.3 a client is done before the server has seen its certificate, and hears of it later.
+        assert not is_served(daemon.address, trusting(authority, own))
+        wait_until(lambda number=number: daemon.log().count('event="a TLS handshake failed"') == number)
+    with RawClient(daemon.address, trusting(authority, authority.issue("client"))) as client:
+        client.ask("set", *ANN, "CONFIRMING")
+        assert client.ask("info")["tls_failures"] == 3
+
+
+def test_certificates_of_the_clients_are_enough_to_listen_to_other_machines(
+    make: Make, authority: Authority, server: Identity
+) -> None:
+    daemon = make(*with_tls(server, authority.certificate))
+    daemon.address = "0.0.0.0:0"
+    daemon.start()
+    address = daemon.address.replace("0.0.0.0", "127.0.0.1")
+    assert is_served(address, trusting(authority, authority.issue("client")))
+    assert not is_served(address, trusting(authority))
+
+
+def test_a_client_without_tls_is_let_go_where_there_is_tls(make: Make, server: Identity) -> None:
+    daemon = make(*with_tls(server)).start()
+    for sent in (request(0, "ping"), b"GET / HTTP/1.0\r\n\r\n", b"EHLO mail.example\r\n"):
+        with RawClient(daemon.address) as client:
+            client.socket.settimeout(SECONDS_TO_REFUSE)
+            client.send(sent)
+            assert client.is_closed()
+    assert daemon.log().count('event="a TLS handshake failed"') == 3
+    with RawClient(daemon.unix_address) as client:
+        assert client.ask("info")["tls_failures"] == 3
+
+
+def test_a_client_with_tls_is_let_go_where_there_is_none(make: Make, authority: Authority) -> None:
+    daemon = make().start()
+    assert not is_served(daemon.address, trusting(authority))
+    with RawClient(daemon.address) as client:
+        assert client.ask("info")["connections_dropped"] == 1
+
+
+# Reading again what can change
+
+
+def test_a_new_certificate_reaches_new_connections_and_disturbs_no_other(
+    make: Make, authority: Authority, server: Identity
+) -> None:
+    daemon = make(*with_tls(server)).start()
+    context = trusting(authority)
+    with Busy(lambda: RawClient(daemon.address, context)) as before:
+        authority.issue("server")
+        reload(daemon, lines=2)
+        with RawClient(daemon.address, context) as after:
+            assert serial_number(after) != serial_number(before.client)
+            after.ask("ping")
+    assert daemon.stop() == Exit.STOPPED
+
+
+def test_a_certificate_that_cannot_be_used_leaves_all_as_it_was(
+    make: Make, authority: Authority, server: Identity
+) -> None:
+    daemon = make(*with_tls(server)).start()
+    context = trusting(authority)
+    with Busy(lambda: RawClient(daemon.address, context)) as before:
+        server.key.write_bytes(authority.issue("other").key.read_bytes())
+        reload(daemon, NOT_READ)
+        assert f"--tls-key {server.key} is not the key of --tls-cert" in daemon.log()
+        with RawClient(daemon.address, context) as after:
+            assert serial_number(after) == serial_number(before.client)
+
+
+def test_tokens_are_changed_while_everybody_goes_on_who_may(make: Make, tokens: TokenFile) -> None:
+    """Rotation: the new token is added, clients move to it, the old one is taken back."""
+    old = tokens.add("old", "write")
+    daemon = make(f"--tokens={tokens.path}").start()
+    known = knowing(daemon.address)
+    with Busy(lambda: known(old)) as of_old, Busy(lambda: known(old)) as another_of_old:
+        new = tokens.add("new", "write")
+        reload(daemon)
+        with Busy(lambda: known(new)) as of_new:
+            for _ in range(20):
+                reload(daemon)
+            for one in (of_old, another_of_old, of_new):
+                one.goes_on()
+            tokens.remove("old")
+            reload(daemon)
+            of_old.ends()
+            another_of_old.ends()
+            of_new.goes_on()
+            with RawClient(daemon.address) as client:
+                assert code_of(client.call("hello", {"token": old})[0]) == "unauthorized"
+    assert daemon.stop() == Exit.STOPPED
+
+
+def test_a_file_of_tokens_that_is_wrong_leaves_all_as_it_was(make: Make, tokens: TokenFile) -> None:
+    token = tokens.add("one", "write")
+    daemon = make(f"--tokens={tokens.path}").start()
+    known = knowing(daemon.address)
+    for content in ("", "[one", '[one]\nrole = "root"\n'):
+        tokens.path.write_text(content)
+        with Busy(lambda: known(token)) as before:
+            reload(daemon, NOT_READ)
+            before.goes_on()
+            with known(token) as after:
+                after.ask("ping")
+
+
+def test_a_change_of_its_role_reaches_a_connection_that_is_open(make: Make, tokens: TokenFile) -> None:
+    token = tokens.add("one", "read")
+    daemon = make(f"--tokens={tokens.path}").start()
+    with knowing(daemon.address)(token) as client:
+        for role, code in (("write", ""), ("read", "forbidden"), ("admin", "")):
+            tokens.change_role("one", role)
+            reload(daemon)
+            assert code_of(client.call("set", *ANN, role)[0]) == code
+        assert client.ask("get", *ANN) == "admin"
+
+
+def test_a_namespace_taken_from_a_token_ends_the_connections_in_it(make: Make, tokens: TokenFile) -> None:
+    token = tokens.add("one", "write", "secret-lists", "shop")
+    daemon = make(f"--tokens={tokens.path}").start()
+    known = knowing(daemon.address)
+    with known(token, **IN_LISTS) as in_lists, known(token, namespace="shop") as in_shop:
+        tokens.change_namespaces("one", "shop")
+        reload(daemon)
+        assert in_lists.is_closed()
+        in_shop.ask("ping")
+
+
+def test_asked_to_read_again_it_goes_on_where_there_is_nothing_to_read(make: Make) -> None:
+    daemon = make().start()
+    with RawClient(daemon.address) as client:
+        for _ in range(3):
+            reload(daemon)
+        client.ask("ping")
+
+
+def knowing(address: str) -> Callable[..., RawClient]:
+    def known(token: str, **about: str) -> RawClient:
+        client = RawClient(address)
+        client.ask("hello", {"token": token, **about})
+        return client
+
+    return known
+
+
+class Busy:
+    """A client that writes without a pause, on one connection."""
+
+    def __init__(self, connect: Callable[[], RawClient]) -> None:
+        self.client = connect()
+        self._answers = 0
+        self._ended = threading.Event()
+        self._stopping = False
+        self._expected = False
+        self._thread = threading.Thread(target=self._run)
+
+    def goes_on(self) -> None:
+        """Its connection is the one that it had, and is answered."""
+        answers = self._answers
+        wait_until(lambda: self._answers > answers + 10)
+
+    def ends(self) -> None:
+        """The daemon closes its connection."""
+        self._expected = True
+        wait_until(self._ended.is_set)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self.client.send(request(1, "set", *ANN, str(self._answers)))
+                if (answer := self.client.next()) is None:
+                    return
+                assert answer == [1, 1, None, None]
+                self._answers += 1
+        except OSError:
+            pass
+        finally:
+            self._ended.set()
+
+    def __enter__(self) -> "Busy":
+        self._thread.start()
+        self.goes_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._expected:
+            self.goes_on()
+        self._stopping = True
+        self._thread.join()
+        self.client.__exit__()
+
+
+# Roles and namespaces
+
+
+def test_each_role_may_what_it_says(make: Make, tokens: TokenFile) -> None:
+    given = {role: tokens.add(role, role) for role in ("read", "write", "admin")}
+    daemon = make(f"--tokens={tokens.path}", "--allow-clear").start()
+    calls = {"get": ANN, "info": (), "set": (*ANN, "A"), "set_all": (ANN[1], "A"), "clear": ()}
+    allowed = {}
+    for role, token in given.items():
+        with knowing(daemon.address)(token) as client:
+            allowed[role] = {name for name, params in calls.items() if client.call(name, *params)[0] is None}
+    assert allowed == {
+        "read": {"get", "info"},
+        "write": {"get", "info", "set", "set_all"},
+        "admin": {"get", "info", "set", "set_all", "clear"},
+    }
+    with RawClient(daemon.address) as stranger:
+        assert {code_of(stranger.call(name, *params)[0]) for name, params in calls.items()} == {"unauthorized"}
+
+
+def test_clear_is_off_for_an_admin_too_unless_it_is_allowed(make: Make, tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin")
+    daemon = make(f"--tokens={tokens.path}").start()
+    with knowing(daemon.address)(token) as client:
+        assert code_of(client.call("clear")[0]) == "forbidden"
+
+
+def test_a_token_opens_its_own_namespaces(make: Make, tokens: TokenFile) -> None:
+    token = tokens.add("one", "admin", "secret-lists")
+    daemon = make(f"--tokens={tokens.path}").start()
+    with knowing(daemon.address)(token, **IN_LISTS) as client:
+        client.ask("set", *ANN, "A")
+    for about in ({}, {"namespace": "shop"}):
+        with RawClient(daemon.address) as client:
+            client.send(request(1, "hello", {"token": token, **about}) + request(2, "set", *ANN, "B"))
+            _, _, error, _ = client.next()
+            assert code_of(error) == "forbidden"
+            assert client.is_closed()
+
+
+def test_the_numbers_are_for_every_role_and_nobody_else(make: Make, tokens: TokenFile) -> None:
+    token = tokens.add("one", "read", "secret-lists")
+    daemon = make(f"--tokens={tokens.path}", environment={"STATESTORED_TOKEN": "sesame"}).start()
+    for given in (token, "sesame"):
+        assert "statestored_tokens_refused_total 0.0" in metrics(daemon, given)
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        metrics(daemon, "guess")
+    assert refused.value.read() == b"a token is needed\n"
+    assert "statestored_tokens_refused_total 1.0" in metrics(daemon, token)
+
+
+def metrics(daemon: Daemon, token: str) -> str:
+    asked = urllib.request.Request(f"{daemon.admin}/metrics", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=10) as response:
+        return response.read().decode()  # type: ignore[no-any-return]
+
+
+# Throttling
+
+
+def test_guessing_is_slowed_down_for_one_address_and_not_for_long(make: Make, tokens: TokenFile) -> None:
+    token = tokens.add("one", "write")
+    daemon = make(f"--tokens={tokens.path}").start()
+
+    def outcome(given: str, source: str = "") -> str:
+        with RawClient(daemon.address, source=source) as client:
+            code = code_of(client.call("hello", {"token": given})[0])
+            assert not code or client.is_closed()
+            return code
+
+    with Busy(lambda: knowing(daemon.address)(token)) as before:
+        wait_until(lambda: outcome("guess") == "unavailable")
+        assert outcome(token, source="127.0.0.2") == "", "another address has nothing to do with it"
+        before.goes_on()
+        wait_until(lambda: outcome(token) == "")
+    with knowing(daemon.address)(token) as client:
+        info = client.ask("info")
+    assert info["tokens_refused"] >= 20
+    assert info["tokens_not_looked_at"] >= 1
+
+
+# Secrets
+
+
+def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Authority, server: Identity) -> None:
+    """Of a run in which all goes wrong that can."""
+    given = [tokens.add("one", "admin", "secret-lists"), tokens.add("two", "admin"), "guess-secret", "own-secret"]
+    daemon = make(
+        *with_tls(server),
+        f"--tokens={tokens.path}",
+        "--allow-clear",
+        environment={"STATESTORED_TOKEN": "own-secret", "STATESTORED_LOG_FORMAT": "json"},
+    ).start()
+    context = trusting(authority)
+    for token in given:
+        for about in (IN_LISTS, {"namespace": "secret-shop"}, {}):
+            with RawClient(daemon.address, context) as client:
+                if client.call("hello", {"token": token, **about})[0] is None:
+                    client.ask("set", *ANN, "SECRET")
+                    client.ask("clear")
+                    client.send(request(1, "none", "secret") + b"GET /secret HTTP/1.0\r\n\r\n")
+                    client.next()
+    with RawClient(daemon.address) as plain:
+        plain.send(b"GET /secret HTTP/1.0\r\n\r\n")
+        plain.is_closed()
+    while "too many wrong tokens" not in daemon.log():
+        with RawClient(daemon.unix_address) as client:
+            client.call("hello", {"token": "guess-secret"})
+    reload(daemon, lines=2)
+    tokens.path.write_text("[one]\nsecret = true\n")
+    reload(daemon, NOT_READ)
+    with pytest.raises(urllib.error.HTTPError):
+        metrics(daemon, "guess-secret")
+    assert daemon.stop() == Exit.STOPPED
+    log = daemon.log()
+    for event in ("wrong token", "does not open", "too many wrong", "were forgotten", "TLS handshake", "read again"):
+        assert event in log
+    log = log.replace("knows no 'secret'", "")
+    assert not [word for word in (*given, "secret", "SECRET", "127.0.0.1") if word in log]
+    hashes = re.findall(r"[0-9a-f]{64}", log)
+    assert hashes == []
+
+
+# What the operator's handbook says
+
+
+HANDBOOK = (Path(__file__).parents[1] / "docs" / "operating.md").read_text()
+
+
+def commands(beginning: str) -> list[str]:
+    """Those of the handbook that begin so."""
+    found = re.findall(rf"^    ({beginning}(?:.*\\\n)*.*)$", HANDBOOK, re.M)
+    assert found
+    return found
+
+
+def test_its_commands_make_certificates_that_work(make: Make, tmp_path: Path) -> None:
+    for command in commands("openssl req"):
+        subprocess.run(["/bin/sh", "-ec", command], cwd=tmp_path, capture_output=True, timeout=30, check=True)
+    server, client = (Identity(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("server", "client"))
+    daemon = make(*with_tls(server, tmp_path / "authority.pem")).start()
+    context = ssl.create_default_context(cafile=server.certificate)
+    context.load_cert_chain(client.certificate, client.key)
+    with RawClient(daemon.address, context, name="states.example") as ours:
+        ours.ask("ping")
+    assert "can read the key" not in daemon.log()
+
+
+def test_its_commands_make_tokens_that_work(make: Make, tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+    given = [
+        subprocess.check_output(
+            ["/bin/sh", "-ec", command], cwd=tmp_path, env=environment, text=True, timeout=30
+        ).strip()
+        for command in (
+            commands("export STATESTORE_TOKEN")[0] + "; echo $STATESTORE_TOKEN",
+            commands("statestored token")[0].partition(" && ")[0],
+        )
+    ]
+    daemon = make(f"--tokens={tmp_path / 'tokens.toml'}").start()
+    for token in given:
+        with knowing(daemon.address)(token, namespace="lists") as client:
+            client.ask("set", *ANN, "A")
+
+
+# Refusals at the start
+
+
+def test_settings_that_contradict_each_other_are_refused_with_their_names(
+    make: Make, authority: Authority, server: Identity, tmp_path: Path
+) -> None:
+    other, none = authority.issue("other"), tmp_path / "none"
+    certificate, key = f"--tls-cert={server.certificate}", f"--tls-key={server.key}"
+    for arguments, named in (
+        ([certificate], ["--tls-cert", "--tls-key"]),
+        ([key], ["--tls-key", "--tls-cert"]),
+        ([f"--tls-client-ca={authority.certificate}"], ["--tls-client-ca", "--tls-cert"]),
+        ([certificate, f"--tls-key={other.key}"], ["--tls-key", "--tls-cert"]),
+        ([f"--tls-cert={none}", key], ["--tls-cert", str(none)]),
+        ([certificate, key, f"--tls-client-ca={none}"], ["--tls-client-ca", str(none)]),
+        ([f"--tokens={none}"], [str(none)]),
+        (["--listen=0.0.0.0:0", certificate, key], ["--listen 0.0.0.0:0", "--tokens", "--tls-client-ca"]),
+        (["--admin-listen=0.0.0.0:0"], ["--admin-listen 0.0.0.0:0", "--tokens"]),
+    ):
+        done = make(*arguments).run()
+        assert (done.returncode, done.stdout) == (Exit.CANNOT_START, "")
+        assert all(name in done.stderr for name in named), done.stderr
+        assert "Traceback" not in done.stderr
