@@ -19,7 +19,7 @@ from statestored.segment import MAGIC as SEGMENT_MAGIC
 from statestored.snapshot import MAGIC as SNAPSHOT_MAGIC
 from tests.fuzz.choices import Choices
 from tests.fuzz.packing import array, array_head, pack, text, value
-from tests.fuzz.stores import mended, offline, start, write
+from tests.fuzz.stores import Thorough, look_at_files
 from tests.server.models import TODAY, sender_at
 
 STORE_ID = uuid.UUID("9a598c34-74b9-4d3c-8a40-f13d2a42f7c8")
@@ -53,7 +53,7 @@ def journal_content(data: bytes) -> None:
         segment, last = _segment(choices, _changed(choices, origin), number)
         files[f"{number:08}.journal"] = segment
         end, after = len(segment), last or after
-    _look_at(files, choices)
+    look_at_files(files, Thorough.of(choices))
 
 
 def snapshot_content(data: bytes) -> None:
@@ -77,14 +77,8 @@ def snapshot_content(data: bytes) -> None:
         "durable": HEADER_SIZE,
     }
     journal = pack_header(SEGMENT_MAGIC, STORE_ID, FILE_ID, origin)
-    _look_at({IDENTITY: _IDENTITY, "00000002.snapshot": snapshot, "00000002.journal": journal}, choices)
-
-
-def _look_at(files: dict[str, bytes], choices: Choices) -> None:
-    path = write(files)
-    offline(path, start(path))
-    if choices.once_in(2):
-        mended(path)
+    files = {IDENTITY: _IDENTITY, "00000002.snapshot": snapshot, "00000002.journal": journal}
+    look_at_files(files, Thorough.of(choices))
 
 
 def _segment(choices: Choices, origin: dict[str, Any], epoch: int) -> tuple[bytes, Number | None]:

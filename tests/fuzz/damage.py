@@ -5,7 +5,7 @@ from collections.abc import Callable
 from statestored.datadir import SEGMENT, SNAPSHOT
 from tests.fuzz.bases import bases
 from tests.fuzz.choices import Choices
-from tests.fuzz.stores import Files, judge
+from tests.fuzz.stores import Files, Thorough, judge
 
 
 def journal_bytes(data: bytes) -> None:
@@ -20,13 +20,13 @@ def snapshot_bytes(data: bytes) -> None:
 
 def _damage(choices: Choices, is_meant: Callable[[str], bool]) -> None:
     base = choices.one_of([base for base in bases() if any(map(is_meant, base.files))])
-    with_repair = choices.once_in(2)
+    thorough = Thorough.of(choices)
     files = dict(base.files)
     names = sorted(filter(is_meant, files))
     while choices:
         name = choices.one_of(names)
         files[name] = _changed(choices, files[name], files)
-    judge(base, files, with_repair=with_repair)
+    judge(base, files, thorough)
 
 
 def _changed(choices: Choices, data: bytes, files: Files) -> bytes:

@@ -19,7 +19,8 @@ Target = Callable[[bytes], None]
 MAX_SECONDS = 1.0  # of the process's own time, for one input
 STUCK = 20.0  # seconds by the clock, after which it is broken off
 MAX_GROWTH = 10 * 2**20  # bytes
-LOOKS = 100  # at the memory
+LOOKS = 100  # at the memory, at most
+LEAST_BETWEEN = 50  # inputs; a look takes as long as several of them
 SAY_EVERY = 30.0  # seconds
 MAX_FAULTS = 10  # of different kinds; more are not looked for
 SIZES = (4, 16, 64, 256, 1024)  # bytes of an input, at most
@@ -87,7 +88,8 @@ class Run:
         self._look()
 
     def _look(self) -> None:
-        if self.inputs % max(1, self.count // LOOKS) == 0:
+        if self.inputs % max(LEAST_BETWEEN, self.count // LOOKS) == 0:
+            gc.unfreeze()  # a start freezes what it has loaded; here it is only one of many
             gc.collect()
             self.sizes.append(resident())
         if self.inputs == self.count and self.grown > MAX_GROWTH:

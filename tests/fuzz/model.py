@@ -5,7 +5,9 @@ From what was received to what has to be answered, and to the states that are th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +20,10 @@ MAX_MODULE, MAX_SENDER, MAX_STATE, MAX_ITEMS, MAX_NAMESPACE = 1024, 4096, 1024, 
 # Over these the connection may be closed: items of an array or a map, how deep they are in the message, values in it,
 # and bytes before a hello.
 MANY, MANY_AT_FIRST, DEEP, VALUES, BYTES_AT_FIRST = 1024, 16, 3, 8000, 1024
+
+MAX_UNFINISHED = 1024
+WRITES = {b"set", b"set_all", b"compare_and_set", b"set_many", b"clear"}
+OPTIONS = {"sessions": (b"seq", b"oldest"), "not_after": (b"not_after",)}  # of writes, by feature
 
 Entries = dict[tuple[bytes, bytes | None], bytes]
 
@@ -65,13 +71,17 @@ class Wrong(Exception):
 
 @dataclass
 class Model:
-    """One connection, and the states of all namespaces."""
+    """One connection, and the states of all namespaces. features: those of the server."""
 
     token: bytes | None
+    features: Set[str] = frozenset()
     spaces: dict[bytes, Entries] = field(default_factory=dict)
     namespace: bytes = b"default"
     is_known: bool = False
     is_begun: bool = False
+    has_session: bool = False
+    oldest: int = 1
+    done: dict[int, Any] = field(default_factory=dict)  # what numbered writes were answered
 
     def expected(self, stream: bytes) -> Iterator[Expected]:
         """For each request in turn, up to where the connection is closed. What it asks for is done when it is given."""
@@ -117,13 +127,41 @@ class Model:
         if method is None or not (self.is_known or name == b"hello") or type(params) is not tuple:
             raise Wrong
         run, arity = method
+        options = {}
         if len(params) == arity + 1 and isinstance(params[-1], Map):
-            if params[-1]:
-                raise Wrong
-            params = params[:-1]
-        if len(params) != arity:
+            *params, options = params
+        if len(params) != arity or not options.keys() <= self._options_of(name):
             raise Wrong
-        return run(self, *params)
+        return self._once(lambda: run(self, *params), options)
+
+    def _options_of(self, name: bytes) -> Set[bytes]:
+        if name not in WRITES:
+            return frozenset()
+        return {option for feature, options in OPTIONS.items() if feature in self.features for option in options}
+
+    def _once(self, run: Callable[[], Any], options: dict[bytes, Any]) -> Any:
+        """It runs if it was not carried out before, and is not late."""
+        not_after = options.get(b"not_after", math.nextafter(math.inf, 0))
+        if type(not_after) is not float or not math.isfinite(not_after):
+            raise Wrong
+        if b"seq" in options or b"oldest" in options:
+            seq, oldest = options.get(b"seq"), options.get(b"oldest")
+            if type(seq) is not int or type(oldest) is not int or not 1 <= oldest <= seq < 2**63:
+                raise Wrong
+            if seq - oldest >= MAX_UNFINISHED or not self.has_session:
+                raise Wrong
+            self.oldest = max(self.oldest, oldest)
+            if seq < self.oldest:
+                raise Wrong
+            if seq not in self.done:
+                self.done[seq] = self._in_time(run, not_after)
+            return self.done[seq]
+        return self._in_time(run, not_after)
+
+    def _in_time(self, run: Callable[[], Any], not_after: float) -> Any:
+        if not_after < time.time():  # those that are given are years off
+            raise Wrong
+        return run()
 
     @property
     def _entries(self) -> Entries:
@@ -142,6 +180,11 @@ class Model:
             raise Wrong
         if self.token is not None and about.get(b"token") != self.token:
             raise Wrong
+        session = about.get(b"session")
+        if "sessions" in self.features and session is not None:
+            if type(session) is not int or not 0 <= session < 2**63:
+                raise Wrong
+            self.has_session = True
         self.namespace = _stored(about.get(b"namespace", b"default"), MAX_NAMESPACE)
         self.is_known = True
         return WELCOME

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 
 from tests.fuzz.choices import Choices
-from tests.fuzz.packing import array, array_head, integer, map_head, pack, string, text, value
+from tests.fuzz.packing import FLOATS, array, array_head, integer, map_head, pack, string, text, value
 
 # What each parameter of a method is like.
 _KEYS = (b"a", b"lists", "é".encode(), b"", b"START")
 _SENDERS = (b"ann@a.example", b"", None, b"None", b"\xed\xa0\xbd", b"b" * 200)
 _STATES = (b"A", b"START", b"", b"B", "É".encode(), b"s" * 1000)
 TOKEN = b"open sesame"
-_OPTIONS = (b"fence", b"seq", b"oldest", b"not_after", b"\xff")
+_OPTIONS = (b"seq", b"oldest", b"not_after", b"fence", b"\xff")
 
 
 def stream(choices: Choices) -> bytes:
@@ -30,7 +30,7 @@ def stream(choices: Choices) -> bytes:
 
 
 def hello(namespace: bytes) -> bytes:
-    return array(b"\x00", pack(0), pack(b"hello"), array(map_head(1) + pack(b"namespace") + pack(namespace)))
+    return array(b"\x00", pack(0), pack(b"hello"), array(map_head(2) + pack(b"namespace") + pack(namespace) + pack(b"session") + pack(0)))
 
 
 def _request(choices: Choices) -> bytes:
@@ -47,7 +47,7 @@ def _call(choices: Choices) -> tuple[bytes, bytes]:
     params = _METHODS[name](choices)
     if choices.once_in(8) and params:
         params[choices.below(len(params))] = value(choices)
-    if choices.once_in(12):
+    if choices.once_in(6):
         params.append(_options(choices))
     if choices.once_in(24):
         params.append(value(choices))
@@ -57,8 +57,14 @@ def _call(choices: Choices) -> tuple[bytes, bytes]:
 
 
 def _options(choices: Choices) -> bytes:
-    count = choices.below(3)
-    return map_head(count) + b"".join(pack(choices.one_of(_OPTIONS)) + value(choices) for _ in range(count))
+    if choices.once_in(4):
+        count = choices.below(4)
+        return map_head(count) + b"".join(pack(choices.one_of(_OPTIONS)) + value(choices) for _ in range(count))
+    oldest = 1 + choices.below(3)
+    options = pack(b"seq") + pack(oldest + choices.below(3)) + pack(b"oldest") + pack(oldest)
+    if choices.once_in(4):
+        return map_head(3) + options + pack(b"not_after") + pack(choices.one_of(FLOATS))
+    return map_head(2) + options
 
 
 def _changed(choices: Choices, message: bytes) -> bytes:
@@ -102,7 +108,7 @@ def _about(choices: Choices) -> bytes:
     if not choices.once_in(8):
         about[pack(b"token")] = pack(TOKEN)
     if choices.once_in(4):
-        about[pack(b"session")] = integer(choices)
+        about[pack(b"session")] = integer(choices) if choices.once_in(2) else pack(0)
     if choices.once_in(16):
         about[value(choices)] = value(choices)
     return map_head(len(about)) + b"".join(key + of for key, of in about.items())

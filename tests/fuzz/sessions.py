@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import uvloop
 from structlog.testing import capture_logs
 
 from statestore.errors import BY_WIRE_CODE
+from statestored import commands
 from statestored.budget import Budget
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
@@ -34,6 +34,7 @@ CODES = set(BY_WIRE_CODE) - {"internal"}
 TURNS = 300  # of the loop, after which an answer is not coming any more
 NEW_JOURNAL_AFTER = 5000  # inputs
 MAX_PIECES = 200  # about
+FEATURES = frozenset(getattr(commands, "FEATURES", ()))
 MAX_NAMESPACES = 10_000
 QUOTA = Quota(modules=1000)
 
@@ -107,7 +108,6 @@ class Server:
         self._directory.open()
         self._engine = EmbeddedEngine(self._directory, Fsync.NEVER, NEVER, MAX_NAMESPACES, QUOTA)
         await self._engine.open()
-        gc.unfreeze()  # an engine is made to stay, and these do not
 
     async def _close(self) -> None:
         await self._engine.close()
@@ -188,7 +188,7 @@ class Player:
         self._token = token
         self._plan = plan
         self._pieces = pieces(received, plan)
-        self._expected = list(Model(token).expected(received))
+        self._expected = list(Model(token, FEATURES).expected(received))
         self._wanted = sum(one.msgid is not None for one in self._expected)
 
     def send(self) -> bool:
@@ -213,7 +213,7 @@ class Player:
         if not is_impatient:
             answered = _count_answered(self._expected, len(answers), closed=self.wire.is_closing())
         _compare([one for one in self._expected[:answered] if one.msgid is not None], answers)
-        model = Model(self._token)
+        model = Model(self._token, FEATURES)
         for _ in zip(range(answered), model.expected(self._received), strict=False):
             pass
         return model.spaces

@@ -8,19 +8,22 @@ import shutil
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+import uvloop
 from structlog.testing import capture_logs
 
 from statestored.check import Checked, check
-from statestored.datadir import IDENTITY, DataDirectory
+from statestored.datadir import DataDirectory
 from statestored.engines.base import START, Entry
 from statestored.engines.recovery import recover
 from statestored.engines.states import States
 from statestored.engines.table import position_of
 from statestored.errors import DamagedFile, Exit, StartError, TooNew
 from statestored.repair import repair
+from tests.fuzz.choices import Choices
 from tests.fuzz.place import place
 from tests.server.damaged import bytes_of
 from tests.server.models import Model, content, entries_in
@@ -57,6 +60,11 @@ def directory() -> Path:
     return place() / "data"
 
 
+@functools.cache
+def _runner() -> asyncio.Runner:
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
 def write(files: Files) -> Path:
     """A data directory with these in it, and nothing else."""
     path = directory()
@@ -76,7 +84,7 @@ def start(path: Path) -> Started:
             if opened.is_new:
                 return Started({}, None)
             states = States()
-            asyncio.run(recover(opened, states))
+            _runner().run(recover(opened, states))
         except DOCUMENTED as error:
             return Started(None, error)
     look_at(states)
@@ -133,14 +141,34 @@ def mended(path: Path) -> States_ | None:
     return started.states
 
 
-def judge(base: Base, files: Files, *, with_repair: bool) -> None:
-    """What was changed in the base's files is noticed, or takes the last batches away and nothing else."""
+class Thorough(IntEnum):
+    """What is done with the files of an input; each includes those before it."""
+
+    START = 0
+    CHECK = 1
+    REPAIR = 2
+
+    @classmethod
+    def of(cls, choices: Choices) -> Self:
+        """Mostly what takes least."""
+        return cls(max(0, choices.below(8) - 5))
+
+
+def look_at_files(files: Files, thorough: Thorough) -> tuple[Started, States_ | None]:
+    """What a start finds, and what it finds after a repair."""
     path = write(files)
     started = start(path)
-    if started.states is not None and IDENTITY in files:
+    if thorough >= Thorough.CHECK:
+        offline(path, started)
+    return started, mended(path) if thorough >= Thorough.REPAIR else None
+
+
+def judge(base: Base, files: Files, thorough: Thorough) -> None:
+    """What was changed in the base's files is noticed, or takes the last batches away and nothing else."""
+    started, found = look_at_files(files, thorough)
+    if started.states is not None:
         assert started.states in base.states, "a wrong value is served"
-    offline(path, started)
-    if with_repair and (found := mended(path)) is not None:
+    if found is not None:
         assert _entries(found) <= base.entries, "repair made something up"
 
 

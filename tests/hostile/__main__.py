@@ -5,14 +5,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.certificates import Authority
 from tests.daemon import Daemon
 from tests.hostile.attack import ENVIRONMENT, Outcome, attack, fill
 from tests.hostile.bystander import Latency
-from tests.hostile.clients import KINDS
+from tests.hostile.clients import HALF_SECURE, HASTY, KINDS
 from tests.hostile.crowd import SPARE_FILES, allow_files
 
 MAX_GROWTH = 100 * 2**20  # bytes
-FEW = {"endless": 4, "flooding": 4, "hasty": 50}  # of these that keep a whole processor busy
+FEW = {"endless": 1, "flooding": 1, HASTY: 50}  # of these that keep a whole processor busy
 LONG = {"deaf": 75.0, "dripping": 20.0}  # seconds, where the daemon has to lose its patience
 SECONDS = 10.0
 CALM = 5.0
@@ -22,18 +23,25 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     allow_files(options.clients + SPARE_FILES)
     failed = False
-    for kind in options.kinds or [kind for kind in KINDS if kind != "half-secure"]:
+    for kind in options.kinds or KINDS:
         count = min(options.clients, FEW.get(kind, options.clients))
-        with tempfile.TemporaryDirectory() as directory:
-            daemon = Daemon(Path(directory), environment=ENVIRONMENT)
-            with daemon:
-                fill(daemon)
-                seconds = options.seconds or LONG.get(kind, SECONDS)
-                outcome = attack(daemon, {kind: count}, seconds=seconds, calm=CALM)
-                _say(*_lines(f"{kind}, {count} clients, {seconds:g} s", outcome))
-                failed = failed or outcome.memory_growth > MAX_GROWTH
-                failed = failed or daemon.stop() != 0
+        seconds = options.seconds or LONG.get(kind, SECONDS)
+        with tempfile.TemporaryDirectory() as directory, make_daemon(Path(directory), kind) as daemon:
+            fill(daemon)
+            beside = daemon.unix_address if kind == HALF_SECURE else None
+            outcome = attack(daemon, {kind: count}, seconds=seconds, calm=CALM, beside=beside)
+            _say(*_lines(f"{kind}, {count} clients, {seconds:g} s", outcome))
+            failed = daemon.stop() != 0 or failed or outcome.memory_growth > MAX_GROWTH
     return int(failed)
+
+
+def make_daemon(directory: Path, kind: str) -> Daemon:
+    """With TLS at its TCP address where that is what the kind is about."""
+    if kind != HALF_SECURE:
+        return Daemon(directory, environment=ENVIRONMENT)
+    identity = Authority(directory).issue("server")
+    flags = (f"--tls-cert={identity.certificate}", f"--tls-key={identity.key}")
+    return Daemon(directory, *flags, environment=ENVIRONMENT)
 
 
 def _lines(title: str, outcome: Outcome) -> list[str]:
@@ -47,6 +55,7 @@ def _lines(title: str, outcome: Outcome) -> list[str]:
         f"(+{_mib(outcome.memory_growth)}), afterwards {_mib(outcome.memory_after)}"
     )
     lines.append(f"  open files  {outcome.files_before}, at most {outcome.files_most}, then {outcome.files_after}")
+    lines.append(f"  processor   the daemon waited for one {outcome.waited:.0%} of the time")
     for fates in outcome.fates.values():
         after = f", after {min(fates.closed):.1f} to {max(fates.closed):.1f} s" if fates.closed else ""
         lines.append(

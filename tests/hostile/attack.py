@@ -16,11 +16,10 @@ from tests.daemon import Daemon
 from tests.hostile.bystander import Bystander, Latency
 from tests.hostile.clients import TOKEN, Fates
 from tests.server.rpc import RawClient
-from tests.server.waiting import wait_until
 
 ENVIRONMENT = {"STATESTORED_TOKEN": TOKEN}
 SENDERS, STATE = 1000, "S" * 1000  # a MiB, so that a page of a scan is a quarter of one
-CONNECTING = 60.0  # seconds
+CONNECTING = GONE = 60.0  # seconds
 LOOK_EVERY = 0.05  # seconds
 
 
@@ -30,6 +29,7 @@ class Outcome:
 
     memory_before, memory_most, memory_after: bytes of the daemon's, the last when all hostile clients have gone.
     files_before, files_most, files_after: how many it had open.
+    waited: which part of the time, meanwhile, the daemon had to wait for a processor; 0.0 to 1.0.
     """
 
     before: tuple[Latency, Latency]
@@ -41,6 +41,7 @@ class Outcome:
     files_before: int
     files_most: int
     files_after: int
+    waited: float
 
     @property
     def memory_growth(self) -> int:
@@ -60,6 +61,10 @@ class Watched:
     def files(self) -> int:
         return len(list((self._proc / "fd").iterdir()))
 
+    def waited(self) -> float:
+        """Seconds that it had to wait for a processor since it began."""
+        return int((self._proc / "schedstat").read_text().split()[1]) / 1e9
+
     def look(self) -> None:
         self.memory_most = max(self.memory_most, self.memory())
         self.files_most = max(self.files_most, self.files())
@@ -67,21 +72,28 @@ class Watched:
 
 def fill(daemon: Daemon) -> None:
     """With something that is worth asking for."""
-    with RawClient(daemon.address) as client:
+    with RawClient(daemon.unix_address) as client:
         client.ask("hello", {"token": TOKEN})
         for start in range(0, SENDERS, 100):
             client.ask("set_many", [["lists", f"sender{start + number}@a.example", STATE] for number in range(100)])
 
 
-def attack(daemon: Daemon, counts: Mapping[str, int], *, seconds: float, calm: float) -> Outcome:
-    """So many clients of each kind for so long. The daemon is filled, and the token is that of the clients."""
-    watched, bystander = Watched(daemon), Bystander(daemon.address)
+def attack(
+    daemon: Daemon, counts: Mapping[str, int], *, seconds: float, calm: float, beside: str | None = None
+) -> Outcome:
+    """So many clients of each kind for so long. The daemon is filled, and the token is that of the clients.
+
+    beside: where the well-behaved client connects; without it, where the others do.
+    """
+    watched, bystander = Watched(daemon), Bystander(beside or daemon.address)
     before = bystander.ask_for(calm)
     memory_before, files_before = watched.memory(), watched.files()
     with _watching(watched), _crowd(daemon.address, counts) as crowd:
+        waited = watched.waited()
         during = bystander.ask_for(seconds)
+        waited = (watched.waited() - waited) / seconds
         fates = _end(crowd)
-    wait_until(lambda: watched.files() <= files_before)
+    _wait_until_gone(watched, files_before)
     bystander.ask_for(0.5)
     bystander.close()
     return Outcome(
@@ -94,7 +106,16 @@ def attack(daemon: Daemon, counts: Mapping[str, int], *, seconds: float, calm: f
         files_before,
         watched.files_most,
         watched.files(),
+        waited,
     )
+
+
+def _wait_until_gone(watched: Watched, files: int) -> None:
+    """What a client had asked for may be executed before it is noticed that it hung up."""
+    deadline = time.monotonic() + GONE
+    while watched.files() > files:
+        assert time.monotonic() < deadline, f"{watched.files() - files} connections are still there after {GONE:g} s"
+        time.sleep(LOOK_EVERY)
 
 
 @contextmanager

@@ -101,13 +101,6 @@ class Deaf(Hostile):
         self.transport.write(request("ping"))
 
 
-class Hasty(Hostile):
-    """Connects and hangs up at once, again and again."""
-
-    def begin(self) -> None:
-        self.end()
-
-
 class Endless(Hostile):
     """Asks without end, and reads what it is answered."""
 
@@ -147,13 +140,15 @@ class HalfSecure(Hostile):
         self.transport.write(HALF_A_HANDSHAKE)
 
 
+HASTY = "hasty"  # connects and hangs up at once, again and again: no connection to speak of
+HALF_SECURE = "half-secure"
 KINDS: dict[str, Callable[[Fates], Hostile]] = {
     "silent": Hostile,
     "dripping": Dripping,
     "dripping-hello": DrippingHello,
     "deaf": Deaf,
-    "hasty": Hasty,
     "endless": Endless,
     "flooding": Flooding,
-    "half-secure": HalfSecure,
+    HALF_SECURE: HalfSecure,
+    HASTY: Hostile,
 }

@@ -16,7 +16,7 @@ from dataclasses import asdict
 import uvloop
 
 from statestore.address import TcpAddress, parse_address
-from tests.hostile.clients import A_SECOND, KINDS, RECEIVE_BUFFER, Fates, Hostile
+from tests.hostile.clients import A_SECOND, HASTY, KINDS, RECEIVE_BUFFER, Fates, Hostile
 
 SPARE_FILES = 50
 CONNECTING_AT_ONCE = 100
@@ -34,10 +34,10 @@ class Crowd:
 
     async def run(self) -> None:
         everybody = [kind for kind, count in self._counts.items() for _ in range(count)]
-        await asyncio.gather(*map(self._connect, everybody))
+        await asyncio.gather(*(self._connect(kind) for kind in everybody if kind != HASTY))
         print("connected", flush=True)  # noqa: T201
         tasks = [asyncio.create_task(self._tick())]
-        tasks += [asyncio.create_task(self._again_and_again(kind)) for kind in everybody if kind == "hasty"]
+        tasks += [asyncio.create_task(self._again_and_again()) for kind in everybody if kind == HASTY]
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         for task in tasks:
             task.cancel()
@@ -58,12 +58,18 @@ class Crowd:
                 sock.close()
                 self.fates[kind].refused += 1
             else:
-                if not client.is_done:
-                    self._clients.append(client)
+                self._clients.append(client)
 
-    async def _again_and_again(self, kind: str) -> None:
+    async def _again_and_again(self) -> None:
+        loop, fates = asyncio.get_running_loop(), self.fates[HASTY]
         while True:
-            await self._connect(kind)
+            with socket.socket() as sock:
+                sock.setblocking(False)
+                try:
+                    await loop.sock_connect(sock, self._address)
+                    fates.connected += 1
+                except OSError:
+                    fates.refused += 1
 
     async def _tick(self) -> None:
         while True:

@@ -1,0 +1,93 @@
+"""`python -m tests.hostile`, made small: some of each kind at once, and a well-behaved client beside them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+from tests.hostile import __main__ as command
+from tests.hostile.attack import ENVIRONMENT, Outcome, attack, fill
+from tests.hostile.bystander import Latency
+from tests.hostile.clients import HALF_SECURE, HASTY, KINDS, Fates
+
+COUNTS = {"silent": 25, "dripping": 25, "dripping-hello": 25, "deaf": 25, "endless": 1, "flooding": 1, HASTY: 2}
+SECONDS = 14.0  # longer than half a message may take
+LATE = 10.0  # seconds more than it should take; the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    with Daemon(tmp_path_factory.mktemp("hostile"), environment=ENVIRONMENT) as daemon:
+        fill(daemon)
+        outcome = attack(daemon, COUNTS, seconds=SECONDS, calm=0.5)
+        assert daemon.stop() == 0
+        return outcome
+
+
+def test_the_client_beside_them_is_answered(outcome: Outcome) -> None:
+    """It checks what it is answered, too."""
+    for latency in outcome.during:
+        assert latency.count >= 10
+        assert latency.longest < 2000
+
+
+def test_memory_is_bounded(outcome: Outcome) -> None:
+    assert outcome.memory_growth < command.MAX_GROWTH
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("silent", 5), ("dripping-hello", 5), ("dripping", 10)])
+def test_who_wastes_time_is_closed_in_time(outcome: Outcome, kind: str, seconds: float) -> None:
+    fates = outcome.fates[kind]
+    assert (fates.connected, len(fates.closed)) == (COUNTS[kind], COUNTS[kind])
+    assert seconds - 1 < min(fates.closed)
+    assert max(fates.closed) < seconds + LATE
+
+
+@pytest.mark.parametrize("kind", ["endless", "flooding"])
+def test_who_asks_without_end_is_answered_too(outcome: Outcome, kind: str) -> None:
+    assert outcome.fates[kind].answers > 100_000
+    assert outcome.fates[kind].closed == []
+
+
+def test_no_descriptor_is_left(outcome: Outcome) -> None:
+    assert outcome.fates[HASTY].connected > 10
+    assert outcome.files_after <= outcome.files_before
+
+
+def test_handshakes_that_are_not_finished_are_ended_in_time(tmp_path: Path) -> None:
+    with command.make_daemon(tmp_path, HALF_SECURE) as daemon:
+        fill(daemon)
+        outcome = attack(daemon, {HALF_SECURE: 50}, seconds=7.0, calm=0.5, beside=daemon.unix_address)
+        assert daemon.stop() == 0
+    fates = outcome.fates[HALF_SECURE]
+    assert (fates.connected, len(fates.closed)) == (50, 50)
+    assert max(fates.closed) < 5 + LATE
+    assert outcome.during[0].longest < 2000
+    assert outcome.memory_growth < command.MAX_GROWTH
+
+
+# The long version
+
+
+def outcome_of(growth: int, fates: Fates) -> Outcome:
+    latency = Latency.of([0.001, 0.002, 0.003])
+    return Outcome((latency, latency), (latency, latency), {"silent": fates}, 1000, 1000 + growth, 1000, 20, 50, 20, 0.25)
+
+
+@pytest.mark.parametrize(("growth", "code"), [(100 * 2**20, 0), (100 * 2**20 + 1, 1)])
+def test_the_command_tells_what_came_of_it(
+    growth: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fates = Fates(connected=3, closed=[5.1, 5.6], answers=7)
+    monkeypatch.setattr(command, "attack", lambda *_, **__: outcome_of(growth, fates))
+    assert command.main(["silent", "--clients", "3"]) == code
+    output = capsys.readouterr().out
+    assert "get beside  p50   2.00 ms" in output
+    assert "3 connected, 0 refused, 2 closed by the daemon, after 5.1 to 5.6 s" in output
+
+
+def test_an_unknown_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["noisy"])
+    assert "there is no kind noisy" in capsys.readouterr().err
+    assert "silent" in KINDS
