@@ -92,7 +92,20 @@ def _client(plan: Plan, _directory: Path) -> str:
     return client.report(client.measure(plan.rounds, plan.client_seconds))
 
 
-PARTS = {"servers": _servers, "durable": _durable, "snapshots": _snapshots, "ready": _ready, "client": _client}
+def _async_client(plan: Plan, _directory: Path) -> str:
+    from benchmarks import async_client
+
+    return async_client.report(async_client.measure(plan.rounds, plan.client_seconds))
+
+
+PARTS = {
+    "servers": _servers,
+    "durable": _durable,
+    "snapshots": _snapshots,
+    "ready": _ready,
+    "client": _client,
+    "async_client": _async_client,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

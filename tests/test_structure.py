@@ -31,6 +31,8 @@ CLIENT_ORDER = [
     "pool",
     "settings",
     "storage",
+    "aio_connection",
+    "aio",
     "filelock",
     "mapping",
     "memory",

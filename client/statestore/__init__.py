@@ -1,5 +1,7 @@
 """Conversation states for Salmon and Lamson mail applications, shared by processes through a `statestored` daemon."""
 
+from typing import TYPE_CHECKING, Any
+
 from statestore._version import __version__
 from statestore.base import START, Entry, Limits, StateStorage, Swap
 from statestore.errors import (
@@ -19,8 +21,12 @@ from statestore.memory import MemoryStorage
 from statestore.shelf import ShelveStorage
 from statestore.storage import RemoteStorage
 
+if TYPE_CHECKING:
+    from statestore.aio import AsyncRemoteStorage
+
 __all__ = [
     "START",
+    "AsyncRemoteStorage",
     "BadRequest",
     "Entry",
     "Forbidden",
@@ -41,3 +47,12 @@ __all__ = [
     "UnknownMethod",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`AsyncRemoteStorage`, when it is first asked for: asyncio would make this import half as long again."""
+    if name != "AsyncRemoteStorage":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from statestore.aio import AsyncRemoteStorage
+
+    return AsyncRemoteStorage

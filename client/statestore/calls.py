@@ -168,6 +168,12 @@ class Call:
             raise self._end(outage) from self._failure
         self._back_off()
 
+    def closed(self, failure: Exception) -> StateStoreError:
+        """The error to raise where the client itself was closed meanwhile, which says nothing of the store."""
+        if self._sent or (isinstance(failure, ConnectionLost) and failure.sent and self.method in WRITES):
+            return Uncertain(f"{self._store.where}: the client was closed; {self.method} may have been applied")
+        return Unavailable(f"{self._store.where}: the client was closed")
+
     def _is_repeatable(self, failure: Exception) -> bool:
         if isinstance(failure, StateStoreError):
             return failure.retry

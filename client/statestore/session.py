@@ -15,8 +15,8 @@ MOST_APART = 1023  # the server remembers the answers of so many numbers behind 
 class Session:
     """One for each client; its numbers are never given twice, in whatever session.
 
-    unanswered: a write is in it from before it has a number until its call has ended, whichever way. The number beside
-    it is its own or a lower one. Whoever ends a call removes it: `unanswered.pop(write, None)`.
+    unanswered: a write with its number, from when it has one until its call has ended, whichever way; in the order of
+    the numbers. Whoever ends a call removes it: `unanswered.pop(write, None)`.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,6 @@ class Session:
         self._given: dict[int, int] = {}  # what was given instead of what was asked for
         self.unanswered: dict[object, int] = {}
         self._numbers = count(1)
-        self._last = 0
 
     def joins(self, asked: int, given: int | None) -> bool:
         """Whether a connection that asked for the session `asked` and was given another can be used.
@@ -43,13 +42,17 @@ class Session:
 
     def number(self, write: object) -> int:
         """The next number, which is `write`'s from now on."""
-        self.unanswered[write] = self._last + 1  # nobody's `oldest` may pass the number that it is about to have
-        self.unanswered[write] = self._last = number = next(self._numbers)
-        return number
+        # One call into C: nobody's `oldest` may pass a number that is about to be noted, and they stand in their order.
+        return next(map(self.unanswered.setdefault, (write,), self._numbers))
 
     def oldest(self, number: int) -> int:
         """The lowest number without an answer, to go with `number`. Raises TimeoutError where it is too far behind."""
-        oldest = min(self.unanswered.copy().values(), default=number)
+        while True:
+            try:
+                oldest = next(iter(self.unanswered.values()), number)
+                break
+            except RuntimeError:  # another thread has changed it just then
+                continue
         if number - oldest > MOST_APART:
             raise TimeoutError(f"more than {MOST_APART} writes wait for their answers")
         return oldest

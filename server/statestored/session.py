@@ -284,9 +284,15 @@ class Session(asyncio.BufferedProtocol):
 
     def _run(self, head: bytes, command: Command | None, message: Any) -> None:
         try:
-            if command is not None and type(message[3]) is tuple and len(message[3]) == command.arity:
+            params = None if command is None else message[3]
+            if command is None or type(params) is not tuple:
+                reply = self._run_unusual(message)
+            elif len(params) == command.arity:
                 self._service.calls[message[2]] += 1
-                reply = command.run(self._caller, *message[3])
+                reply = command.run(self._caller, *params)
+            elif len(params) == command.arity + 1 and type(params[-1]) is dict:
+                self._service.calls[message[2]] += 1
+                reply = run_with(self._caller, command, params[:-1], params[-1])
             else:
                 reply = self._run_unusual(message)
         except Garbage:
@@ -297,7 +303,7 @@ class Session(asyncio.BufferedProtocol):
             self._responses.add(head, reply)
 
     def _run_unusual(self, message: Any) -> Reply:
-        """What is not as it mostly is: a hello, something heavy, an option, or an error, which is raised."""
+        """What is not as it mostly is: a hello, something heavy, or an error, which is raised."""
         if not isinstance(message, tuple):
             raise Garbage("a message is no array")
         _, _, name, params = message

@@ -14,34 +14,34 @@ MAX_NUMBER = 2**63 - 1
 MAX_UNFINISHED = 1024  # so far may a write be from the first of its session that the client has no answer to
 
 NOT_AFTER, SEQ, OLDEST = b"not_after", b"seq", b"oldest"
+OF_WRITES = frozenset((NOT_AFTER, SEQ, OLDEST))
 
 
 def run_with(caller: Caller, command: Command, params: tuple[Any, ...], options: Mapping[Any, Any]) -> Reply:
     """Runs the command as its options say. Raises BadRequest for these, Unavailable where it is too late, Uncertain."""
-    _check_names(command, options)
-    number = _number(caller, options)
-    not_after = options.get(NOT_AFTER)
-    if not (not_after is None or (isinstance(not_after, float) and math.isfinite(not_after))):
-        raise BadRequest("not_after must be a float: seconds, in the server's time")
+    for option in options:
+        if option not in OF_WRITES or not command.writes:
+            raise BadRequest(f"{command.name} knows no option {shown(option)}")
+    not_after = _not_after(options) if NOT_AFTER in options else None
 
     def run() -> Reply:
         if not_after is not None and caller.service.clock.now() > not_after:
             raise Unavailable("it came after its not_after, and was not applied")
         return command.run(caller, *params)
 
-    return run() if number is None else caller.service.engine.once(number, run)
+    if SEQ in options or OLDEST in options:
+        return caller.service.engine.once(_number(caller, options), run)
+    return run()
 
 
-def _check_names(command: Command, options: Mapping[Any, Any]) -> None:
-    known = (NOT_AFTER, SEQ, OLDEST) if command.writes else ()
-    for option in options:
-        if option not in known:
-            raise BadRequest(f"{command.name} knows no option {shown(option)}")
+def _not_after(options: Mapping[Any, Any]) -> float:
+    not_after = options[NOT_AFTER]
+    if not isinstance(not_after, float) or not math.isfinite(not_after):
+        raise BadRequest("not_after must be a float: seconds, in the server's time")
+    return not_after
 
 
-def _number(caller: Caller, options: Mapping[Any, Any]) -> Number | None:
-    if SEQ not in options and OLDEST not in options:
-        return None
+def _number(caller: Caller, options: Mapping[Any, Any]) -> Number:
     seq, oldest = options.get(SEQ), options.get(OLDEST)
     if type(seq) is not int or type(oldest) is not int or not 1 <= oldest <= seq <= MAX_NUMBER:
         raise BadRequest("seq and oldest must be integers, and 1 <= oldest <= seq")

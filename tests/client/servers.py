@@ -30,7 +30,6 @@ class Server:
         self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="test-server")
-        self._tasks: set[asyncio.Task[None] | None] = set()
         self.connections = 0
         self.address = ""
 
@@ -48,27 +47,26 @@ class Server:
 
     async def _handle(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.connections += 1
-        self._tasks.add(asyncio.current_task())
         try:
             await self._serve(reader, writer)
         except (ConnectionError, EOFError, asyncio.CancelledError):
             pass  # the client, the test or the daemon is gone
         finally:
-            writer.close()
+            if self._tls is None:
+                writer.close()
+            else:
+                writer.transport.abort()  # `close` would wait until the client takes its leave, too
 
     async def _close(self) -> None:
+        """Also what has only just been accepted, and is still in its TLS handshake."""
         self._server.close()
-        for task in self._tasks:
-            if task is not None:
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
                 task.cancel()
-        await asyncio.wait([task for task in self._tasks if task is not None] or [asyncio.ensure_future(_nothing())])
+            await asyncio.wait(tasks)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
-
-
-async def _nothing() -> None:
-    pass
 
 
 def refused() -> str:
@@ -202,3 +200,36 @@ class Proxy(Server):
                     return
         finally:
             to_daemon.close()
+
+
+class Severing(Server):
+    """Between a client that pipelines and the daemon at `target`: each connection is cut after so many bytes."""
+
+    def __init__(self, target: str, bytes_until_cut: Callable[[], int | None]) -> None:
+        """bytes_until_cut: asked for each direction of each connection; None: never."""
+        super().__init__(self._relay)
+        self._target = target
+        self._bytes_until_cut = bytes_until_cut
+
+    async def _relay(self, client: StreamReader, to_client: StreamWriter) -> None:
+        host, _, port = self._target.rpartition(":")
+        daemon, to_daemon = await asyncio.open_connection(host, int(port))
+        directions = [
+            asyncio.ensure_future(self._pass_on(client, to_daemon)),
+            asyncio.ensure_future(self._pass_on(daemon, to_client)),
+        ]
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for direction in directions:
+                direction.cancel()
+            await asyncio.wait(directions)
+            to_daemon.close()
+            to_client.transport.abort()  # what the client has not got yet it does not get
+
+    async def _pass_on(self, reader: StreamReader, writer: StreamWriter) -> None:
+        left = self._bytes_until_cut()
+        while data := await reader.read(2**16):
+            writer.write(data[:left])
+            if left is not None and (left := left - len(data)) <= 0:
+                return

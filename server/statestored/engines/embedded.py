@@ -118,10 +118,11 @@ class EmbeddedEngine:
         session = sessions.get(number.session)
         if session is None:
             raise Uncertain("the session has expired: whether the write was applied before is not known any more")
-        sessions.tell(session, number.oldest)
-        if number.seq < session.oldest:
+        _, seq, oldest = number
+        sessions.tell(session, oldest)
+        if seq < session.oldest:
             raise Uncertain(f"the client has had its answer to everything before number {session.oldest}")
-        known = session.reply(number.seq)
+        known = session.reply(seq)
         if known is not None:
             return known
         if sessions.size >= MAX_ANSWERS and not self._end_one():
@@ -130,9 +131,11 @@ class EmbeddedEngine:
         reply = write()
         if isinstance(reply, Future):
             raise TypeError("an answer that comes later cannot be remembered")
-        if states.changes != changes:
+        if states.changes == changes:
+            sessions.remember(session, seq, reply)
+        else:
             self.commits.commit(((DONE, *number, packed(reply)),))
-        sessions.remember(session, number.seq, reply)
+            session.done[seq] = reply  # the same, and held
         return reply
 
     def space(self, name: bytes) -> "EmbeddedSpace":

@@ -76,8 +76,9 @@ class ClientSessions:
         session.oldest = oldest
 
     def remember(self, session: ClientSession, seq: int, reply: bytes | Held[Any]) -> None:
-        """In place of what was remembered for this number."""
-        self._forget(session, seq)
+        """In place of one that was taken back, if any."""
+        if seq in session.done:
+            self._forget(session, seq)
         session.done[seq] = reply
         self.size += _size(reply)
 
@@ -126,7 +127,7 @@ class ClientSessions:
         return self._open(session) if kind == OPENED else self._expire(session)
 
     def _do(self, session: int, seq: int, oldest: int, answer: bytes) -> bool:
-        if not isinstance(answer, bytes) or not _number(oldest) <= _number(seq):
+        if not (type(seq) is type(oldest) is int and 0 < oldest <= seq <= MAX_ID and type(answer) is bytes):
             raise ValueError("a write that was done and has no number or no answer")
         found = self._sessions.get(session)
         if found is None:  # it expires further down in the journal that is replayed

@@ -1,0 +1,298 @@
+"""`AsyncRemoteStorage`: as `RemoteStorage`, for coroutines."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from statestore.address import Address
+from statestore.aio_connection import AsyncConnection, connect
+from statestore.base import Entry, Pair, Sender, Swap, Triple
+from statestore.calls import Call
+from statestore.deadline import Deadline
+from statestore.errors import BadRequest, StateStoreError, Unavailable
+from statestore.forks import begin_anew_in_child
+from statestore.protocol import ConnectionLost
+from statestore.settings import Settings
+from statestore.storage import CONNECT_PATIENCE
+from statestore.store import Store
+from statestore.tls import client_context
+
+if TYPE_CHECKING:
+    import os
+    import ssl
+
+WRITES_AT_ONCE = 1000  # a session remembers 1,024 numbers; the rest is for those that are answered out of turn
+
+
+class AsyncRemoteStorage:
+    """The states that the daemon at `address` holds, for any number of coroutines of one event loop.
+
+    The settings, the methods and their errors are those of `RemoteStorage`, but for `pool`: all calls share one
+    connection, made when it is first needed and again when it is lost. A call may be cancelled at any moment; that
+    disturbs no other. A write that was cancelled may have been applied; it is not repeated.
+
+    It belongs to the loop in which it is used first, until `close` or the end of that loop: in another one meanwhile
+    every method raises `BadRequest`. In the child of a fork it makes a connection of its own.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        namespace: str | None = None,
+        token: str | None = None,
+        tls: "bool | str | os.PathLike[str] | ssl.SSLContext | None" = None,
+        tls_cert: "str | os.PathLike[str] | None" = None,
+        tls_key: "str | os.PathLike[str] | None" = None,
+        deadline: float | None = None,
+        write_deadline: float | None = None,
+        store_id: str | None = None,
+    ) -> None:
+        """Raises ValueError for settings that cannot work; asks nobody yet."""
+        settings = Settings.gather(
+            address=address,
+            namespace=namespace,
+            token=token,
+            tls=tls,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            deadline=deadline,
+            write_deadline=write_deadline,
+            store_id=store_id,
+        )
+        self._addresses = settings.address
+        self._namespace = settings.namespace
+        self._token = settings.token
+        self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
+        self._deadline = settings.deadline
+        self._write_deadline = settings.write_deadline
+        self._store = Store(",".join(map(str, settings.address)), settings.store_id)
+        self._closings = 0
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that this belongs to
+        self._connection: AsyncConnection | None = None
+        self._attempt: asyncio.Task[AsyncConnection | Exception] | None = None  # to connect
+        self._room = asyncio.Semaphore(WRITES_AT_ONCE)
+        begin_anew_in_child(self)
+
+    async def get(self, module: str, sender: Sender) -> str:
+        self._store.limits.check_key(module, sender)
+        state: str = await self._read("get", module, sender)
+        return state
+
+    async def set(self, module: str, sender: Sender, state: str) -> None:
+        self._store.limits.check_key(module, sender)
+        self._store.limits.check_state(state)
+        await self._write("set", module, sender, state)
+
+    async def set_all(self, sender: Sender, state: str) -> int:
+        self._store.limits.check_sender(sender)
+        self._store.limits.check_state(state)
+        changed: int = await self._write("set_all", sender, state)
+        return changed
+
+    async def compare_and_set(self, module: str, sender: Sender, expected: str, state: str) -> Swap:
+        self._store.limits.check_key(module, sender)
+        self._store.limits.check_state(expected)
+        self._store.limits.check_state(state)
+        return Swap(*await self._write("compare_and_set", module, sender, expected, state))
+
+    async def get_many(self, pairs: Iterable[Pair]) -> list[str]:
+        """At most 1,000 pairs, where the daemon's settings do not say otherwise (`info`)."""
+        states: list[str] = await self._read("get_many", self._store.limits.check_pairs(pairs))
+        return states
+
+    async def set_many(self, triples: Iterable[Triple]) -> None:
+        """At most 1,000 triples, where the daemon's settings do not say otherwise (`info`)."""
+        await self._write("set_many", self._store.limits.check_triples(triples))
+
+    def scan(self, module: str | None = None, prefix: str = "", state: str | None = None) -> AsyncIterator[Entry]:
+        """Fetched page by page: each page has its own deadline, and a restart of the daemon in between does no harm."""
+        self._store.limits.check_filter(module, prefix, state)
+        return self._scan(module, prefix, state)
+
+    async def count(self, module: str | None = None, state: str | None = None) -> int:
+        self._store.limits.check_filter(module, "", state)
+        answer = await self._read("count", module, state)
+        if state is not None and answer["uncounted"]:
+            return len([entry async for entry in self.scan(module, state=state)])
+        count: int = answer["total"]
+        return count
+
+    async def counts(self) -> dict[tuple[str, str], int]:
+        """Exact; slow where there are over a thousand pairs, for then every entry is looked at."""
+        answer = await self._read("count", None, None)
+        if answer["uncounted"]:
+            return dict(Counter([(entry.module, entry.state) async for entry in self.scan()]))
+        return {(module, state): count for module, state, count in answer["rows"]}
+
+    async def clear(self) -> None:
+        """Forget all states of this namespace. Raises Forbidden unless the daemon was started with --allow-clear."""
+        await self._write("clear")
+
+    async def info(self) -> dict[str, Any]:
+        """What the daemon says of itself: version, store_id, limits, counters."""
+        answer: dict[str, Any] = await self._read("info")
+        return answer
+
+    async def ping(self) -> None:
+        """Returns when the daemon has answered."""
+        await self._read("ping")
+
+    async def close(self) -> None:
+        """Give the connection back; a later call makes a new one.
+
+        Calls under way raise `Unavailable`, or `Uncertain` for a write that was sent.
+        """
+        self._enter_loop()
+        self._closings += 1
+        attempt, connection = self._attempt, self._connection
+        self._leave_loop()
+        if attempt is not None:
+            attempt.cancel()
+            await asyncio.wait([attempt])
+        if connection is not None:
+            connection.close()
+            await connection.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        tls = "" if self._tls is None else " with TLS"
+        return f"<AsyncRemoteStorage {self._store.where} namespace={self._namespace!r}{tls}>"
+
+    async def _scan(self, module: str | None, prefix: str, state: str | None) -> AsyncIterator[Entry]:
+        cursor = None
+        while True:
+            cursor, entries = await self._read("scan", cursor, module, prefix, state)
+            for entry in entries:
+                yield Entry(*entry)
+            if cursor is None:
+                return
+
+    async def _read(self, method: str, *params: Any) -> Any:
+        return await self._call(method, params, Deadline(self._deadline))
+
+    async def _write(self, method: str, *params: Any) -> Any:
+        """No more of them at once than a session bears; the others wait here, in their order."""
+        self._enter_loop()
+        deadline, room = Deadline(self._write_deadline), self._room
+        if room.locked():
+            try:
+                async with asyncio.timeout(deadline.left()):
+                    await room.acquire()
+            except TimeoutError:
+                waited = f"{WRITES_AT_ONCE} other writes had no answer for {deadline.seconds:g} s"
+                raise Unavailable(f"{self._store.where}: {waited}") from None
+        else:
+            await room.acquire()
+        try:
+            if room is not self._room:
+                raise Unavailable(f"{self._store.where}: the client was closed")
+            return await self._call(method, params, deadline)
+        finally:
+            room.release()
+
+    async def _call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Any:
+        """Ask until there is an answer, or the deadline passes."""
+        self._enter_loop()
+        closings = self._closings
+        call = Call(self._store, method, params, deadline)
+        try:
+            while True:
+                while pause := call.pause():  # noqa: ASYNC110  # how long is known
+                    await asyncio.sleep(pause)
+                try:
+                    if closings != self._closings:
+                        raise ConnectionLost("the client was closed", sent=False)
+                    connection = self._connection
+                    if connection is None or connection.lost is not None:
+                        connection = await self._connected(call)
+                    response = await connection.call(method, call.parameters(connection.welcome), call.patience())
+                except Exception as failure:
+                    if closings != self._closings:
+                        raise call.closed(failure) from None
+                    call.failed(failure)
+                else:
+                    if call.answered(response):
+                        return response.result
+        finally:
+            self._store.session.unanswered.pop(call, None)
+            if self._store.outage is not None:
+                self._store.outage.left_by(call)
+
+    # The one connection.
+
+    async def _connected(self, call: Call) -> AsyncConnection:
+        """One attempt makes the connection for all who wait for it; it goes on when one of them is cancelled."""
+        if self._attempt is None:
+            call.check_turn()
+            self._attempt = asyncio.create_task(self._connect())
+        attempt = self._attempt
+        await asyncio.wait([attempt], timeout=call.deadline.left())
+        if not attempt.done():
+            raise TimeoutError(f"no connection within {call.deadline.seconds:g} s")
+        outcome = ConnectionLost("it was closed", sent=False) if attempt.cancelled() else attempt.result()
+        if isinstance(outcome, Exception):
+            raise outcome.with_traceback(None)  # it is raised for each who waits
+        return outcome
+
+    async def _connect(self) -> AsyncConnection | Exception:
+        """Returns what went wrong: nobody may be left to raise it for."""
+        try:
+            # A little less than a call may take, so that who waits for it learns what came of it.
+            patience = Deadline(0.9 * min(self._deadline, self._write_deadline))
+            self._connection = await self._try_all(patience)
+            return self._connection
+        except Exception as failure:
+            return failure
+        finally:
+            if self._attempt is asyncio.current_task():  # else the client was closed, and another may be under way
+                self._attempt = None
+
+    async def _try_all(self, deadline: Deadline) -> AsyncConnection:
+        """A connection to the first address that gives one, and to the right store."""
+        failures = []
+        for number, address in enumerate(self._addresses):
+            try:
+                share = deadline.left() / (len(self._addresses) - number)
+                return await self._greet(address, deadline.within(min(share, CONNECT_PATIENCE)))
+            except (ConnectionLost, TimeoutError) as failure:
+                failures.append(str(failure))
+            except StateStoreError as refused:
+                if not refused.retry:
+                    raise
+                failures.append(refused.detail)
+        raise ConnectionLost("; ".join(failures), sent=False)
+
+    async def _greet(self, address: Address, deadline: Deadline) -> AsyncConnection:
+        while True:
+            session = self._store.session.id
+            connection = await connect(address, self._namespace, self._token, deadline, session, self._tls)
+            try:
+                if self._store.accepts(connection.welcome, session):
+                    return connection
+            except BaseException:
+                connection.close()
+                raise
+            connection.close()
+
+    def _enter_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise BadRequest("this AsyncRemoteStorage is in use in another event loop: make one for each loop")
+            self._leave_loop()
+            self._loop = loop
+
+    def _leave_loop(self) -> None:
+        self._loop = self._connection = self._attempt = None
+        self._room = asyncio.Semaphore(WRITES_AT_ONCE)
+
+    def after_fork_in_child(self) -> None:
+        self._leave_loop()  # that is the parent's, with all that is in it

@@ -1,0 +1,322 @@
+"""One connection for any number of coroutines at once, on asyncio, and how it is made."""
+
+import asyncio
+import concurrent.futures
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from statestore.address import Address, TcpAddress
+from statestore.connection import HELLO_PATIENCE, silence
+from statestore.deadline import Deadline
+from statestore.dial import targets_of
+from statestore.forks import begin_anew_in_child
+from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer
+from statestore.tls import Tls
+
+if TYPE_CHECKING:
+    import ssl
+
+WRITE_SIZE = 65536  # bytes to hand to the transport at once; with more than that it asks for a pause
+T = TypeVar("T")
+
+
+class AsyncConnection(asyncio.Protocol):
+    """Greeted and ready when `connect` returns it. Belongs to the loop in which it was made.
+
+    All that is asked in one turn of the loop leaves in one write. An answer finds its caller by its id; that to a
+    caller who was cancelled is dropped. While the transport asks for a pause, requests wait, and their deadlines run.
+    """
+
+    welcome: Welcome
+
+    def __init__(self) -> None:
+        self.lost: Exception | None = None  # why it cannot be used any more
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._core = ClientProtocol()
+        self._tls: Tls | None = None
+        self._agreed = asyncio.Event()  # the TLS handshake is over
+        self._asked: dict[int, _Asked] = {}  # what is not answered yet, by msgid
+        self._unsent: dict[int, bytes] = {}  # of these, what the transport does not have yet
+        self._answers = 0  # so many came
+        self._is_paused = False
+        self._is_flush_due = False
+        self._closed = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None  # one for all calls: when the first deadline passes
+        self._alarm_at = _NEVER
+
+    async def agree(self, tls: Tls, deadline: Deadline) -> None:
+        """The TLS handshake. Raises ConnectionLost."""
+        self._tls = tls
+        self._write(tls.handshake(b""))
+        try:
+            async with asyncio.timeout(deadline.left()):
+                await self._agreed.wait()
+        except TimeoutError as late:
+            self._lose(late)
+        if self.lost is not None:
+            raise ConnectionLost(f"{_connection_lost(self.lost, sent=False)}: does it speak TLS?", sent=False)
+
+    async def hello(self, namespace: str, token: str | None, session: int | None, deadline: Deadline) -> Response:
+        """Raises ConnectionLost."""
+        try:
+            return await self._ask(self._core.hello(namespace, token, session), deadline)
+        except ConnectionLost as lost:
+            # In TLS 1.3 a client is done before the server has looked for its certificate, and some just hang up then.
+            hint = "" if self._tls is None else ": does it ask for a client's certificate (tls_cert)?"
+            raise ConnectionLost(f"{lost}{hint}", sent=False) from None
+
+    async def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
+        """Raises ConnectionLost, or TooLong for what no message can hold. May be cancelled at any moment."""
+        return await self._ask(self._core.request(method, params), deadline)
+
+    def close(self) -> None:
+        """At once; what is under way raises ConnectionLost."""
+        self._lose(ConnectionLost("it was closed", sent=False))
+
+    async def wait_closed(self) -> None:
+        """Until the socket is closed, which after `close` takes a turn of the loop or two."""
+        if self._transport is not None:
+            await self._closed.wait()
+
+    def after_fork_in_child(self) -> None:
+        """Gives back the child's copy of the socket, and touches nothing that it shares with the parent.
+
+        The transport would take the socket out of the loop's selector, which is the parent's too.
+        """
+        self.lost = ConnectionLost("it is the parent's", sent=False)
+        if self._transport is not None and not self._closed.is_set():
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, self._transport.get_extra_info("socket").fileno())
+            os.close(nowhere)
+
+    # What the loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's
+        sock = transport.get_extra_info("socket")
+        if sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        begin_anew_in_child(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self._tls is not None:
+                data = self._decrypt(self._tls, data)
+            for start in range(0, len(data), READ_SIZE):
+                self._core.feed(data[start : start + READ_SIZE])
+                while (response := self._core.next_response()) is not None:
+                    self._answer(response)
+        except Exception as error:  # whatever it is, nothing that comes after it can be trusted
+            self._lose(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed.set()
+        self._lose(error or ConnectionLost("the server closed the connection", sent=False))
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._flush()
+
+    # Asking and answering.
+
+    async def _ask(self, request: tuple[int, bytes], deadline: Deadline) -> Response:
+        if self.lost is not None:
+            raise _connection_lost(self.lost, sent=False)
+        msgid, data = request
+        outcome: _Outcome = self._loop.create_future()
+        self._asked[msgid] = (outcome, deadline, self._answers)
+        self._unsent[msgid] = data
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+        if deadline.at < self._alarm_at:
+            self._set_alarm(deadline)
+        try:
+            response = await outcome
+        except asyncio.CancelledError:
+            if self._unsent.pop(msgid, None) is not None:
+                self._asked.pop(msgid, None)  # else it waits for the answer, to drop it
+            raise
+        if isinstance(response, ConnectionLost):
+            raise response
+        return response
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        while self._unsent and not self._is_paused:
+            batch = self._next_batch()
+            self._write(batch if self._tls is None else self._tls.encrypt(batch))
+
+    def _decrypt(self, tls: Tls, data: bytes) -> bytes:
+        has_agreed = tls.is_ready
+        if has_agreed:
+            return tls.decrypt(data)
+        self._write(tls.handshake(data))
+        if tls.is_ready:
+            self._agreed.set()
+        return b""
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _next_batch(self) -> bytes:
+        size, msgids = 0, []
+        for msgid, data in self._unsent.items():
+            msgids.append(msgid)
+            size += len(data)
+            if size >= WRITE_SIZE:
+                break
+        return b"".join(map(self._unsent.pop, msgids))
+
+    def _answer(self, response: Response) -> None:
+        try:
+            outcome, _, _ = self._asked.pop(response.msgid)
+        except KeyError:
+            raise WrongServer(f"an answer came to request {response.msgid}, which nobody made") from None
+        self._answers += 1
+        if not outcome.done():
+            outcome.set_result(response)
+
+    # Endings.
+
+    def _set_alarm(self, deadline: Deadline) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = deadline.at
+        self._alarm = self._loop.call_later(deadline.at - time.monotonic(), self._end_late_calls)
+
+    def _end_late_calls(self) -> None:
+        now, self._alarm_at = time.monotonic(), _NEVER
+        waiting = []
+        for msgid, (outcome, deadline, answers) in list(self._asked.items()):
+            if outcome.done():
+                continue
+            if deadline.at > now:
+                waiting.append(deadline)
+                continue
+            late = TimeoutError(f"no answer within {deadline.seconds:g} s")
+            self._give_up(msgid, outcome, late)
+            if answers == self._answers:  # nobody else's came either
+                self._lose(late)
+                return
+        if waiting:
+            self._set_alarm(min(waiting, key=attrgetter("at")))
+
+    def _lose(self, why: Exception) -> None:
+        if self.lost is not None:
+            return
+        self.lost = why
+        self._agreed.set()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._transport is not None:
+            self._transport.abort()  # `close` would wait for a peer that does not read
+        for msgid, (outcome, _, _) in list(self._asked.items()):
+            if not outcome.done():
+                self._give_up(msgid, outcome, why)
+        self._asked.clear()
+        self._unsent.clear()
+
+    def _give_up(self, msgid: int, outcome: "_Outcome", why: Exception) -> None:
+        was_sent = self._unsent.pop(msgid, None) is None
+        if not was_sent:
+            del self._asked[msgid]
+        outcome.set_result(_connection_lost(why, sent=was_sent))
+
+
+# Never holds an exception: one that nobody came back for would be reported to the loop's handler.
+_Outcome = asyncio.Future[Response | ConnectionLost]
+_Asked = tuple[_Outcome, Deadline, int]  # the number of answers that had come when it was asked
+_NEVER = float("inf")
+
+
+def _connection_lost(why: Exception, *, sent: bool) -> ConnectionLost:
+    if isinstance(why, OSError) and why.errno:
+        reason = os.strerror(why.errno).lower()  # asyncio's own words are about the call that failed
+    else:
+        reason = str(getattr(why, "detail", why)) or "timed out"
+    return ConnectionLost(reason, sent=sent)
+
+
+async def connect(
+    address: Address,
+    namespace: str,
+    token: str | None,
+    deadline: Deadline,
+    session: int | None = None,
+    tls: "ssl.SSLContext | None" = None,
+) -> AsyncConnection:
+    """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
+    connection = await _open(address, deadline)
+    try:
+        if tls is not None and isinstance(address, TcpAddress):
+            await connection.agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
+        response = await connection.hello(namespace, token, session, deadline.within(HELLO_PATIENCE))
+        if response.error is not None:
+            raise response.error
+        connection.welcome = Welcome.parse(response.result)
+        connection.welcome.check_version()
+    except ConnectionLost as failure:
+        if isinstance(connection.lost, WrongServer):
+            raise connection.lost from None
+        if isinstance(connection.lost, TimeoutError) and not deadline.passed:
+            raise await _in_thread(lambda: silence(address, deadline)) from None
+        raise ConnectionLost(str(failure), sent=False) from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def _open(address: Address, deadline: Deadline) -> AsyncConnection:
+    """Tries every address that a name stands for. Raises ConnectionLost with what the last one said."""
+    failure = ConnectionLost("the name stands for no address", sent=False)
+    if isinstance(address, TcpAddress) and address.ip is None:
+        targets = await _in_thread(lambda: list(targets_of(address, deadline)))
+    else:
+        targets = list(targets_of(address, deadline))
+    for number, target in enumerate(targets):
+        try:
+            async with asyncio.timeout(deadline.left() / (len(targets) - number)):  # each its share
+                return await _open_target(*target)
+        except OSError as error:  # TimeoutError is one
+            failure = _connection_lost(error, sent=False)
+    raise failure
+
+
+async def _open_target(family: int, target: Any) -> AsyncConnection:
+    loop, connection = asyncio.get_running_loop(), AsyncConnection()
+    try:
+        if family == getattr(socket, "AF_UNIX", None):
+            await loop.create_unix_connection(lambda: connection, target)
+        else:
+            await loop.create_connection(lambda: connection, *target[:2])
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """As `run_in_executor`, but the end of the loop does not wait for it: a look-up may hang."""
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # a caller who goes away does not change what the thread may do
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="statestore-connect", daemon=True).start()
+    return await asyncio.wrap_future(outcome)
