@@ -19,8 +19,10 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, and see that nothing it acknowledged is lost
+torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, interrupt and fork a client, and see that nothing is lost
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
+	$(BIN)/python -m tests.abuse interrupts 1000000
+	$(BIN)/python -m tests.abuse forks 1000
 
 demo: $(VENV)/dev ## Three real mail processes share one store, which is restarted in the middle
 	$(BIN)/python -m examples.demo
