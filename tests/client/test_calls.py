@@ -188,6 +188,18 @@ def test_a_fault_of_ours_is_a_store_that_is_away(store: Store) -> None:
         call(store).failed(ZeroDivisionError("division by zero"))
 
 
+@pytest.mark.parametrize(
+    ("method", "sent", "error"), [("set", True, Uncertain), ("set", False, Unavailable), ("get", True, Unavailable)]
+)
+def test_a_client_that_was_closed_says_nothing_of_the_store(
+    store: Store, caplog: pytest.LogCaptureFixture, method: str, sent: bool, error: type[StateStoreError]
+) -> None:
+    closed = call(store, method).closed(ConnectionLost("it was closed", sent=sent))
+    assert type(closed) is error
+    assert "the client was closed" in closed.detail
+    assert caplog.messages == []
+
+
 def test_that_all_connections_are_busy_says_nothing_of_the_store(store: Store, clock: Clock) -> None:
     asking = call(store)
     asking.failed(TimeoutError("all 8 connections were busy"))
