@@ -131,6 +131,7 @@ class Sessions(set["Session"]):
         self.decoder = new_decoder()
         self.emptied = asyncio.Event()
         self.watch = Watch()
+        self.logged: dict[Dropped, int] = {}  # when each reason was, the last time
         self.turns = HeavyTurns()
 
     def remove(self, session: Session) -> None:
@@ -486,7 +487,10 @@ class Session(asyncio.BufferedProtocol):
 
     def _count_dropped(self, why: Dropped, reason: str) -> None:
         self._service.dropped[why] += 1
-        log.warning("connection dropped", reason=reason)
+        now = self._watch.now
+        if self._sessions.logged.get(why) != now:  # a line a second for each: a crowd must not fill the log
+            self._sessions.logged[why] = now
+            log.warning("connection dropped", reason=reason)
 
     def _go_on(self) -> None:
         """With what came before we stopped; on a connection that is being closed nothing more is executed."""
