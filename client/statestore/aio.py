@@ -224,7 +224,7 @@ class AsyncRemoteStorage:
         finally:
             self._store.session.unanswered.pop(call, None)
             if self._store.outage is not None:
-                self._store.outage.pass_on(call)
+                self._store.outage.left_by(call)
 
     # The one connection.
 

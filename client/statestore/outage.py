@@ -71,3 +71,8 @@ class Outage:
             self._failures += not (is_first and is_slip)
             shortest, longest = PAUSES[min(self._failures, len(PAUSES) - 1)]
             self._turn = Turn(now + random.uniform(shortest, longest))  # noqa: S311  # guards nothing
+
+    def left_by(self, call: object) -> None:
+        """`call` has ended; where it was to make the next attempt and did not, another may."""
+        if self._turn.is_of(call):
+            self._turn = Turn(self._turn.due)
