@@ -74,9 +74,8 @@ def interrupts(address: str, operations: int) -> None:
 
     def break_connections(done: threading.Event) -> None:
         while not done.wait(0.02):
-            sockets = list(open_sockets.sockets)
-            with suppress(OSError, IndexError):  # it is closed already, or being connected
-                random.choice([sock for sock in sockets if sock.fileno() >= 0]).shutdown(socket.SHUT_RDWR)
+            with suppress(OSError, IndexError):  # it is not connected, or there is none
+                random.choice([sock for sock in open_sockets if sock.fileno() >= 0]).shutdown(socket.SHUT_RDWR)
                 outcomes["broken"] += 1
 
     done = threading.Event()

@@ -300,6 +300,38 @@ def test_a_call_fails_at_once_where_the_store_has_been_away_for_longer_than_it_m
     assert call(store).pause() == 0
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda prober: prober.answered(Response(1, BadRequest("no"), None)),
+        lambda prober: prober.answered(Response(1, Full("no room"), None)),
+        lambda prober: prober.failed(TooLong("message")),
+        lambda prober: prober.failed(Uncertain("the session is lost")),
+    ],
+)
+def test_whatever_its_end_whoever_had_the_turn_does_not_keep_it(store: Store, clock: Clock, end: Any) -> None:
+    first = call(store, seconds=60)
+    first.failed(REFUSED)
+    clock.now += 1
+    prober = call(store)
+    assert prober.pause() == 0
+    assert call(store).pause() > 0
+    with pytest.raises(StateStoreError):
+        end(prober)
+    assert call(store).pause() == 0
+
+
+def test_a_store_that_cannot_answer_now_has_the_next_turn_later(store: Store, clock: Clock) -> None:
+    call(store, seconds=60).failed(REFUSED)
+    clock.now += 1
+    prober = call(store)
+    assert prober.pause() == 0
+    assert not prober.answered(Response(1, ShuttingDown("soon"), None))
+    assert prober.pause() > 0
+    clock.now += 1.3
+    assert call(store).pause() == 0
+
+
 def test_what_refuses_us_is_said_as_it_is_while_failing_at_once(store: Store, clock: Clock) -> None:
     with pytest.raises(Unauthorized):
         call(store).failed(Unauthorized("the token is wrong"))
