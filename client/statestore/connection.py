@@ -62,7 +62,7 @@ class Connection:
             self.welcome.check_version()
         except TimeoutError:
             self.close()
-            raise _silence(address, deadline) from None
+            raise silence(address, deadline) from None
         except OSError as error:
             self.close()
             # In TLS 1.3 a client is done before the server has looked for its certificate, and some just hang up then.
@@ -169,7 +169,7 @@ else:
         return any(select.select(readable, writable, [], seconds))
 
 
-def _silence(address: Address, deadline: Deadline) -> Exception:
+def silence(address: Address, deadline: Deadline) -> Exception:
     """Something accepts connections but does not answer a `hello`: the error that says what it is, if it tells."""
     for question in QUESTIONS_FOR_OTHERS:
         with contextlib.suppress(OSError, ConnectionLost), connect(address, deadline) as sock:

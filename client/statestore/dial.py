@@ -68,7 +68,7 @@ def connect(address: Address, deadline: Deadline) -> ClientSocket:
     Raises ConnectionLost with what the last one said.
     """
     failure = ConnectionLost("the name stands for no address", sent=False)
-    targets = list(_targets(address, deadline))
+    targets = list(targets_of(address, deadline))
     for number, (family, target) in enumerate(targets):
         try:
             sock = open_sockets.new(family)
@@ -94,7 +94,8 @@ def connect(address: Address, deadline: Deadline) -> ClientSocket:
     raise failure
 
 
-def _targets(address: Address, deadline: Deadline) -> Iterator[tuple[int, Any]]:
+def targets_of(address: Address, deadline: Deadline) -> Iterator[tuple[int, Any]]:
+    """Family and address of each socket that it stands for. Raises ConnectionLost where a name cannot be looked up."""
     if not isinstance(address, TcpAddress):
         if not hasattr(socket, "AF_UNIX"):
             raise Unavailable(f"{address}: this platform has no unix sockets")
