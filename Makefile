@@ -20,9 +20,11 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, and lose nothing; fail in 100 other ways, and do nothing twice
+torture: $(VENV)/dev ## Kill a busy daemon 1,000 times, interrupt and fork clients, fail in all ways, and lose nothing
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
 	$(BIN)/python -m tests.consistency --runs $(RUNS)
+	$(BIN)/python -m tests.abuse interrupts 1000000
+	$(BIN)/python -m tests.abuse forks 1000
 
 demo: $(VENV)/dev ## Three real mail processes share one store, which is restarted in the middle
 	$(BIN)/python -m examples.demo

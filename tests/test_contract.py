@@ -1,4 +1,4 @@
-"""Every store of ours keeps the same contract: in memory, in a shelf, and remote, for threads and for coroutines (R1)."""
+"""Every store of ours keeps the same contract: in memory, in a shelf, remote for threads, and for coroutines (R1)."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -154,7 +154,7 @@ class Call:
         """An attempt had no answer. Returns where another is to be made; else raises what the caller gets."""
         outage = self._store.outage
         if outage is not None and not _is_of_the_store(failure):
-            outage.pass_on(self)
+            outage.left_by(self)
         if isinstance(failure, TooLong):
             raise failure
         if self._failure is None or not isinstance(failure, TimeoutError):

@@ -60,11 +60,6 @@ class Outage:
     def is_turn_of(self, call: object) -> bool:
         return self._turn.is_of(call)
 
-    def pass_on(self, call: object) -> None:
-        """`call` ends without having found out anything."""
-        if self._turn.is_of(call):
-            self._turn = Turn(time.monotonic())
-
     def failed(self, call: object, failure: Exception, *, is_slip: bool) -> None:
         """`call` made an attempt, and reached nobody. is_slip: if it is the first, the next may be made at once."""
         self.failure = failure

@@ -90,9 +90,9 @@ def test_whoever_was_interrupted_in_its_turn_keeps_nobody_waiting_for_ever(clock
 def test_a_turn_that_came_to_nothing_is_the_next_ones(clock: Clock) -> None:
     outage = begin(is_slip=True)
     assert outage.wait("a") == 0
-    outage.pass_on("b")
+    outage.left_by("b")
     assert outage.wait("b") > 0
-    outage.pass_on("a")
+    outage.left_by("a")
     assert outage.wait("b") == 0
     assert clock.now == 1000
 
