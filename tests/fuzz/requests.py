@@ -30,7 +30,12 @@ def stream(choices: Choices) -> bytes:
 
 
 def hello(namespace: bytes) -> bytes:
-    return array(b"\x00", pack(0), pack(b"hello"), array(map_head(2) + pack(b"namespace") + pack(namespace) + pack(b"session") + pack(0)))
+    return array(
+        b"\x00",
+        pack(0),
+        pack(b"hello"),
+        array(map_head(2) + pack(b"namespace") + pack(namespace) + pack(b"session") + pack(0)),
+    )
 
 
 def _request(choices: Choices) -> bytes:
