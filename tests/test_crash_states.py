@@ -211,7 +211,19 @@ def test_only_states_after_whole_batches_are_known() -> None:
     puts = [(1, b"default", b"lists", sender, b"A") for sender in (b"ann", b"ben", b"cid")]
     assert history.commit(first, puts[:1], 7) == history.commit(first, puts[1:2], 8) == 1
     assert history.commit(second, puts[2:], 8) == 2
-    found: Content = {b"default": {(b"lists", b"ann"): (b"A", 7), (b"lists", b"ben"): (b"A", 7)}}
-    assert history.found(found) == 1
-    assert history.found({b"default": {(b"lists", b"ann"): (b"A", 7)}}) is None
-    assert history.found({}) == 0
+    found = {b"default": {(b"lists", b"ann"): (b"A", 7), (b"lists", b"ben"): (b"A", 7)}}
+    assert history.found(Content(found, {})) == 1
+    assert history.found(Content({b"default": {(b"lists", b"ann"): (b"A", 7)}}, {})) is None
+    assert history.found(Content({}, {})) == 0
+
+
+def test_what_is_remembered_is_known_with_the_states_that_go_with_it() -> None:
+    history = History()
+    put = (1, b"default", b"lists", b"ann", b"A")
+    assert history.commit(object(), [(4, 7)], 7) == 1
+    assert history.commit(object(), [put, (3, 7, 1, 1, b"A")], 7) == 2
+    states = {b"default": {(b"lists", b"ann"): (b"A", 7)}}
+    assert history.found(Content(states, {7: (1, {1: b"A"})})) == 2
+    assert history.found(Content(states, {7: (1, {})})) is None
+    assert history.found(Content({}, {7: (1, {1: b"A"})})) is None
+    assert history.done(7, 1) == 2

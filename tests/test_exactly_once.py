@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from statestore import RemoteStorage
+from statestore import AsyncRemoteStorage, RemoteStorage
 from statestore.base import START, Swap
 from statestore.errors import Unavailable, Uncertain
 from statestored.datadir import DataDirectory
@@ -26,7 +26,7 @@ from tests import daemon as daemon_module
 from tests.consistency import faults
 from tests.consistency.faulty import program_with
 from tests.daemon import Daemon
-from tests.proxy import Direction, Proxy
+from tests.proxy import Cut, Direction, Proxy
 from tests.server.fakes import NEVER, Gate
 from tests.server.rpc import RawClient, request
 from tests.server.waiting import wait_until
@@ -209,6 +209,30 @@ def test_lost_again_and_again(daemon: Daemon, proxy: Proxy, client: RemoteStorag
             (kill if number % 2 else nothing)(daemon, proxy)
         assert repeated.result() == Swap(True, START)
         assert other.get(M, ANN) == START
+
+
+@meanwhile_killed
+def test_coroutines(daemon: Daemon, proxy: Proxy, other: RemoteStorage, meanwhile: Meanwhile) -> None:
+    armed: Future[Cut] = Future()
+
+    def arm() -> Cut:
+        proxy.stop_accepting()
+        return proxy.cut_after(REPLIES, 0)
+
+    async def swap() -> Swap:
+        async with AsyncRemoteStorage(proxy.address, write_deadline=LATE) as client:
+            await client.ping()
+            armed.set_result(arm())
+            return await client.compare_and_set(M, ANN, START, "mine")
+
+    with ThreadPoolExecutor(1) as thread:
+        repeated = thread.submit(asyncio.run, swap())
+        armed.result(LATE).wait()
+        other.set(M, ANN, START)
+        meanwhile(daemon, proxy)
+        proxy.accept_again()
+        assert repeated.result() == Swap(True, START)
+    assert other.get(M, ANN) == START
 
 
 # Several ways to the daemon: what is repeated on one is late on another

@@ -13,6 +13,7 @@ import pytest
 from statestore import wire
 from statestored import segment
 from statestored.check import check
+from statestored.commands import NIL
 from statestored.datadir import IDENTITY, read_identity
 from statestored.engines.recovery import effects_of, recover
 from statestored.engines.states import States
@@ -97,10 +98,8 @@ def test_what_is_in_the_fixtures_of_format_1() -> None:
     }
     assert "the last 90 bytes are no whole batch" in check(format_1 / "torn" / "data").report
     sessions = format_1 / "sessions" / "data"
-    kinds = {
-        effect[0] for path in sessions.glob("*.journal") for frame in frames(path) for effect in effects_of(path, frame)
-    }
-    assert kinds == {1, 3, 4, 5}
+    batches = [(path, frame) for path in sessions.glob("*.journal") for frame in frames(path)]
+    assert {kind for path, frame in batches for kind, *_ in effects_of(path, frame)} == {1, 3, 4, 5}
     assert [frame.kind for frame in frames(sessions / "00000002.snapshot")] == [2, 4, 3]
     assert len(expected_sessions(sessions.parent)) == 2
     everything = set().union(*map(expected, FIXTURES))
@@ -131,6 +130,11 @@ def test_the_example_is_what_the_code_writes(tmp_path: Path, monkeypatch: pytest
     writer.append(Sequence(2, 2), 1735689600050, b"")
     writer.close()
     assert path.read_bytes() == documented()
+
+
+def test_an_answer_is_remembered_as_is_said() -> None:
+    assert "the answer nil is `C4 01 C0`" in FORMATS.read_text()
+    assert wire.packer()(NIL) == bytes.fromhex("C4 01 C0")
 
 
 def test_its_checksums_are_calculated_as_is_said() -> None:

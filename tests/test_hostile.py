@@ -71,9 +71,8 @@ def test_handshakes_that_are_not_finished_are_ended_in_time(tmp_path: Path) -> N
 
 def outcome_of(growth: int, fates: Fates) -> Outcome:
     latency = Latency.of([0.001, 0.002, 0.003])
-    return Outcome(
-        (latency, latency), (latency, latency), {"silent": fates}, 1000, 1000 + growth, 1000, 20, 50, 20, 0.25
-    )
+    latencies, memory = (latency, latency), (1000, 1000 + growth, 1000)
+    return Outcome(latencies, latencies, {"silent": fates}, *memory, 20, 50, 20, 0.25)
 
 
 @pytest.mark.parametrize(("growth", "code"), [(100 * 2**20, 0), (100 * 2**20 + 1, 1)])

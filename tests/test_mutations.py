@@ -18,7 +18,7 @@ from tests.crash.workload import Clock, hasty_daemon
 
 PICKS, SEED = 2, 1
 # What a fault has to lead to: anything else is a mistake in the fault.
-NOTICED = "is the last, not|it does not start: DamagedFile|what never was|has the state"
+NOTICED = "is the last, not|it does not start: DamagedFile|what never was|has the state|which was not done"
 
 BUSY = (scenarios.busy, Fsync.ALWAYS)
 BUSY_EVERYSEC = (scenarios.busy, Fsync.EVERYSEC)
@@ -46,6 +46,10 @@ NOTICED_BY: dict[Fault, Check] = {
     faults.payload_not_checked: BUSY,
     faults.nothing_taken_back: FULL_DISK,
     faults.get_not_held: BUSY,
+    faults.answer_not_written: BUSY,
+    faults.answer_in_the_next_batch: BUSY,
+    faults.sessions_not_in_snapshot: BUSY,
+    faults.sessions_not_taken_back: FULL_DISK,
 }
 
 

@@ -16,7 +16,7 @@ from statestore import START
 from tests.daemon import Daemon
 from tests.mail.site import ACCEPTED, TRY_AGAIN, Site, send, try_once
 
-DEADLINES = {"STATE_DEADLINE": "0.5", "STATE_WRITE_DEADLINE": "0.8"}
+DEADLINES = {"STATESTORE_DEADLINE": "0.5", "STATESTORE_WRITE_DEADLINE": "0.8"}
 
 
 @pytest.fixture(scope="module", params=["attach", "plain"])
@@ -40,7 +40,7 @@ def mta(site: Site, mode: str) -> Mta:
 
 
 def start_application(site: Site, mode: str, name: str, address: str) -> Mta:
-    settings = {"STATE_STORE": mode, "STATE_STORE_ADDRESS": address, **DEADLINES}
+    settings = {"STATE_STORE": mode, "STATESTORE_ADDRESS": address, **DEADLINES}
     return Mta([site.start_application(name, settings)])
 
 

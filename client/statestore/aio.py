@@ -1,13 +1,12 @@
 """`AsyncRemoteStorage`: as `RemoteStorage`, for coroutines."""
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from statestore.address import Address, parse_addresses
+from statestore.address import Address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.base import Entry, Pair, Sender, Swap, Triple
 from statestore.calls import Call
@@ -15,8 +14,14 @@ from statestore.deadline import Deadline
 from statestore.errors import BadRequest, StateStoreError, Unavailable
 from statestore.forks import begin_anew_in_child
 from statestore.protocol import ConnectionLost
+from statestore.settings import Settings
 from statestore.storage import CONNECT_PATIENCE
 from statestore.store import Store
+from statestore.tls import client_context
+
+if TYPE_CHECKING:
+    import os
+    import ssl
 
 WRITES_AT_ONCE = 1000  # a session remembers 1,024 numbers; the rest is for those that are answered out of turn
 
@@ -34,23 +39,36 @@ class AsyncRemoteStorage:
 
     def __init__(
         self,
-        address: str = "127.0.0.1:7828",
+        address: str | None = None,
         *,
-        namespace: str = "default",
+        namespace: str | None = None,
         token: str | None = None,
-        deadline: float = 5.0,
-        write_deadline: float = 60.0,
+        tls: "bool | str | os.PathLike[str] | ssl.SSLContext | None" = None,
+        tls_cert: "str | os.PathLike[str] | None" = None,
+        tls_key: "str | os.PathLike[str] | None" = None,
+        deadline: float | None = None,
+        write_deadline: float | None = None,
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        self._addresses = parse_addresses(address)
-        if not (0 < deadline < math.inf and 0 < write_deadline < math.inf):
-            raise ValueError("deadline and write_deadline must be finite, and above 0 seconds")
-        self._namespace = namespace
-        self._token = token
-        self._deadline = deadline
-        self._write_deadline = write_deadline
-        self._store = Store(",".join(map(str, self._addresses)), store_id)
+        settings = Settings.gather(
+            address=address,
+            namespace=namespace,
+            token=token,
+            tls=tls,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            deadline=deadline,
+            write_deadline=write_deadline,
+            store_id=store_id,
+        )
+        self._addresses = settings.address
+        self._namespace = settings.namespace
+        self._token = settings.token
+        self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
+        self._deadline = settings.deadline
+        self._write_deadline = settings.write_deadline
+        self._store = Store(",".join(map(str, settings.address)), settings.store_id)
         self._closings = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that this belongs to
         self._connection: AsyncConnection | None = None
@@ -145,7 +163,8 @@ class AsyncRemoteStorage:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<AsyncRemoteStorage {self._store.where} namespace={self._namespace!r}>"
+        tls = "" if self._tls is None else " with TLS"
+        return f"<AsyncRemoteStorage {self._store.where} namespace={self._namespace!r}{tls}>"
 
     async def _scan(self, module: str | None, prefix: str, state: str | None) -> AsyncIterator[Entry]:
         cursor = None
@@ -254,7 +273,7 @@ class AsyncRemoteStorage:
     async def _greet(self, address: Address, deadline: Deadline) -> AsyncConnection:
         while True:
             session = self._store.session.id
-            connection = await connect(address, self._namespace, self._token, deadline, session)
+            connection = await connect(address, self._namespace, self._token, deadline, session, self._tls)
             try:
                 if self._store.accepts(connection.welcome, session):
                     return connection

@@ -4,19 +4,22 @@ import asyncio
 import concurrent.futures
 import os
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from statestore.address import Address, TcpAddress
-from statestore.connection import HELLO_PATIENCE, _silence
+from statestore.connection import HELLO_PATIENCE, silence
 from statestore.deadline import Deadline
-from statestore.dial import _targets
+from statestore.dial import targets_of
 from statestore.forks import begin_anew_in_child
 from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer
+from statestore.tls import Tls
+
+if TYPE_CHECKING:
+    import ssl
 
 WRITE_SIZE = 65536  # bytes to hand to the transport at once; with more than that it asks for a pause
 T = TypeVar("T")
@@ -36,6 +39,8 @@ class AsyncConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._core = ClientProtocol()
+        self._tls: Tls | None = None
+        self._agreed = asyncio.Event()  # the TLS handshake is over
         self._asked: dict[int, _Asked] = {}  # what is not answered yet, by msgid
         self._unsent: dict[int, bytes] = {}  # of these, what the transport does not have yet
         self._answers = 0  # so many came
@@ -45,8 +50,26 @@ class AsyncConnection(asyncio.Protocol):
         self._alarm: asyncio.TimerHandle | None = None  # one for all calls: when the first deadline passes
         self._alarm_at = _NEVER
 
+    async def agree(self, tls: Tls, deadline: Deadline) -> None:
+        """The TLS handshake. Raises ConnectionLost."""
+        self._tls = tls
+        self._write(tls.handshake(b""))
+        try:
+            async with asyncio.timeout(deadline.left()):
+                await self._agreed.wait()
+        except TimeoutError as late:
+            self._lose(late)
+        if self.lost is not None:
+            raise ConnectionLost(f"{_connection_lost(self.lost, sent=False)}: does it speak TLS?", sent=False)
+
     async def hello(self, namespace: str, token: str | None, session: int | None, deadline: Deadline) -> Response:
-        return await self._ask(self._core.hello(namespace, token, session), deadline)
+        """Raises ConnectionLost."""
+        try:
+            return await self._ask(self._core.hello(namespace, token, session), deadline)
+        except ConnectionLost as lost:
+            # In TLS 1.3 a client is done before the server has looked for its certificate, and some just hang up then.
+            hint = "" if self._tls is None else ": does it ask for a client's certificate (tls_cert)?"
+            raise ConnectionLost(f"{lost}{hint}", sent=False) from None
 
     async def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
         """Raises ConnectionLost, or TooLong for what no message can hold. May be cancelled at any moment."""
@@ -83,6 +106,8 @@ class AsyncConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
+            if self._tls is not None:
+                data = self._decrypt(self._tls, data)
             for start in range(0, len(data), READ_SIZE):
                 self._core.feed(data[start : start + READ_SIZE])
                 while (response := self._core.next_response()) is not None:
@@ -127,8 +152,22 @@ class AsyncConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._is_flush_due = False
-        while self._unsent and not self._is_paused and self._transport is not None:
-            self._transport.write(self._next_batch())
+        while self._unsent and not self._is_paused:
+            batch = self._next_batch()
+            self._write(batch if self._tls is None else self._tls.encrypt(batch))
+
+    def _decrypt(self, tls: Tls, data: bytes) -> bytes:
+        has_agreed = tls.is_ready
+        if has_agreed:
+            return tls.decrypt(data)
+        self._write(tls.handshake(data))
+        if tls.is_ready:
+            self._agreed.set()
+        return b""
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
 
     def _next_batch(self) -> bytes:
         size, msgids = 0, []
@@ -177,6 +216,7 @@ class AsyncConnection(asyncio.Protocol):
         if self.lost is not None:
             return
         self.lost = why
+        self._agreed.set()
         if self._alarm is not None:
             self._alarm.cancel()
         if self._transport is not None:
@@ -201,7 +241,7 @@ _NEVER = float("inf")
 
 
 def _connection_lost(why: Exception, *, sent: bool) -> ConnectionLost:
-    if isinstance(why, OSError) and why.errno and not isinstance(why, ssl.SSLError):
+    if isinstance(why, OSError) and why.errno:
         reason = os.strerror(why.errno).lower()  # asyncio's own words are about the call that failed
     else:
         reason = str(getattr(why, "detail", why)) or "timed out"
@@ -209,22 +249,29 @@ def _connection_lost(why: Exception, *, sent: bool) -> ConnectionLost:
 
 
 async def connect(
-    address: Address, namespace: str, token: str | None, deadline: Deadline, session: int | None = None
+    address: Address,
+    namespace: str,
+    token: str | None,
+    deadline: Deadline,
+    session: int | None = None,
+    tls: "ssl.SSLContext | None" = None,
 ) -> AsyncConnection:
     """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
     connection = await _open(address, deadline)
     try:
+        if tls is not None and isinstance(address, TcpAddress):
+            await connection.agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
         response = await connection.hello(namespace, token, session, deadline.within(HELLO_PATIENCE))
         if response.error is not None:
             raise response.error
         connection.welcome = Welcome.parse(response.result)
         connection.welcome.check_version()
-    except ConnectionLost as lost:
+    except ConnectionLost as failure:
         if isinstance(connection.lost, WrongServer):
             raise connection.lost from None
         if isinstance(connection.lost, TimeoutError) and not deadline.passed:
-            raise await _in_thread(lambda: _silence(address, deadline)) from None
-        raise ConnectionLost(str(lost), sent=False) from None
+            raise await _in_thread(lambda: silence(address, deadline)) from None
+        raise ConnectionLost(str(failure), sent=False) from None
     except BaseException:
         connection.close()
         raise
@@ -235,9 +282,9 @@ async def _open(address: Address, deadline: Deadline) -> AsyncConnection:
     """Tries every address that a name stands for. Raises ConnectionLost with what the last one said."""
     failure = ConnectionLost("the name stands for no address", sent=False)
     if isinstance(address, TcpAddress) and address.ip is None:
-        targets = await _in_thread(lambda: list(_targets(address, deadline)))
+        targets = await _in_thread(lambda: list(targets_of(address, deadline)))
     else:
-        targets = list(_targets(address, deadline))
+        targets = list(targets_of(address, deadline))
     for number, target in enumerate(targets):
         try:
             async with asyncio.timeout(deadline.left() / (len(targets) - number)):  # each its share

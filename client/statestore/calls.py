@@ -122,7 +122,7 @@ class Call:
         return (*self.params, options) if options else self.params
 
     def patience(self) -> Deadline:
-        """How long to wait for the response: less than the whole deadline where it can be asked for once more."""
+        """Until when to bear with a silent connection: less than the whole deadline where it can be asked once more."""
         if self.method in WRITES and self._session is None:
             return self.deadline
         return self.deadline.within(FIRST_PATIENCE * 2**self._attempts)

@@ -4,6 +4,7 @@ import contextlib
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from statestore.address import Address, TcpAddress
@@ -52,14 +53,16 @@ class Connection:
         try:
             if tls is not None and isinstance(address, TcpAddress):
                 self._tls = self._agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
-            response = self._exchange(self._protocol.hello(namespace, token, session), deadline.within(HELLO_PATIENCE))
+            response = self._exchange(
+                *self._protocol.hello(namespace, token, session), deadline.within(HELLO_PATIENCE), None
+            )
             if response.error is not None:
                 raise response.error
             self.welcome = Welcome.parse(response.result)
             self.welcome.check_version()
         except TimeoutError:
             self.close()
-            raise _silence(address, deadline) from None
+            raise silence(address, deadline) from None
         except OSError as error:
             self.close()
             # In TLS 1.3 a client is done before the server has looked for its certificate, and some just hang up then.
@@ -69,16 +72,17 @@ class Connection:
             self.close()
             raise
 
-    def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
-        """Raises ConnectionLost, or TooLong for what no message can hold."""
-        request = self._protocol.request(method, params)
+    def call(
+        self, method: str, params: tuple[Any, ...], deadline: Deadline, patience: Callable[[], Deadline] | None = None
+    ) -> Response:
+        """patience: the deadline where the response does not come at once, if that is another one.
+
+        Raises ConnectionLost, or TooLong for what no message can hold.
+        """
+        msgid, data = self._protocol.request(method, params)
         try:
-            return self._exchange(request, deadline)
-        except WrongServer as error:
-            raise ConnectionLost(error.detail, sent=True) from error
-        except TimeoutError:
-            raise ConnectionLost(f"no answer within {deadline.seconds:g} s", sent=True) from None
-        except OSError as error:
+            return self._exchange(msgid, data, deadline, patience)
+        except (WrongServer, OSError) as error:
             raise ConnectionLost(reason(error), sent=True) from error
 
     @property
@@ -87,26 +91,28 @@ class Connection:
         return _is_ready(self._socket, 0)
 
     def close(self) -> None:
-        """Only the file descriptor goes; a `shutdown` would reach a parent process that shares the connection."""
         with contextlib.suppress(OSError):
             self._socket.close()
 
-    def _exchange(self, request: tuple[int, bytes], deadline: Deadline) -> Response:
+    def _exchange(
+        self, msgid: int, data: bytes, deadline: Deadline, patience: Callable[[], Deadline] | None
+    ) -> Response:
         """Raises WrongServer or OSError, of which TimeoutError is one."""
-        msgid, data = request
         if self._tls is not None:
             data = self._tls.encrypt(data)
-        # One send and one receive mostly do, without a look whether the socket is ready. None of them takes longer than
-        # a TICK; where so little is left, or one took so long, it is looked.
-        is_quick = deadline.at - time.monotonic() > TICK
-        sent = self._send(data, 0 if is_quick else _NOT_WAITING)
-        if sent < len(data):
-            is_quick = False
+        sent, response = 0, None
+        # Mostly it takes one send and one receive, and no look whether the socket is ready for them.
+        if deadline.at - time.monotonic() > TICK:
+            try:
+                sent = self._socket.send(data)
+                if sent == len(data):
+                    response = self._read()
+            except BlockingIOError:  # it has taken a TICK
+                pass
+        if response is None:
+            deadline = deadline if patience is None else patience()
             self._send_rest(data[sent:], deadline)
-        response = self._receive() if is_quick else None
-        while response is None:
-            _wait(self._socket, deadline.left())
-            response = self._receive()
+            response = self._wait_for_response(deadline)
         if response.msgid != msgid:
             raise WrongServer(f"an answer to request {response.msgid} came where {msgid} was asked")
         return response
@@ -115,42 +121,39 @@ class Connection:
         """The TLS handshake."""
         self._send_rest(tls.handshake(b""), deadline)
         while not tls.is_ready:
-            _wait(self._socket, deadline.left())
+            _wait(self._socket, deadline)
             if not (received := self._socket.recv(READ_SIZE)):
                 raise ConnectionLost("the server closed the connection: does it speak TLS?", sent=False)
             self._send_rest(tls.handshake(received), deadline)
         return tls
 
-    def _send(self, data: bytes, flags: int) -> int:
-        """How much of it the system took."""
-        try:
-            return self._socket.send(data, flags)
-        except BlockingIOError:
-            return 0
-
     def _send_rest(self, data: bytes, deadline: Deadline) -> None:
         while data:
-            _wait(self._socket, deadline.left(), for_writing=True)
-            data = data[self._send(data, _NOT_WAITING) :]
+            _wait(self._socket, deadline, for_writing=True)
+            with contextlib.suppress(BlockingIOError):
+                data = data[self._socket.send(data, _NOT_WAITING) :]
 
-    def _receive(self) -> Response | None:
-        """The response, if it is there within a TICK."""
-        try:
-            received = self._socket.recv(READ_SIZE)
-        except BlockingIOError:
-            return None
-        if not received:
+    def _wait_for_response(self, deadline: Deadline) -> Response:
+        response = None
+        while response is None:
+            _wait(self._socket, deadline)
+            with contextlib.suppress(BlockingIOError):
+                response = self._read()
+        return response
+
+    def _read(self) -> Response | None:
+        """The response, if what has come is all of it. Raises BlockingIOError where nothing comes for a TICK."""
+        if not (received := self._socket.recv(READ_SIZE)):
             raise ConnectionResetError("the server closed the connection")
         if self._tls is not None:
             received = self._tls.decrypt(received)
-        self._protocol.feed(received)
-        return self._protocol.next_response()
+        return self._protocol.receive(received)
 
 
-def _wait(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> None:
-    """Raises TimeoutError where the socket is not ready so soon."""
-    if not _is_ready(sock, seconds, for_writing=for_writing):
-        raise TimeoutError(f"nothing came within {seconds:g} s")
+def _wait(sock: socket.socket, deadline: Deadline, *, for_writing: bool = False) -> None:
+    """Raises TimeoutError where the socket is not ready in time."""
+    while not _is_ready(sock, deadline.left(), for_writing=for_writing):
+        pass
 
 
 if hasattr(select, "poll"):
@@ -166,7 +169,7 @@ else:
         return any(select.select(readable, writable, [], seconds))
 
 
-def _silence(address: Address, deadline: Deadline) -> Exception:
+def silence(address: Address, deadline: Deadline) -> Exception:
     """Something accepts connections but does not answer a `hello`: the error that says what it is, if it tells."""
     for question in QUESTIONS_FOR_OTHERS:
         with contextlib.suppress(OSError, ConnectionLost), connect(address, deadline) as sock:

@@ -23,41 +23,51 @@ _TICK_OPTION = (
 )
 
 
+# Nobody forks while a socket is made and noted, or closed; save the thread itself, in a signal's handler.
+_no_fork = threading.RLock()
+hold_while_forking(_no_fork)
+
+
+class ClientSocket(socket.socket):
+    """Only ever closed, without a `shutdown`, which would reach a parent process that shares the connection."""
+
+    def close(self) -> None:
+        with _no_fork:
+            super().close()
+
+
 class OpenSockets:
-    """Closed in the child of a fork; only closed, for anything said on them would be said in the parent's name."""
+    """Those of this process: in the child of a fork they are closed."""
 
     def __init__(self) -> None:
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        # Nobody forks between a socket's making and its being noted here, save the thread itself in a signal's handler.
-        self._lock = threading.RLock()
-        hold_while_forking(self._lock)
+        self.sockets: weakref.WeakSet[ClientSocket] = weakref.WeakSet()
         begin_anew_in_child(self)
 
-    def new(self, family: int) -> socket.socket:
-        with self._lock:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            self._sockets.add(sock)
+    def new(self, family: int) -> ClientSocket:
+        with _no_fork:
+            sock = ClientSocket(family, socket.SOCK_STREAM)
+            self.sockets.add(sock)
         return sock
 
     def after_fork_in_child(self) -> None:
-        for sock in list(self._sockets):
+        for sock in list(self.sockets):
             sock.close()
-        self._sockets = weakref.WeakSet()
+        self.sockets = weakref.WeakSet()
 
 
-_open = OpenSockets()
+open_sockets = OpenSockets()
 
 
-def connect(address: Address, deadline: Deadline) -> socket.socket:
+def connect(address: Address, deadline: Deadline) -> ClientSocket:
     """A blocking socket, but for `TICK`. Tries every address that a name stands for.
 
     Raises ConnectionLost with what the last one said.
     """
     failure = ConnectionLost("the name stands for no address", sent=False)
-    targets = list(_targets(address, deadline))
+    targets = list(targets_of(address, deadline))
     for number, (family, target) in enumerate(targets):
         try:
-            sock = _open.new(family)
+            sock = open_sockets.new(family)
         except OSError as error:
             raise ConnectionLost(reason(error), sent=False) from error
         try:
@@ -80,7 +90,8 @@ def connect(address: Address, deadline: Deadline) -> socket.socket:
     raise failure
 
 
-def _targets(address: Address, deadline: Deadline) -> Iterator[tuple[int, Any]]:
+def targets_of(address: Address, deadline: Deadline) -> Iterator[tuple[int, Any]]:
+    """Family and address of each socket that it stands for. Raises ConnectionLost where a name cannot be looked up."""
     if not isinstance(address, TcpAddress):
         if not hasattr(socket, "AF_UNIX"):
             raise Unavailable(f"{address}: this platform has no unix sockets")
@@ -117,5 +128,8 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
     return found
 
 
-def reason(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()
+def reason(error: Exception) -> str:
+    """What to say of it: `connection refused`."""
+    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+        return (error.strerror or str(error) or type(error).__name__).lower()
+    return getattr(error, "detail", str(error))

@@ -46,7 +46,7 @@ class Pool:
             try:
                 connection = self._take(idle, call)
                 params = call.parameters(connection.welcome)
-                response = connection.call(call.method, params, call.patience())
+                response = connection.call(call.method, params, call.deadline, call.patience)
                 # Where it cannot be done now, another connection may find a server that can.
                 is_sound = response.error is None or not response.error.retry
                 return response

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from statestore import wire
 from statestore._version import __version__
@@ -11,7 +11,6 @@ from statestore.errors import StateStoreError, TooLong, Unavailable, from_wire
 
 MAX_REPLY = 2**23  # bytes; a thousand states of the greatest length that a server may be set to
 MAX_REPLY_ITEMS = 2**20
-_NOTHING_YET = object()  # what stands for the next message while it is not there
 READ_SIZE = 65536  # bytes to ask a socket for at once; `feed` takes no more
 
 
@@ -29,7 +28,8 @@ class ConnectionLost(Exception):
         self.sent = sent
 
 
-class Response(NamedTuple):
+@dataclass(slots=True)
+class Response:
     """What the server said to the request `msgid`: `error` is None, or the error to raise."""
 
     msgid: int
@@ -91,7 +91,6 @@ class ClientProtocol:
     def __init__(self) -> None:
         self._pack = wire.packer()
         self._decoder = wire.Decoder(raw=False, max_buffer=MAX_REPLY, max_items=MAX_REPLY_ITEMS)
-        self._messages = iter(self._decoder)
         self._last_msgid = 0
         self._seen_first = False
         self._unfinished = 0  # bytes received since the last whole message
@@ -120,6 +119,11 @@ class ClientProtocol:
             raise TooLong(f"message is {len(data)} bytes long, at most {wire.MAX_MESSAGE} are allowed: ask in parts")
         return msgid, data
 
+    def receive(self, data: bytes) -> Response | None:
+        """`feed` and `next_response` in one, for who asks one question at a time."""
+        self.feed(data)
+        return self.next_response()
+
     def feed(self, data: bytes) -> None:
         """Raises WrongServer where the first bytes are not the beginning of a MessagePack-RPC message."""
         if not self._seen_first and data:
@@ -129,28 +133,28 @@ class ClientProtocol:
         self._unfinished += len(data)
         if self._unfinished > MAX_REPLY:
             raise WrongServer(f"an answer of more than {MAX_REPLY} bytes")
-        self._decode(self._decoder.feed, data)
+        try:
+            self._decoder.feed(data)
+        except wire.DECODE_ERRORS as error:
+            raise WrongServer(f"the answer is not MessagePack: {error}") from error
 
     def next_response(self) -> Response | None:
         """The next response, or None until more bytes are fed. Notifications are passed over."""
-        while (message := self._decode(next, self._messages, _NOTHING_YET)) is not _NOTHING_YET:
+        while True:
+            try:
+                message = self._decoder.unpack()
+            except wire.Incomplete:
+                return None
+            except wire.DECODE_ERRORS as error:
+                raise WrongServer(f"the answer is not MessagePack: {error}") from error
             self._unfinished = 0
-            match message:
-                case [wire.RESPONSE, int(msgid), None, result]:
-                    return Response(msgid, None, result)
-                case [wire.RESPONSE, int(msgid), error, _]:
-                    return Response(msgid, from_wire(error), None)
-                case [wire.NOTIFICATION, _, _]:
-                    continue
-                case _:
-                    raise WrongServer("what answers does not speak MessagePack-RPC")
-        return None
-
-    def _decode(self, step: Any, *args: Any) -> Any:
-        try:
-            return step(*args)
-        except wire.DECODE_ERRORS as error:
-            raise WrongServer(f"the answer is not MessagePack: {error}") from error
+            if not isinstance(message, list):
+                raise WrongServer("what answers does not speak MessagePack-RPC")
+            if len(message) == 4 and message[0] == wire.RESPONSE and type(message[1]) is int:
+                _, msgid, refusal, result = message
+                return Response(msgid, None, result) if refusal is None else Response(msgid, from_wire(refusal), None)
+            if len(message) != 3 or message[0] != wire.NOTIFICATION:
+                raise WrongServer("what answers does not speak MessagePack-RPC")
 
 
 def identify(data: bytes) -> str:

@@ -85,7 +85,7 @@ class RemoteStorage(StateStorage):
 
     def get(self, module: str, sender: Sender) -> str:
         self._store.limits.check_key(module, sender)
-        state: str = self._read("get", module, sender)
+        state: str = self._call("get", (module, sender), self._deadline)
         return state
 
     def set(self, module: str, sender: Sender, state: str) -> None:

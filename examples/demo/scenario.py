@@ -17,7 +17,7 @@ from statestore import RemoteStorage
 
 PROCESSES = 3
 # Shorter than an application in earnest should have: some mail shall be answered 451 in a short outage.
-DEADLINES = {"STATE_DEADLINE": "0.5", "STATE_WRITE_DEADLINE": "10"}
+DEADLINES = {"STATESTORE_DEADLINE": "0.5", "STATESTORE_WRITE_DEADLINE": "10"}
 
 Say = Callable[[str], None]
 
@@ -39,7 +39,7 @@ def run_shared(directory: Path, count: int, workers: int, say: Say) -> Outcome:
         sink = stack.enter_context(Sink())
         daemon = stack.enter_context(Daemon(directory))
         say(f"daemon (pid {daemon.pid}) listens on {daemon.address}")
-        settings = {"STATE_STORE": "attach", "STATE_STORE_ADDRESS": daemon.address, **DEADLINES}
+        settings = {"STATE_STORE": "attach", "STATESTORE_ADDRESS": daemon.address, **DEADLINES}
         ports = _start_processes(stack, directory, sink, settings, PROCESSES, say)
         conversations = make_conversations(count)
         outage = Outage(after=count * 3 // 2, say=say)  # when half of them have confirmed

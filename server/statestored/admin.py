@@ -1,6 +1,8 @@
 """The admin address: plain HTTP for health checks and metrics."""
 
+import asyncio
 from pathlib import Path
+from typing import cast
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -13,6 +15,7 @@ from statestored.metrics import Metrics
 from statestored.sockets import bind_unix, reason
 
 KEEPALIVE = 30.0  # seconds; aiohttp's own default is an hour
+MAX_CONNECTIONS = 32  # each takes a file descriptor; for one more the oldest goes, for that is no health check
 
 
 class Admin:
@@ -21,6 +24,7 @@ class Admin:
     def __init__(self, service: Service) -> None:
         self.ready = False
         self._path: Path | None = None
+        self._listening: asyncio.Server | None = None
         self._access = service.access
         self._metrics = Metrics(service)
         self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=KEEPALIVE)
@@ -28,20 +32,30 @@ class Admin:
     async def listen(self, address: TcpAddress | UnixAddress) -> str:
         """Returns where it listens, with the port that was given for port 0. Raises StartError."""
         await self._runner.setup()
+        loop = asyncio.get_running_loop()
         if isinstance(address, UnixAddress):
-            await web.SockSite(self._runner, bind_unix(address)).start()
+            self._listening = await loop.create_unix_server(self._handler, sock=bind_unix(address))
             self._path = Path(address.path)
             return str(address)
         try:
-            await web.TCPSite(self._runner, address.host, address.port).start()
+            self._listening = await loop.create_server(self._handler, address.host, address.port)
         except OSError as error:
             raise StartError(f"cannot listen on {address} (--admin-listen): {reason(error)}") from error
-        return f"http://{TcpAddress(*self._runner.addresses[0][:2])}"
+        return f"http://{TcpAddress(*self._listening.sockets[0].getsockname()[:2])}"
 
     async def close(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
         await self._runner.cleanup()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    def _handler(self) -> asyncio.BaseProtocol:
+        """Of a new connection."""
+        server = cast(web.Server, self._runner.server)  # it was set up before
+        for oldest in server.connections[: 1 - MAX_CONNECTIONS]:
+            oldest.force_close()
+        return server()
 
     def _application(self) -> web.Application:
         application = web.Application()

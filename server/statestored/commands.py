@@ -116,14 +116,14 @@ def hello(caller: Caller, about: object) -> Reply:
     if not isinstance(about, dict):
         raise BadRequest("hello takes one map")
     service = caller.service
-    asked = about.get(b"session")
-    if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_SESSION):
-        raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
     token = service.access.admit(about.get(b"token"), caller.peer) if service.access.needed else None
     namespace = _stored_text("namespace", about.get(b"namespace", DEFAULT_NAMESPACE), MAX_NAMESPACE)
     if token is not None and not token.opens(namespace):
         audit.namespace_refused(token.name, namespace)
         raise Forbidden("the token does not open this namespace")
+    asked = about.get(b"session")
+    if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_SESSION):
+        raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
     caller.work_in(namespace)
     caller.token = token
     caller.become(Role.ADMIN if token is None else token.role)

@@ -5,6 +5,7 @@ another place in this one, is never taken for the right one. Each frame begins w
 are found again behind damage. Integers are little-endian.
 """
 
+import os
 import struct
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from statestored.errors import DamagedFile, TooNew
 FORMAT = 1
 # One sector of the disk, which is written as a whole or not at all.
 HEADER_SIZE = 512
+LARGE = 2**20  # bytes; a payload of more is rare
 
 _PREFIX = struct.Struct("<8sI16s16sI")  # magic, format, store id, file id, length of the details
 _CRC = struct.Struct("<I")
@@ -118,6 +120,8 @@ def read_frame(file: BinaryIO, offset: int, file_id: bytes) -> Frame | None:
     if head is None:
         return None
     kind, length, epoch, counter, time, durable, checksum = head
+    if length > LARGE and length > os.fstat(file.fileno()).st_size - offset - FRAME_SIZE:
+        return None  # memory is taken before it is read
     payload = file.read(length)
     if len(payload) < length or crc32(payload, place) != checksum:
         return None

@@ -106,7 +106,7 @@ def _read(files: TlsFiles) -> ssl.SSLContext:
         log.warning("others can read the key of the certificate", path=str(files.key))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.options |= ssl.OP_NO_RENEGOTIATION  # nor does it compress, by Python's defaults
     _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "--tls-cert", files.certificate)
     try:
         context.load_cert_chain(files.certificate, files.key, password=lambda: _refuse_encrypted(files.key))

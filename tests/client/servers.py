@@ -30,7 +30,6 @@ class Server:
         self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="test-server")
-        self._tasks: set[asyncio.Task[None] | None] = set()
         self.connections = 0
         self.address = ""
 
@@ -48,27 +47,26 @@ class Server:
 
     async def _handle(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.connections += 1
-        self._tasks.add(asyncio.current_task())
         try:
             await self._serve(reader, writer)
         except (ConnectionError, EOFError, asyncio.CancelledError):
             pass  # the client, the test or the daemon is gone
         finally:
-            writer.close()
+            if self._tls is None:
+                writer.close()
+            else:
+                writer.transport.abort()  # `close` would wait until the client takes its leave, too
 
     async def _close(self) -> None:
+        """Also what has only just been accepted, and is still in its TLS handshake."""
         self._server.close()
-        for task in self._tasks:
-            if task is not None:
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
                 task.cancel()
-        await asyncio.wait([task for task in self._tasks if task is not None] or [asyncio.ensure_future(_nothing())])
+            await asyncio.wait(tasks)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
-
-
-async def _nothing() -> None:
-    pass
 
 
 def refused() -> str:

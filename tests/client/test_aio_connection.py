@@ -3,11 +3,13 @@
 import asyncio
 import os
 import random
+import ssl
 import stat
 import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +21,8 @@ from statestore.address import parse_address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.deadline import Deadline
 from statestore.protocol import ConnectionLost, WrongServer
+from statestore.tls import client_context
+from tests.certificates import Authority, Identity
 from tests.client.servers import WELCOME, Server, answers, black_hole, found, hanging_look_up, refused, says
 from tests.daemon import Daemon
 from tests.server.waiting import eventually
@@ -29,9 +33,9 @@ AT_ONCE = "at once"
 
 @asynccontextmanager
 async def connected(
-    address: str, seconds: float = PATIENCE, token: str | None = None
+    address: str, seconds: float = PATIENCE, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[AsyncConnection]:
-    connection = await connect(parse_address(address), "default", token, Deadline(seconds))
+    connection = await connect(parse_address(address), "default", None, Deadline(seconds), tls=tls)
     try:
         yield connection
     finally:
@@ -81,10 +85,12 @@ class Requests:
 
 
 @asynccontextmanager
-async def answered_by_hand() -> AsyncIterator[tuple[Requests, AsyncConnection]]:
+async def answered_by_hand(
+    server_tls: ssl.SSLContext | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[Requests, AsyncConnection]]:
     requests = Requests()
-    with Server(requests.serve) as server:
-        async with connected(server.address) as connection:
+    with Server(requests.serve, server_tls) as server:
+        async with connected(server.address, tls=tls) as connection:
             yield requests, connection
 
 
@@ -378,6 +384,73 @@ async def stalled(requests: Requests) -> AsyncIterator[Callable[[], None]]:
         yield lambda: requests.in_loop(requests.may_read.set)
     finally:
         requests.in_loop(requests.may_read.set)
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def server_context(identity: Identity, client_ca: Path | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
+    context.load_cert_chain(identity.certificate, identity.key)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_what_is_said_over_tls_comes_through(authority: Authority, version: ssl.TLSVersion) -> None:
+    own = authority.issue("client")
+    server_tls = server_context(authority.issue("server"), authority.certificate)
+    server_tls.minimum_version = server_tls.maximum_version = version
+    tls = client_context(authority.certificate, str(own.certificate), str(own.key))
+    async with answered_by_hand(server_tls, tls) as (requests, connection):
+        words = [str(size) + "x" * size for size in (0, 1, 1000, 60_000, 600_000)] + [
+            f"number {number}" for number in range(100)
+        ]
+        asked = {what: ask(connection, what) for what in words}
+        await eventually(lambda: len(requests.ids) == len(words))
+        for what in random.sample(words, len(words)):
+            requests.answer(what)
+        assert [await each for each in asked.values()] == words
+
+
+@pytest.mark.parametrize(
+    ("name", "expired", "asks", "words"),
+    [
+        ("states.example", False, False, r"certificate is not for 127\.0\.0\.1"),
+        ("127.0.0.1", True, False, "certificate has expired"),
+        ("127.0.0.1", False, True, "tls_cert"),
+    ],
+)
+async def test_who_does_not_agree_is_told_why(
+    authority: Authority, name: str, expired: bool, asks: bool, words: str
+) -> None:
+    identity = authority.issue(f"{name} {expired}", name, expired=expired)
+    server_tls = server_context(identity, authority.certificate if asks else None)
+    with pytest.raises((WrongServer, ConnectionLost), match=words):
+        async with answered_by_hand(server_tls, client_context(authority.certificate)):
+            pass
+
+
+async def test_tls_with_a_server_that_does_not_speak_it(authority: Authority) -> None:
+    tls = client_context(authority.certificate)
+    with says(b"220 mx.example ESMTP\r\n") as server, pytest.raises(WrongServer, match="does not speak TLS"):
+        async with connected(server.address, tls=tls):
+            pass
+    with says(b"") as silent, pytest.raises(ConnectionLost, match=r"no answer|does not answer|TLS"):
+        async with connected(silent.address, 0.3, tls):
+            pass
+
+
+async def test_a_tls_server_that_is_asked_without_it_is_named(authority: Authority) -> None:
+    with pytest.raises((WrongServer, ConnectionLost), match=r"a TLS server|closed the connection"):
+        async with answered_by_hand(server_context(authority.issue("server"))):
+            pass
 
 
 # Endings

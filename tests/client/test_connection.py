@@ -195,7 +195,7 @@ def test_a_look_up_that_hangs_ends_at_the_deadline() -> None:
 
 def test_a_process_that_may_open_no_more_files_is_told_so() -> None:
     with (
-        patch("socket.socket", side_effect=OSError(errno.EMFILE, "Too many open files")),
+        patch("statestore.dial.ClientSocket", side_effect=OSError(errno.EMFILE, "Too many open files")),
         pytest.raises(ConnectionLost, match="too many open files"),
     ):
         connect("127.0.0.1:1")

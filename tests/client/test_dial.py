@@ -71,17 +71,18 @@ def test_a_child_closes_what_it_has_inherited(listening: str) -> None:
 
 def test_sockets_that_other_threads_are_about_to_make_do_not_get_into_a_child() -> None:
     script = """
-        import os, socket, sys, threading, time
+        import os, sys, threading, time
+        from statestore import dial
         from statestore.address import parse_address
         from statestore.deadline import Deadline
         from statestore.dial import connect
 
-        class SlowSocket(socket.socket):
+        class SlowSocket(dial.ClientSocket):
             def __init__(self, *args):
                 super().__init__(*args)
                 time.sleep(0.001)
 
-        socket.socket = SlowSocket
+        dial.ClientSocket = SlowSocket
 
         def sockets():
             links = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]

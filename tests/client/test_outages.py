@@ -233,6 +233,78 @@ def test_a_fault_of_ours_is_a_store_that_is_away_as_well(caplog: pytest.LogCaptu
     assert len(caplog.messages) == 1
 
 
+# Failing at once
+
+
+@contextmanager
+def hanging_up_at_once(connects: list[float]) -> Iterator[socket.socket]:
+    """Notes when somebody connects."""
+
+    def serve() -> None:
+        with suppress(OSError):  # the test is over
+            while True:
+                accepted, _ = listening.accept()
+                connects.append(time.monotonic())
+                accepted.close()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE)
+
+
+def test_a_hundred_clients_do_not_keep_a_store_from_coming_back() -> None:
+    """R6: fewer than 200 connects in any second, however many calls there are, and these fail at once."""
+    connects: list[float] = []
+    took: list[float] = []
+
+    def work(storage: RemoteStorage, end: float) -> None:
+        while (started := time.monotonic()) < end:
+            with pytest.raises(Unavailable):
+                storage.get("m", "a")
+            took.append(time.monotonic() - started)
+            time.sleep(0.1)
+
+    with hanging_up_at_once(connects) as listening, ThreadPoolExecutor(100) as threads:
+        address = "{}:{}".format(*listening.getsockname())
+        storages = [RemoteStorage(address, deadline=1.5) for _ in range(100)]
+        end = time.monotonic() + 4
+        for done in [threads.submit(work, storage, end) for storage in storages]:
+            done.result(PATIENCE)
+    assert len(connects) > 200
+    windows = [sum(1 for at in connects if start <= at < start + 1) for start in connects]
+    assert max(windows) <= 200
+    assert sorted(took)[len(took) // 2] < 0.1
+    assert max(took) == pytest.approx(1.5, abs=TOLERANCE)
+
+
+def test_the_first_that_finds_the_store_again_releases_all(daemon: Daemon) -> None:
+    with RemoteStorage(daemon.address, deadline=0.3) as storage, ThreadPoolExecutor(16) as threads:
+        storage.set("m", "a", "A")
+        daemon.stop()
+        with pytest.raises(Unavailable):
+            storage.get("m", "a")
+        daemon.start()
+        assert once_back(lambda: storage.get("m", "a")) == "A"
+        assert set(threads.map(lambda _: storage.get("m", "a"), range(64))) == {"A"}
+
+
+def test_many_threads_of_a_client_make_one_attempt_at_a_time() -> None:
+    connects: list[float] = []
+    with (
+        hanging_up_at_once(connects) as listening,
+        RemoteStorage("{}:{}".format(*listening.getsockname()), deadline=1) as storage,
+        ThreadPoolExecutor(32) as threads,
+    ):
+        for called in [threads.submit(storage.get, "m", "a") for _ in range(32)]:
+            assert isinstance(called.exception(PATIENCE), Unavailable)
+        assert len(connects) < 4 + 32  # one each when its time is nearly over
+
+
 # Restarts
 
 

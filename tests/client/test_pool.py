@@ -30,7 +30,7 @@ class FakeConnection:
         self.is_stale = False
         self.closed = 0
 
-    def call(self, method: str, _params: tuple[Any, ...], _deadline: Deadline) -> Response:
+    def call(self, method: str, _params: tuple[Any, ...], _deadline: Deadline, _patience: Any) -> Response:
         assert not self.closed
         self.calls.append(method)
         answer = self._answer(method)
@@ -243,7 +243,7 @@ def test_interrupts_at_any_moment_lose_no_permit() -> None:
             welcome = Welcome("s1", 1, Limits())
             busy = False
 
-            def call(self, method, params, deadline):
+            def call(self, method, params, deadline, patience):
                 assert not self.busy
                 self.busy = True
                 response = Response(1, None, None)

@@ -1,5 +1,6 @@
-"""Who calls: processes, each with a `RemoteStorage` that several threads share."""
+"""Who calls: processes, each with one client that is shared by several threads, or by several coroutines."""
 
+import asyncio
 import logging
 import multiprocessing
 import os
@@ -9,20 +10,19 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
-from statestore import RemoteStorage
+from statestore import AsyncRemoteStorage, RemoteStorage
 from statestore.base import START, Pair
 from statestore.errors import StateStoreError
 from tests.consistency.history import Operation
 
 MODULES = ("a", "b")
 SENDERS = tuple(f"sender{number}" for number in range(8))
-THREADS = 2
-POOL = 2
+ACTORS = 2  # in a process
 DEADLINE = 1.0  # seconds for a get
-AFTER_REFUSAL = 0.01  # seconds
-MOST_REFUSED = 20  # for each call that counts: then the daemon does not come back
+AFTER_REFUSAL = 0.02  # seconds
+MOST_REFUSED = 5  # for each call that counts: then the daemon does not come back
 # Seconds, from before a call to where its deadline begins: after that the daemon does not execute it any more.
 SLACK = 0.02
 
@@ -36,6 +36,7 @@ class Job:
     seed: str
     operations: int
     write_deadline: float
+    is_async: bool
 
 
 @dataclass
@@ -46,25 +47,51 @@ class Record:
     refused: int = 0
 
 
-class Actor:
-    """One thread's calls. Each writes a value that no other does."""
+class Call(NamedTuple):
+    method: str
+    sender: str
+    arguments: tuple[str, ...]  # without the sender
 
-    def __init__(self, job: Job, name: str, storage: RemoteStorage) -> None:
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """As the method takes them."""
+        modules = 0 if self.method == "set_all" else 1
+        return (*self.arguments[:modules], self.sender, *self.arguments[modules:])
+
+
+class Actor:
+    """Says what to call, one call after the other, and notes what comes of it. Writes no value that another does."""
+
+    def __init__(self, job: Job, name: str) -> None:
         self.record = Record([])
-        self._job = job
+        self._wanted = job.operations // ACTORS
+        self._write_deadline = job.write_deadline
         self._name = name
-        self._storage = storage
         self._random = Random(f"{job.seed}/{name}")
         self._seen: dict[Pair, str] = {}
         self._written = 0
 
-    def run(self) -> Record:
-        wanted, history = self._job.operations // THREADS, self.record.history
-        while len(history) < wanted and self.record.refused < wanted * MOST_REFUSED:
-            self._call(*self._draw())
-        return self.record
+    def calls(self) -> Iterator[Call]:
+        while len(self.record.history) < self._wanted and self.record.refused < self._wanted * MOST_REFUSED:
+            yield self._draw()
 
-    def _draw(self) -> tuple[str, str, tuple[str, ...]]:
+    def answered(self, call: Call, called: float, result: Any) -> None:
+        returned = time.monotonic()
+        result = tuple(result) if call.method == "compare_and_set" else result
+        self.record.history.append(Operation(self._name, *call, called, returned, True, result))
+        if call.method in ("get", "compare_and_set"):
+            self._seen[call.arguments[0], call.sender] = result if call.method == "get" else result[1]
+
+    def failed(self, call: Call, called: float, error: StateStoreError) -> float:
+        """Seconds to wait before the next call."""
+        if error.applied == "no":
+            self.record.refused += 1
+            return AFTER_REFUSAL
+        until = max(time.monotonic(), called + self._write_deadline) + SLACK
+        self.record.history.append(Operation(self._name, *call, called, until, False))
+        return 0.0
+
+    def _draw(self) -> Call:
         random = self._random
         sender, module = random.choice(SENDERS), random.choice(MODULES)
         self._written += 1
@@ -72,61 +99,62 @@ class Actor:
         (method,) = random.choices(["get", "set", "compare_and_set", "set_all"], [40, 30, 25, 5])
         match method:
             case "get":
-                return method, sender, (module,)
+                return Call(method, sender, (module,))
             case "set":
-                return method, sender, (module, new)
+                return Call(method, sender, (module, new))
             case "compare_and_set":
-                return method, sender, (module, self._seen.get((module, sender), START), new)
+                return Call(method, sender, (module, self._seen.get((module, sender), START), new))
             case _:
-                return method, sender, (new,)
-
-    def _call(self, method: str, sender: str, arguments: tuple[str, ...]) -> None:
-        module, given = ((), arguments) if method == "set_all" else (arguments[:1], arguments[1:])
-        called = time.monotonic()
-        try:
-            result: Any = getattr(self._storage, method)(*module, sender, *given)
-        except StateStoreError as error:
-            returned = time.monotonic()
-            if error.applied == "maybe":
-                until = max(returned, called + self._job.write_deadline) + SLACK
-                self._note(method, sender, arguments, called, until, answered=False)
-            else:
-                self.record.refused += 1
-                time.sleep(AFTER_REFUSAL)
-            return
-        returned = time.monotonic()
-        result = tuple(result) if method == "compare_and_set" else result
-        self._note(method, sender, arguments, called, returned, answered=True, result=result)
-        if method in ("get", "compare_and_set"):
-            self._seen[arguments[0], sender] = result if method == "get" else result[1]
-
-    def _note(
-        self,
-        method: str,
-        sender: str,
-        arguments: tuple[str, ...],
-        called: float,
-        returned: float,
-        *,
-        answered: bool,
-        result: Any = None,
-    ) -> None:
-        operation = Operation(self._name, method, sender, arguments, called, returned, answered, result)
-        self.record.history.append(operation)
+                return Call(method, sender, (new,))
 
 
 def work(job: Job) -> Record:
     """In a process of its own."""
     logging.getLogger("statestore").propagate = False
     logging.getLogger("statestore").addHandler(logging.NullHandler())
+    actors = [Actor(job, f"{job.name}{letter}") for letter in "xyz"[:ACTORS]]
+    if job.is_async:
+        asyncio.run(_run_coroutines(job, actors))
+    else:
+        _run_threads(job, actors)
+    history = [operation for actor in actors for operation in actor.record.history]
+    return Record(history, sum(actor.record.refused for actor in actors))
+
+
+def _run_threads(job: Job, actors: Sequence[Actor]) -> None:
     with (
-        RemoteStorage(job.addresses, deadline=DEADLINE, write_deadline=job.write_deadline, pool=POOL) as storage,
-        ThreadPoolExecutor(THREADS) as threads,
+        RemoteStorage(job.addresses, deadline=DEADLINE, write_deadline=job.write_deadline) as storage,
+        ThreadPoolExecutor(ACTORS) as threads,
     ):
-        actors = [Actor(job, f"{job.name}{'xyz'[number]}", storage) for number in range(THREADS)]
-        records = [future.result() for future in [threads.submit(actor.run) for actor in actors]]
-    history = [operation for record in records for operation in record.history]
-    return Record(history, sum(record.refused for record in records))
+        for running in [threads.submit(_run, actor, storage) for actor in actors]:
+            running.result()
+
+
+def _run(actor: Actor, storage: RemoteStorage) -> None:
+    for call in actor.calls():
+        called = time.monotonic()
+        try:
+            result = getattr(storage, call.method)(*call.parameters)
+        except StateStoreError as error:
+            time.sleep(actor.failed(call, called, error))
+        else:
+            actor.answered(call, called, result)
+
+
+async def _run_coroutines(job: Job, actors: Sequence[Actor]) -> None:
+    async with AsyncRemoteStorage(job.addresses, deadline=DEADLINE, write_deadline=job.write_deadline) as storage:
+        await asyncio.gather(*(_run_async(actor, storage) for actor in actors))
+
+
+async def _run_async(actor: Actor, storage: AsyncRemoteStorage) -> None:
+    for call in actor.calls():
+        called = time.monotonic()
+        try:
+            result = await getattr(storage, call.method)(*call.parameters)
+        except StateStoreError as error:
+            await asyncio.sleep(actor.failed(call, called, error))
+        else:
+            actor.answered(call, called, result)
 
 
 class Clients:

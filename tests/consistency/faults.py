@@ -14,7 +14,7 @@ from statestored import writes
 from statestored.engines import embedded, leases
 from statestored.engines.base import Number, Reply
 from statestored.engines.embedded import EmbeddedEngine
-from statestored.engines.sessions import ClientSession, ClientSessions, Done
+from statestored.engines.sessions import ClientSession, ClientSessions, packed
 from statestored.responses import Responses
 
 Patch = pytest.MonkeyPatch
@@ -35,13 +35,7 @@ def nothing_remembered(patch: Patch) -> None:
 
 def done_not_replayed(patch: Patch) -> None:
     """A start forgets what was done."""
-    do = ClientSessions._do
-
-    def do_if_live(sessions: ClientSessions, session: int, seq: int, oldest: int, answer: bytes) -> bool:
-        found = sessions.get(session)
-        return found is not None and seq in found.done and do(sessions, session, seq, oldest, answer)
-
-    patch.setattr(ClientSessions, "_do", do_if_live)
+    patch.setattr(ClientSessions, "_do", lambda *_: True)
 
 
 def done_not_in_snapshots(patch: Patch) -> None:
@@ -55,7 +49,10 @@ def done_not_in_snapshots(patch: Patch) -> None:
 
 
 def done_told_before_durable(patch: Patch) -> None:
-    patch.setattr(Done, "reply", lambda done: done.answer)
+    def reply(session: ClientSession, seq: int) -> bytes | None:
+        return packed(session.done[seq]) if seq in session.done else None
+
+    patch.setattr(ClientSession, "reply", reply)
 
 
 def writes_without_effect_not_remembered(patch: Patch) -> None:
@@ -75,11 +72,11 @@ def writes_without_effect_not_remembered(patch: Patch) -> None:
 def oldest_not_remembered(patch: Patch) -> None:
     """What the client has the answer to is forgotten, and then it is not known that it was done."""
 
-    def tell(session: ClientSession, oldest: int) -> None:
+    def tell(sessions: ClientSessions, session: ClientSession, oldest: int) -> None:
         for seq in [seq for seq in session.done if seq < oldest]:
-            del session.done[seq]
+            sessions._forget(session, seq)
 
-    patch.setattr(ClientSession, "tell", tell)
+    patch.setattr(ClientSessions, "tell", tell)
 
 
 def not_after_ignored(patch: Patch) -> None:
@@ -112,6 +109,7 @@ def new_number_for_each_attempt(patch: Patch) -> None:
 
     def parameters_anew(call: Call, welcome: Welcome) -> tuple[Any, ...]:
         call._number = 0
+        call._store.session.unanswered.pop(call, None)
         return parameters(call, welcome)
 
     patch.setattr(Call, "parameters", parameters_anew)

@@ -20,7 +20,7 @@ from tests.daemon import Daemon
 from tests.proxy import Proxy
 
 PROXIES = 4
-WRITE_DEADLINES = (0.3, 1.0, 5.0)  # seconds
+WRITE_DEADLINES = (0.5, 1.0, 5.0)  # seconds
 
 
 @dataclass
@@ -68,7 +68,8 @@ def judge(result: Result) -> None:
 def _jobs(random: Random, proxies: Sequence[Proxy], seed: str, count: int, operations: int) -> Iterator[Job]:
     for number in range(count):
         addresses = ",".join(proxy.address for proxy in random.sample(proxies, 2))
-        yield Job(f"c{number}", addresses, seed, operations // count, random.choice(WRITE_DEADLINES))
+        write_deadline = random.choice(WRITE_DEADLINES)
+        yield Job(f"c{number}", addresses, seed, operations // count, write_deadline, is_async=number % 2 == 1)
 
 
 def _look(address: str) -> Iterator[Operation]:

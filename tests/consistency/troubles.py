@@ -10,7 +10,7 @@ from tests.daemon import Daemon
 from tests.proxy import BOTH, Direction, Proxy
 
 ANY_PORT = "127.0.0.1:0"
-BETWEEN = (0.0, 0.04)  # seconds without any
+BETWEEN = (0.02, 0.1)  # seconds without any: in most of it the clients come to know that all is well
 SHORT = (0.0, 0.1)  # seconds that one lasts
 LONG = (0.5, 2.0)  # so that calls are given up meanwhile
 OFTEN_SHORT = 0.9

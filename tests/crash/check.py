@@ -12,7 +12,6 @@ from statestored.engines.states import States
 from tests.crash.history import Content
 from tests.crash.trace import Image
 from tests.crash.workload import booted
-from tests.server.models import content
 
 
 def fast_directory(otherwise: Path) -> Path:
@@ -45,7 +44,7 @@ class Starts:
             await recover(directory, states)
         finally:
             directory.close()
-        return content(states)
+        return Content.of(states)
 
     def _put(self, image: Image) -> None:
         """Only what is different is written."""

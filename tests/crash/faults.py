@@ -9,10 +9,11 @@ import pytest
 
 from statestored import files, framing, segment, snapshot
 from statestored.datadir import DataDirectory
-from statestored.engines import recovery
+from statestored.engines import recovery, snapshots
 from statestored.engines.base import Sender
-from statestored.engines.commits import GroupCommit
+from statestored.engines.commits import Batch, GroupCommit
 from statestored.engines.embedded import EmbeddedSpace
+from statestored.engines.sessions import DONE, ClientSessions
 from statestored.engines.states import Effect, States
 from statestored.framing import Frame, Sequence
 from statestored.journal import End, Journal, JournalReader
@@ -21,6 +22,45 @@ from statestored.snapshot import SnapshotWriter
 
 Patch = pytest.MonkeyPatch
 Fault = Callable[[Patch], None]
+
+
+# Sessions
+
+
+def answer_not_written(patch: Patch) -> None:
+    """A write that has a number is durable, and its answer is not."""
+    commit = GroupCommit.commit
+
+    def commit_all_but_answers(commits: GroupCommit, effects: Sequential[Effect]) -> Batch | None:
+        batch = commit(commits, effects)
+        if batch is not None and effects[0][0] == DONE:
+            batch.effects.pop()
+        return batch
+
+    patch.setattr(GroupCommit, "commit", commit_all_but_answers)
+
+
+def answer_in_the_next_batch(patch: Patch) -> None:
+    """It is durable soon after its write."""
+    commit = GroupCommit.commit
+
+    def commit_later(commits: GroupCommit, effects: Sequential[Effect]) -> Batch | None:
+        if effects[0][0] == DONE:
+            commits.batch.then(lambda _, error: None if error else commit(commits, effects), None)
+            return commits.batch
+        return commit(commits, effects)
+
+    patch.setattr(GroupCommit, "commit", commit_later)
+
+
+def sessions_not_in_snapshot(patch: Patch) -> None:
+    async def write_none(_sessions: ClientSessions, _writer: SnapshotWriter) -> None: ...
+
+    patch.setattr(snapshots, "_write_sessions", write_none)
+
+
+def sessions_not_taken_back(patch: Patch) -> None:
+    patch.setattr(ClientSessions, "revert", lambda sessions: sessions.settle())
 
 
 # Writing the journal

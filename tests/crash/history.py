@@ -2,14 +2,35 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from statestored.engines.base import START, Sender
-from statestored.engines.states import Effect
+from statestored.engines.states import CLEAR, PUT, Effect, States
 from tests.crash.trace import Acknowledged, Created, Event, Served, SyncBegun, SyncEnded, Written, is_journal
-from tests.server.models import Key, Model, apply, without_empty
+from tests.server.models import Key, Model, Remembered, apply, content, remember, remembered, without_empty
 
-Content = dict[bytes, Model]  # by namespace; those without entries are left out
+
+class Content(NamedTuple):
+    """Of a store. namespaces: those without entries are left out."""
+
+    namespaces: dict[bytes, Model]
+    sessions: Remembered
+
+    @classmethod
+    def of(cls, states: States) -> Self:
+        return cls(content(states), remembered(states.sessions))
+
+    def after(self, effects: Sequence[Effect], day: int) -> "Content":
+        namespaces, sessions = deepcopy(self)
+        for effect in effects:
+            if effect[0] in (PUT, CLEAR):
+                apply(namespaces, effect, day)
+            else:
+                remember(sessions, effect)
+        return Content(without_empty(namespaces), sessions)
+
+
+NOTHING = Content({}, {})
 
 
 class Violation(AssertionError):
@@ -17,9 +38,9 @@ class Violation(AssertionError):
 
 
 class History:
-    """The states after each batch, from those before the first one on. Batches that were taken back are not in it."""
+    """What was there after each batch, and before the first one. Batches that were taken back are not in it."""
 
-    def __init__(self, contents: Sequence[Content] = ({},)) -> None:
+    def __init__(self, contents: Sequence[Content] = (NOTHING,)) -> None:
         self._contents = list(contents)
         self._batches: dict[object, tuple[int, int]] = {}  # what answers are held until: the batch's number and day
 
@@ -30,15 +51,15 @@ class History:
 
     @property
     def content(self) -> Content:
-        """The states after it."""
+        """What is there after it."""
         return self._contents[-1]
 
     def state(self, namespace: bytes, key: Key) -> bytes:
-        return self.content.get(namespace, {}).get(key, (START, 0))[0]
+        return self.content.namespaces.get(namespace, {}).get(key, (START, 0))[0]
 
     def modules(self, namespace: bytes, sender: Sender) -> list[bytes]:
         """Those that have an entry for the sender."""
-        return [module for module, other in self.content.get(namespace, {}) if other == sender]
+        return [module for module, other in self.content.namespaces.get(namespace, {}) if other == sender]
 
     def go_back(self, batch: int) -> None:
         """Later ones were lost."""
@@ -50,14 +71,13 @@ class History:
 
     def commit(self, until: object, effects: Sequence[Effect], day: int) -> int:
         """Which batch it belongs to, the one that is durable when `until` is; 0 where it changes nothing."""
-        after = deepcopy(self.content)
         number, day = self._batches.get(until, (self.last + 1, day))
-        changes = [apply(after, effect, day) for effect in effects]
-        if any(changes):
-            self._batches[until] = number, day
-            self._contents[number:] = [without_empty(after)]
-            return number
-        return 0
+        after = self.content.after(effects, day)
+        if after == self.content:
+            return 0
+        self._batches[until] = number, day
+        self._contents[number:] = [after]
+        return number
 
     def refuse(self, batch: int) -> None:
         """It and all later ones were taken back."""
@@ -66,12 +86,19 @@ class History:
     def changed_last(self, namespace: bytes, key: Key) -> int:
         """The first batch since which the entry is as it is."""
         now, number = self.state(namespace, key), self.last
-        while number and self._contents[number - 1].get(namespace, {}).get(key, (START, 0))[0] == now:
+        while number and self._contents[number - 1].namespaces.get(namespace, {}).get(key, (START, 0))[0] == now:
+            number -= 1
+        return number
+
+    def done(self, session: int, seq: int) -> int:
+        """The batch in which a write was done that is remembered."""
+        number = self.last
+        while seq in self._contents[number - 1].sessions.get(session, (1, {}))[1]:
             number -= 1
         return number
 
     def found(self, content: Content) -> int | None:
-        """The last batch after which the states were these; None: they never were."""
+        """The last batch after which this was there; None: it never was."""
         return next((number for number in range(self.last, -1, -1) if self._contents[number] == content), None)
 
 

@@ -10,6 +10,9 @@ from tests.crash.workload import OTHER, SENDERS, Client, Clock, Script
 from tests.server.waiting import eventually
 
 COMMITS_IN_A_SNAPSHOT = 15
+SESSIONS = 3  # at the same time, at most
+WRITES = ("set", "set", "large", "many", "many", "wide", "module", "all", "remove", "clear")
+WRITES += ("once", "once", "repeat", "session")
 
 
 async def few_writes(client: Client) -> None:
@@ -26,7 +29,10 @@ async def few_writes(client: Client) -> None:
 
 
 async def one_write(client: Client) -> None:
-    """After a recovery: it adds to what was found."""
+    """After a recovery: it adds to what was found, and repeats what is remembered."""
+    client.look_at_sessions()
+    for session in [*client.sessions]:
+        client.set_once(session, b"ben", client.value())
     client.set(b"ann", client.value())
     client.get(b"ann")
     await client.answered()
@@ -47,11 +53,13 @@ async def writes_during_a_sync(client: Client) -> None:
 
 async def a_bit_of_everything(client: Client) -> None:
     """So short that every moment of it can be a life's last."""
+    client.open_session()
     await few_writes(client)
+    (session,) = client.sessions
     await client.rotated()
-    client.set(b"ben", client.value())
+    client.set_once(session, b"ben", client.value())
     await client.snapshot()
-    client.set(b"cid", client.value())
+    client.set_once(session, b"cid", client.value(), unfinished=1)
     await client.answered()
 
 
@@ -82,12 +90,18 @@ def full_disk(clock: Clock, seed: int) -> Script:
             for _ in range(3):
                 with suppress(Unavailable):
                     client.set_many({sender: client.value(500) for sender in rng.sample(SENDERS, 4)})
+                with suppress(Unavailable):
+                    client.open_session()
+                for session in [*client.sessions]:
+                    with suppress(Unavailable):
+                        client.set_once(session, b"s1", client.value())
                 await client.turn()
             await client.answered()
             for sender in SENDERS:
                 client.get(sender)
             client.recorder.is_full = False
             await client.writable()
+            client.look_at_sessions()
 
     return script
 
@@ -120,7 +134,7 @@ async def _some_writes(client: Client, clock: Clock, rng: Random, number: int) -
 def _write(client: Client, rng: Random) -> None:
     sender: Sender = rng.choice(SENDERS)
     namespace = rng.choice((b"default", OTHER))
-    match rng.choice(("set", "set", "large", "many", "many", "wide", "module", "all", "remove", "clear")):
+    match rng.choice(WRITES):
         case "set":
             client.set(sender, client.value(), namespace=namespace)
         case "large":
@@ -138,6 +152,14 @@ def _write(client: Client, rng: Random) -> None:
             client.remove(sender, namespace)
         case "clear":
             client.clear()
+        case "once" if client.sessions:
+            client.set_once(rng.choice([*client.sessions]), sender, client.value(), rng.choice((0, 0, 1, 5)))
+        case "repeat" if client.sessions:
+            client.repeat(rng.choice([*client.sessions]))
+        case _ if len(client.sessions) < SESSIONS:
+            client.open_session()
+        case _:
+            client.expire(rng.choice([*client.sessions]))
 
 
 async def _snapshot(client: Client, clock: Clock, rng: Random) -> None:

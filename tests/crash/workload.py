@@ -14,18 +14,20 @@ import uvloop
 
 from statestore.errors import Unavailable
 from statestored import journal, segment
+from statestored.commands import NIL
 from statestored.datadir import DataDirectory
 from statestored.engines import commits, saver, snapshots
-from statestored.engines.base import DEFAULT_NAMESPACE, START, Held, Sender
+from statestored.engines.base import DEFAULT_NAMESPACE, START, Held, Number, Reply, Sender
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
+from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect
 from statestored.framing import FRAME_SIZE
-from tests.crash.history import History, Violation
+from tests.crash.history import Content, History, Violation
 from tests.crash.recorder import Recorder
 from tests.crash.trace import Acknowledged, Served, Trace
 from tests.server.fakes import NEVER
-from tests.server.models import TODAY, content, small_buckets
+from tests.server.models import TODAY, Remembered, small_buckets
 from tests.server.waiting import eventually
 
 OTHER = b"other"  # a namespace
@@ -44,6 +46,9 @@ class Client:
         self.history = history
         self._unanswered = 0
         self._values = 0
+        self._seqs = {session: max(oldest, *answers, 1) for session, (oldest, answers) in self.sessions.items()}
+        # What was told, also by writes that were refused.
+        self._oldest = {session: oldest for session, (oldest, _) in self.sessions.items()}
         self._spaces = {name: engine.space(name) for name in (DEFAULT_NAMESPACE, OTHER)}  # there as long as it is
 
     # Calls; they return at once
@@ -74,6 +79,62 @@ class Client:
         if value != expected:
             raise Violation(f"{sender!r} has the state {value!r}, not {expected!r}")
         self._told(self.history.changed_last(namespace, (module, sender)), answer)
+
+    @property
+    def sessions(self) -> Remembered:
+        return self.history.content.sessions
+
+    def open_session(self) -> None:
+        answer = self.engine.open_session(0)
+        if not isinstance(answer, Held):
+            raise Unavailable("there is no new session")
+        self._seqs[answer.value], self._oldest[answer.value] = 0, 1
+        self._wrote([(OPENED, answer.value)], answer)
+
+    def expire(self, session: int) -> None:
+        """As if its time had come."""
+        until = self.engine.commits.batch
+        self.engine._expire(session)
+        self._wrote([(EXPIRED, session)], Held(None, until))
+
+    def set_once(self, session: int, sender: Sender, state: bytes, unfinished: int = 0) -> None:
+        """So many of those before it are not told to be answered."""
+        self._seqs[session] += 1
+        seq = self._seqs[session]
+        oldest = self._oldest[session] = max(seq - unfinished, self._oldest[session])
+
+        def write() -> Reply:
+            answer = self._spaces[DEFAULT_NAMESPACE].set(MODULE, sender, state)
+            if isinstance(answer, Held):
+                answer.packed = NIL
+            return answer
+
+        answer = self.engine.once(Number(session, seq, oldest), write)
+        put = (PUT, DEFAULT_NAMESPACE, MODULE, sender, state)
+        self._wrote([put, (DONE, session, seq, oldest, NIL)], answer)
+
+    def repeat(self, session: int) -> None:
+        """Everything that is to be remembered of it: nothing is carried out."""
+
+        def write() -> Reply:
+            raise Violation(f"a write of session {session} is carried out again")
+
+        oldest = self._oldest[session]
+        _, answers = self.sessions[session]
+        for seq in [seq for seq in answers if seq >= oldest]:
+            expected = answers[seq]
+            answer = self.engine.once(Number(session, seq, oldest), write)
+            packed = answer.packed if isinstance(answer, Held) else answer
+            if packed != expected:
+                raise Violation(f"number {seq} was answered {expected!r}, and now {packed!r}")
+            self._told(self.history.done(session, seq), answer)
+
+    def look_at_sessions(self) -> None:
+        """There are those that there are to be, and of each there is remembered what is to be."""
+        if set(self.engine.states.sessions) != set(self.sessions):
+            raise Violation("there are other sessions than were opened and have not expired, which was not done")
+        for session in self.sessions:
+            self.repeat(session)
 
     def value(self, size: int = 0) -> bytes:
         """One that was never used before, of about this size, in which no sector is like another."""
@@ -162,9 +223,9 @@ async def _record(path: Path, trace: Trace, history: History, script: Script, fs
             directory.open()
             engine = EmbeddedEngine(directory, fsync, NEVER, max_namespaces=10)
             await engine.open()
-            found = history.found(content(engine.states))
+            found = history.found(Content.of(engine.states))
             if found is None:
-                raise Violation(f"it starts with what never was: {content(engine.states)}")
+                raise Violation(f"it starts with what never was: {Content.of(engine.states)}")
             history.go_back(found)
             recorder.mark(Served(found))
             client = Client(engine, directory, recorder, history)

@@ -19,7 +19,7 @@ from tests.mail.site import Site
 PROCESSES = 3
 WORKERS = 6  # mails under way at once
 # The first is short, so that some mail is put off; the second outlives every outage, so that none is handled twice.
-DEADLINES = {"STATE_DEADLINE": "0.5", "STATE_WRITE_DEADLINE": "30"}
+DEADLINES = {"STATESTORE_DEADLINE": "0.5", "STATESTORE_WRITE_DEADLINE": "30"}
 
 PATIENCE = 60.0  # seconds until all mail has been deferred, after the outage should have ended
 LOOK_INTERVAL = 0.2

@@ -24,14 +24,14 @@ class Site:
     def __init__(self, stack: ExitStack, directory: Path, daemon: Daemon, token: str | None = None) -> None:
         self._stack = stack
         self.directory = directory
-        self._settings = {"STATE_STORE_TOKEN": token} if token else {}
+        self._settings = {"STATESTORE_TOKEN": token} if token else {}
         self.sink = stack.enter_context(Sink())
         self.daemon = stack.enter_context(daemon)
         self.store = stack.enter_context(RemoteStorage(daemon.unix_address, token=token))
 
     def start_application(self, name: str, settings: Mapping[str, str], boot: str = "config.boot") -> int:
         """The port on which it takes mail. `settings` are those of the application, from its environment."""
-        settings = {"STATE_STORE_ADDRESS": self.daemon.address, **self._settings, **settings}
+        settings = {"STATESTORE_ADDRESS": self.daemon.address, **self._settings, **settings}
         program = start_mailinglist(self.directory, name, relay_port=self.sink.port, boot=boot, **settings)
         self._stack.enter_context(program)
         return port_of(program.wait_until_listening())

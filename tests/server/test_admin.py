@@ -1,5 +1,6 @@
 """The admin address: is it alive, is it ready, what do the numbers say."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.access import Access
-from statestored.admin import Admin
+from statestored.admin import MAX_CONNECTIONS, Admin
 from statestored.commands import Service
 from statestored.errors import StartError
 from statestored.throttle import AT_ONCE, Throttle
@@ -132,3 +133,18 @@ async def test_a_unix_socket_is_for_its_owner_only(path: Path) -> None:
         connector = aiohttp.UnixConnector(str(path))
         async with aiohttp.ClientSession(connector=connector) as session, session.get("http://x/live") as response:
             assert response.status == 200
+
+
+async def test_where_too_many_are_connected_the_oldest_go() -> None:
+    """L4: a crowd that says nothing takes no file descriptors from the journal, and holds up no health check."""
+    async with serving() as (_, url):
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        crowd = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS + 5)]
+        assert await get(f"{url}/live") == (200, "live\n")
+        for reader, _ in crowd[:5]:
+            assert await reader.read() == b""
+        reader, writer = crowd[-1]
+        writer.write(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        for _, writer in crowd:
+            writer.close()

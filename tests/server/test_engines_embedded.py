@@ -984,6 +984,7 @@ async def test_where_nothing_can_be_written_there_is_no_new_session(
         with pytest.raises(Unavailable):
             await settled(refused)
         engine.leave_session(refused.value)
+        assert engine._leases.end_one() is None
         assert engine.open_session(0) is None
         assert engine.open_session(known) == known
         assert engine.info()["sessions"] == 1

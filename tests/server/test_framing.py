@@ -233,3 +233,18 @@ def test_a_batch_follows_within_its_epoch_or_begins_a_later_one(
     one: tuple[int, int], other: tuple[int, int], follows: bool
 ) -> None:
     assert Sequence(*one).is_followed_by(Sequence(*other)) == follows
+
+
+def test_no_memory_is_taken_for_a_payload_that_cannot_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(pack_frame(FILE, 0, Kind.BATCH, Sequence(1, 1), 0, 0, bytes(framing.LARGE + 1))[: FRAME_SIZE + 10])
+    asked: list[int] = []
+
+    class Reader(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(size or 0)
+            return super().read(size)
+
+    with Reader(path) as file:
+        assert read_frame(file, 0, FILE) is None
+    assert asked == [FRAME_SIZE]

@@ -25,7 +25,7 @@ from statestored.tls import ServerTls, TlsFiles
 from tests.certificates import Authority
 from tests.server.fakes import HoldingEngine, make_service
 from tests.server.rpc import code_of, messages, request
-from tests.server.waiting import eventually
+from tests.server.waiting import PATIENCE, eventually
 from tests.tokenfile import TokenFile
 
 PONG = msgpack.packb([1, 1, None, None])
@@ -442,21 +442,23 @@ async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
     given = [tokens.add(name) for name in ("one", "two", "three")]
     service = make_service(tokens=tokens.path)
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
-    connections = [await connect(address) for _ in given]
-    for (reader, writer), token in zip(connections, given, strict=True):
-        writer.write(request(1, "hello", {"token": token}) + request(1, "ping"))
-        await reader.readuntil(PONG)
-    tokens.remove("two")
-    service.access.read()
-    listener.renew()
-    assert await connections[1][0].read() == b""
-    for reader, writer in (connections[0], connections[2]):
-        writer.write(request(1, "ping"))
-        assert await reader.readexactly(len(PONG)) == PONG
-    for _, writer in connections:
-        writer.close()
-    await listener.close()
+    try:
+        (address,) = await listener.listen([ANY_PORT])
+        connections = [await connect(address) for _ in given]
+        for (reader, writer), token in zip(connections, given, strict=True):
+            writer.write(request(1, "hello", {"token": token}) + request(1, "ping"))
+            await reader.readuntil(PONG)
+        tokens.remove("two")
+        service.access.read()
+        listener.renew()
+        assert await asyncio.wait_for(connections[1][0].read(), PATIENCE) == b""
+        for reader, writer in (connections[0], connections[2]):
+            writer.write(request(1, "ping"))
+            assert await reader.readexactly(len(PONG)) == PONG
+        for _, writer in connections:
+            writer.close()
+    finally:
+        await listener.close()
 
 
 @pytest.mark.parametrize("limit", [1, 3])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from statestore import wire
 from statestored.datadir import IDENTITY, DataDirectory, read_identity
+from statestored.engines.sessions import DONE, OPENED
 from statestored.errors import DamagedFile, TooNew
 from statestored.framing import HEADER_SIZE, Kind, Sequence, pack_frame
 from statestored.inspection import find_file_id, identify
@@ -28,7 +30,7 @@ from tests.server.damaged import (
     without,
 )
 from tests.server.journals import BATCHES, Batch, Daemon, put, states_after, without_syncs
-from tests.server.models import TODAY, Model, content
+from tests.server.models import TODAY, Model, content, remembered
 
 
 @pytest.fixture(autouse=True)
@@ -229,12 +231,14 @@ def test_of_a_batch_that_makes_no_sense_nothing_is_applied(path: Path) -> None:
     assert first_damage_of(path) is not None
 
 
-def test_of_a_batch_whose_sessions_make_no_sense_nothing_is_applied(path: Path) -> None:
-    """It opens one, and then another without a number."""
-    append(segment(path, 3), Sequence(3, 3), b"\x92\x92\x04\x07\x92\x04\xc0")
-    append(segment(path, 3), Sequence(3, 4), b"\x91\x92\x04\x08")
+def test_of_a_batch_whose_answers_make_no_sense_nothing_is_remembered(path: Path) -> None:
+    """The second has none."""
+    pack = wire.packer()
+    append(segment(path, 3), Sequence(3, 3), pack([(OPENED, 7)]))
+    append(segment(path, 3), Sequence(3, 4), pack([(DONE, 7, 1, 1, b"A"), (DONE, 7, 2, 1)]))
+    append(segment(path, 3), Sequence(3, 5), pack([(DONE, 7, 3, 1, b"C")]))
     found = salvaged(path)
-    assert list(found.states.sessions) == [8]
+    assert remembered(found.states.sessions) == {7: (1, {3: b"C"})}
     assert len(found.damage) == found.lost_batches == 1
 
 

@@ -518,6 +518,11 @@ def test_a_stranger_stays_one(tokens: TokenFile) -> None:
 # Clients that do not read
 
 
+def test_what_is_kept_for_a_client_is_bounded_whatever_the_transports_default_is(service: Service) -> None:
+    """That of TLS is eight times as much."""
+    assert Wire(service).asked_high_water == session_module.HIGH_WATER
+
+
 def test_a_client_that_does_not_read_is_not_answered_on(service: Service) -> None:
     wire = Wire(service, high_water=10_000)
     service.engine.space(b"default").set(b"lists", b"ann@a.example", b"A" * 1000)

@@ -75,7 +75,8 @@ def test_no_more_is_remembered_than_there_is_room_for(throttle: Throttle, monkey
     fail(throttle, BEN)
     for number in range(100):
         throttle.failed(f"198.51.100.{number}")
-        throttle.failed(BEN)
+        if number % 5 == 0:
+            throttle.failed(BEN)
         assert len(throttle._paid) <= 10
     assert throttle.is_shut(BEN), "who failed last is kept"
     assert not throttle.is_shut(ANN)

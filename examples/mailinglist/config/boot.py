@@ -15,30 +15,19 @@ from app.model.memory import OneProcessStorage
 
 from . import settings
 
-
-def remote_storage(namespace: str) -> RemoteStorage:
-    return RemoteStorage(
-        settings.store_address,
-        namespace=namespace,
-        token=settings.store_token,
-        deadline=settings.store_deadline,
-        write_deadline=settings.store_write_deadline,
-    )
-
-
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
 
 if settings.state_store == "memory":
     settings.store = Router.STATE_STORE = OneProcessStorage(settings.run_directory)
     secrets = ConfirmationStorage()
 else:
-    settings.store = remote_storage("default")
+    settings.store = RemoteStorage()
     if settings.state_store == "plain":
         Router.STATE_STORE = settings.store
     else:
         attach(Router, settings.store)
     # A namespace of their own: `set_all` on a subscriber must not turn his secret into a state.
-    secrets = SharedConfirmations(remote_storage("confirmations"))
+    secrets = SharedConfirmations(RemoteStorage(namespace="confirmations"))
 
 settings.confirmations = Confirmations(make_maildir(settings.run_directory / "pending"), secrets)
 settings.relay = Relay(settings.relay_config["host"], settings.relay_config["port"])

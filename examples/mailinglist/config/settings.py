@@ -1,4 +1,7 @@
-"""What an administrator sets, all of it from the environment; `boot.py` fills in the rest."""
+"""What an administrator sets, all of it from the environment; `boot.py` fills in the rest.
+
+Where the store is, and what it asks for, `RemoteStorage` takes from there by itself: STATESTORE_ADDRESS and so on.
+"""
 
 import os
 from pathlib import Path
@@ -13,10 +16,6 @@ relay_config = {"host": "127.0.0.1", "port": int(os.environ.get("RELAY_PORT", "2
 # attach: the Router asks RemoteStorage once for each mail; plain: it is set as STATE_STORE and no more;
 # memory: Salmon's own storages, for one process only.
 state_store = os.environ.get("STATE_STORE", "attach")
-store_address = os.environ.get("STATE_STORE_ADDRESS", "127.0.0.1:7828")
-store_token = os.environ.get("STATE_STORE_TOKEN")
-store_deadline = float(os.environ.get("STATE_DEADLINE", "5"))
-store_write_deadline = float(os.environ.get("STATE_WRITE_DEADLINE", "60"))
 
 # Shared by all processes of the machine: pending mail of any of them can be confirmed at any other.
 run_directory = Path(os.environ.get("RUN_DIRECTORY", "run"))

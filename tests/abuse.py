@@ -1,0 +1,164 @@
+"""What applications do to a client: exceptions out of signals' handlers at any moment, deadlines far too short, broken
+connections, forks in the middle of it all. Each answer is checked, and in the end the client has lost nothing.
+
+    python -m tests.abuse interrupts ADDRESS 1000000    # operations
+    python -m tests.abuse forks ADDRESS 1000
+"""
+
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from collections import Counter
+from contextlib import suppress
+
+from statestore import RemoteStorage, StateStoreError
+from statestore.dial import open_sockets
+
+POOL, THREADS, KEYS = 4, 6, 50
+
+
+class Interrupt(BaseException):
+    """What a handler raises."""
+
+
+def interrupt(*_: object) -> None:
+    raise Interrupt
+
+
+def fill(storage: RemoteStorage) -> None:
+    """Each key has a state that says which key it is."""
+    storage.set_many([("m", str(number), f"S{number}") for number in range(KEYS)])
+
+
+def ask(storage: RemoteStorage, operation: int) -> None:
+    """One operation, whose answer can be no other's."""
+    number = operation % KEYS
+    if operation % 10 == 0:
+        assert storage.compare_and_set("m", str(number), "another", "wrong") == (False, f"S{number}")
+    elif operation % 10 == 1:
+        other = (number + 1) % KEYS
+        assert storage.get_many([("m", str(number)), ("m", str(other))]) == [f"S{number}", f"S{other}"]
+    else:
+        state = storage.get("m", str(number))
+        assert state == f"S{number}", f"{state} is not of {number}"
+
+
+def interrupts(address: str, operations: int) -> None:
+    """The main thread is interrupted, others are busy beside it, on a pool that is too small; connections break."""
+    storage = RemoteStorage(address, namespace="abuse", pool=POOL, deadline=30)
+    hasty = RemoteStorage(address, namespace="abuse", pool=POOL, deadline=0.0005, write_deadline=0.0005)
+    fill(storage)
+    left = iter(range(operations))
+    faults: list[BaseException] = []
+    outcomes: Counter[str] = Counter()
+
+    few = iter(range(operations // 10))  # in haste most of them fail at once
+
+    def work(using: RemoteStorage, kind: str) -> None:
+        for operation in few if using is hasty else left:  # an iterator for all threads
+            try:
+                ask(using, operation)
+                outcomes[kind] += 1
+            except StateStoreError:
+                assert using is hasty, "a deadline of 30 s has passed"
+                outcomes["too late"] += 1
+
+    def work_aside(using: RemoteStorage, kind: str) -> None:
+        try:
+            work(using, kind)
+        except BaseException as fault:
+            faults.append(fault)
+
+    def break_connections(done: threading.Event) -> None:
+        while not done.wait(0.02):
+            sockets = list(open_sockets.sockets)
+            with suppress(OSError, IndexError):  # it is closed already, or being connected
+                random.choice([sock for sock in sockets if sock.fileno() >= 0]).shutdown(socket.SHUT_RDWR)
+                outcomes["broken"] += 1
+
+    done = threading.Event()
+    threads = [threading.Thread(target=work_aside, args=[storage, "aside"]) for _ in range(THREADS)]
+    threads.append(threading.Thread(target=work_aside, args=[hasty, "in haste"]))
+    threads.append(threading.Thread(target=break_connections, args=[done]))
+    for thread in threads:
+        thread.start()
+    signal.signal(signal.SIGALRM, interrupt)
+    working = True
+    while working:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+            work(storage, "interrupted")
+            working = False
+        except Interrupt:
+            outcomes["interrupts"] += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    done.set()
+    for thread in threads:
+        thread.join(60)
+    assert not faults, faults
+    for using in (storage, hasty):
+        check_nothing_is_lost(using)
+    print(dict(outcomes))  # noqa: T201
+
+
+def check_nothing_is_lost(storage: RemoteStorage) -> None:
+    assert storage._pool._permits.qsize() == POOL, "a place in the pool is lost"
+    assert not storage._store.session.unanswered, "a write has no end"
+
+
+def forks(address: str, number: int) -> None:
+    """Children of a busy process, each of which asks on its own; the parent's threads notice nothing."""
+    storage = RemoteStorage(address, namespace="abuse", pool=POOL, deadline=30)
+    fill(storage)
+    done, faults, asked = threading.Event(), [], Counter[str]()
+
+    def work() -> None:
+        operation = 0
+        try:
+            while not done.is_set():
+                ask(storage, operation := operation + 1)
+                asked["parent"] += 1
+                if operation % 20 == 0:
+                    storage.close()  # so that some are connecting at any time
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for child in range(number):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(in_child(storage, child))
+        _, status = os.waitpid(pid, 0)
+        if status or faults:
+            done.set()
+            sys.exit(f"child {child} ended with {status}; in the parent: {faults}")
+    done.set()
+    for thread in threads:
+        thread.join(60)
+    assert not faults, faults
+    check_nothing_is_lost(storage)
+    print(dict(asked))  # noqa: T201
+
+
+def in_child(storage: RemoteStorage, child: int) -> int:
+    """Its exit code: 0, 1 where it shares a socket with its parent, 2 where it could not ask."""
+    try:
+        links = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+        if any("socket:" in os.readlink(link) for link in links if os.path.islink(link)):
+            return 1
+        ask(storage, child)
+        storage.set("child", str(child), "HERE")
+        check_nothing_is_lost(storage)
+    except BaseException as fault:
+        print(repr(fault), file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    {"interrupts": interrupts, "forks": forks}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,30 @@
+"""R4, R5: the short versions; `python -m tests.abuse` has the long ones."""
+
+import ast
+import subprocess
+import sys
+
+from tests.daemon import Daemon
+
+PATIENCE = 100.0  # seconds after which it hangs
+
+
+def abuse(*arguments: str) -> dict[str, int]:
+    command = [sys.executable, "-m", "tests.abuse", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    outcomes: dict[str, int] = ast.literal_eval(ended.stdout)
+    return outcomes
+
+
+def test_no_answer_reaches_another_caller_whatever_interrupts_it(shared_daemon: Daemon) -> None:
+    """R4"""
+    outcomes = abuse("interrupts", shared_daemon.address, "8000")
+    assert outcomes["interrupts"] > 50
+    assert outcomes["broken"] > 10
+    assert min(outcomes.get(kind, 0) for kind in ("aside", "interrupted", "too late")) > 0
+
+
+def test_a_busy_process_forks(shared_daemon: Daemon) -> None:
+    """R5"""
+    assert abuse("forks", shared_daemon.address, "40")["parent"] > 100
