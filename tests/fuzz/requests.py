@@ -30,17 +30,8 @@ def stream(choices: Choices) -> bytes:
 
 
 def hello(namespace: bytes) -> bytes:
-<<<<<<< HEAD
-    return array(
-        b"\x00",
-        pack(0),
-        pack(b"hello"),
-        array(map_head(2) + pack(b"namespace") + pack(namespace) + pack(b"session") + pack(0)),
-    )
-=======
     about = map_head(2) + pack(b"namespace") + pack(namespace) + pack(b"session") + pack(0)
     return array(b"\x00", pack(0), pack(b"hello"), array(about))
->>>>>>> c3a8fa187070f561d874138dd7e3ecf57918cbfb
 
 
 def _request(choices: Choices) -> bytes:
