@@ -91,6 +91,13 @@ def test_a_footer_without_numbers(footer: dict[str, object]) -> None:
     refused(with_snapshot(snapshot_of((*BUCKET, HELD, [b"ann"], [0]), **footer)))
 
 
+def test_a_block_of_a_time_that_no_calendar_has() -> None:
+    """It is the day of nothing: the states are those that were written, and check has to say something."""
+    files = with_snapshot(snapshot_of((*BUCKET, HELD, [b"ann"], [0]), time=2**63))
+    started, _ = look_at_files(files, Thorough.REPAIR)
+    assert started.states is not None
+
+
 @pytest.mark.parametrize(
     "origin",
     [{"previous": b"0"}, {"previous": 1, "previous_end": None}, {"durable": {}}, {"after": (0,)}, {"epoch": "1"}],

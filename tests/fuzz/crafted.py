@@ -78,13 +78,13 @@ def with_snapshot(snapshot: bytes) -> dict[str, bytes]:
     return {IDENTITY: IDENTITY_FILE, "00000002.snapshot": snapshot, "00000002.journal": journal}
 
 
-def snapshot_of(bucket: object, **footer: object) -> bytes:
+def snapshot_of(bucket: object, *, time: int = TIME, **footer: object) -> bytes:
     """With one bucket, and a footer that says it, where it is not told otherwise."""
     snapshot = pack_header(SNAPSHOT_MAGIC, STORE_ID, FILE_ID, {"number": 2})
     told = {"blocks": 1, "entries": 1, "last": (1, 1), **footer}
     for number, (kind, content) in enumerate(((Kind.BUCKET, bucket), (Kind.FOOTER, told)), 1):
         packed = msgpack.packb(content)
-        snapshot += pack_frame(FILE_ID, len(snapshot), kind, Number(0, number), TIME, 0, packed)
+        snapshot += pack_frame(FILE_ID, len(snapshot), kind, Number(0, number), time, 0, packed)
     return snapshot
 
 
