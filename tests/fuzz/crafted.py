@@ -32,24 +32,16 @@ DEPTHS = (0, 1, 2, 18, 19, 24, 28, 31, 32, 33, 64, 2**32, 2**63)
 STARTS = (0, 2**30, 2**31, 3 * 2**30, 2**32 - 1, 2**32, 2**63)
 DAYS = (TODAY, TODAY + 1, 0, 2**64 - 1)
 
-_IDENTITY = b'{"format": 1, "store_id": "%s"}\n' % str(STORE_ID).encode()
+IDENTITY_FILE = b'{"format": 1, "store_id": "%s"}\n' % str(STORE_ID).encode()
 
 
 def journal_content(data: bytes) -> None:
     """One or two segments."""
     choices = Choices(data)
-    files = {IDENTITY: _IDENTITY}
+    files = {IDENTITY: IDENTITY_FILE}
     end, after = 0, Number(0, 0)
     for number in range(1, 2 + choices.below(2)):
-        origin = {
-            "number": number,
-            "epoch": number,
-            "boot": bytes(16),
-            "previous": number - 1,
-            "previous_end": end,
-            "after": tuple(after),
-            "durable": HEADER_SIZE,
-        }
+        origin = origin_of(number, previous=number - 1, previous_end=end, after=tuple(after))
         segment, last = _segment(choices, _changed(choices, origin), number)
         files[f"{number:08}.journal"] = segment
         end, after = len(segment), last or after
@@ -67,22 +59,37 @@ def snapshot_content(data: bytes) -> None:
     footer = {"blocks": len(blocks), "entries": entries, "last": (1, 1)}
     packed = msgpack.packb(_changed(choices, footer)) if not choices.once_in(32) else value(choices)
     snapshot += _frame(choices, len(snapshot), Kind.FOOTER, Number(0, len(blocks) + 1), packed)
-    origin = {
-        "number": 2,
-        "epoch": 2,
-        "boot": bytes(16),
-        "previous": 0,
-        "previous_end": 0,
-        "after": (1, 1),
-        "durable": HEADER_SIZE,
-    }
-    journal = pack_header(SEGMENT_MAGIC, STORE_ID, FILE_ID, origin)
-    files = {IDENTITY: _IDENTITY, "00000002.snapshot": snapshot, "00000002.journal": journal}
-    look_at_files(files, Thorough.of(choices))
+    look_at_files(with_snapshot(snapshot), Thorough.of(choices))
+
+
+def origin_of(number: int, **more: Any) -> dict[str, Any]:
+    """What the header of a segment says."""
+    usual = {"epoch": number, "boot": bytes(16), "previous": 0, "previous_end": 0, "after": (0, 0)}
+    return {"number": number, "durable": HEADER_SIZE, **usual, **more}
+
+
+def segment_header(origin: dict[str, Any]) -> bytes:
+    return pack_header(SEGMENT_MAGIC, STORE_ID, FILE_ID, origin)
+
+
+def with_snapshot(snapshot: bytes) -> dict[str, bytes]:
+    """All files of a store that has this one and a segment without batches."""
+    journal = segment_header(origin_of(2, after=(1, 1)))
+    return {IDENTITY: IDENTITY_FILE, "00000002.snapshot": snapshot, "00000002.journal": journal}
+
+
+def snapshot_of(bucket: object, *, time: int = TIME, **footer: object) -> bytes:
+    """With one bucket, and a footer that says it, where it is not told otherwise."""
+    snapshot = pack_header(SNAPSHOT_MAGIC, STORE_ID, FILE_ID, {"number": 2})
+    told = {"blocks": 1, "entries": 1, "last": (1, 1), **footer}
+    for number, (kind, content) in enumerate(((Kind.BUCKET, bucket), (Kind.FOOTER, told)), 1):
+        packed = msgpack.packb(content)
+        snapshot += pack_frame(FILE_ID, len(snapshot), kind, Number(0, number), time, 0, packed)
+    return snapshot
 
 
 def _segment(choices: Choices, origin: dict[str, Any], epoch: int) -> tuple[bytes, Number | None]:
-    segment = pack_header(SEGMENT_MAGIC, STORE_ID, FILE_ID, origin)
+    segment = segment_header(origin)
     number = None
     for counter in range(1, 1 + choices.below(5)):
         number = Number(epoch, counter)
