@@ -110,7 +110,7 @@ def test_info_says_what_the_daemon_is(store: RemoteStorage) -> None:
 
 def test_the_limits_are_the_daemons_from_the_first_call_on(tmp_path: Path) -> None:
     """A sender that the daemon takes must not be refused for good (553) by a client that has not asked it yet."""
-    with Daemon(tmp_path, "--max-sender=8000", "--max-state=10") as daemon:
+    with Daemon(tmp_path, "--max-sender=8000", "--max-state=10", "--max-modules=50") as daemon:
         with RemoteStorage(daemon.address) as store:
             store.set("m", "x" * 8000, "A")
             assert store.get("m", "x" * 8000) == "A"
