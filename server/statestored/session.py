@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -46,6 +45,7 @@ from statestored.commands import (
 )
 from statestored.engines.base import Reply
 from statestored.extent import Extent, Garbage
+from statestored.heavy import HeavyTurns, NotYet
 from statestored.responses import Responses
 from statestored.timeouts import Dropped, Watch
 from statestored.tokens import Role
@@ -79,44 +79,6 @@ _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # o
 # the same decoder, which holds nothing between two turns.
 _buffer = memoryview(bytearray(READ_SIZE))
 _NOBODY = asyncio.BufferedProtocol()
-
-
-class NotYet(Exception):
-    """A heavy command has to wait for its turn."""
-
-
-class HeavyTurns:
-    """In a turn of the loop one heavy command is executed, or the much of one client, whoever sends it: so those who
-    ask for little never wait for more than that.
-
-    Who has to wait is called back in the order of waiting.
-    """
-
-    def __init__(self) -> None:
-        self._taken = False
-        self._waiting: dict[Session, None] = {}
-
-    def take(self, call_soon: Callable[[Callable[[], None]], object]) -> bool:
-        """Whether it is free in this turn of the loop."""
-        if self._taken:
-            return False
-        self._taken = True
-        call_soon(partial(self._next, call_soon))
-        return True
-
-    def wait(self, session: Session) -> None:
-        self._waiting[session] = None
-
-    def forget(self, session: Session) -> None:
-        self._waiting.pop(session, None)
-
-    def _next(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        self._taken = False
-        if self._waiting:
-            session = next(iter(self._waiting))
-            del self._waiting[session]
-            self.take(call_soon)
-            session.have_turn()
 
 
 class Sessions(set["Session"]):
