@@ -17,7 +17,7 @@ from statestored import files
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
 from statestored.engines import commits
-from statestored.engines.base import Commit, Counts, Filter, Held, Page, Sender
+from statestored.engines.base import Commit, Counts, Filter, Held, Number, Page, Reply, Sender
 from statestored.engines.commits import Fsync, GroupCommit
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.saver import Saver, SnapshotSchedule
@@ -75,6 +75,13 @@ class LaterEngine:
         await asyncio.get_running_loop().create_future()
 
     def snapshot_soon(self) -> None: ...
+
+    def open_session(self, _asked: int) -> None: ...
+
+    def leave_session(self, _session: int) -> None: ...
+
+    def once(self, _number: Number, write: Callable[[], Reply]) -> Reply:
+        return write()
 
     def space(self, _name: bytes) -> "LaterEngine":
         return self
