@@ -11,7 +11,6 @@ from tests.proxy import BOTH, Direction, Proxy
 
 ANY_PORT = "127.0.0.1:0"
 BETWEEN = (0.02, 0.1)  # seconds without any: in most of it the clients come to know that all is well
-MOST = 20  # in a run
 SHORT = (0.0, 0.1)  # seconds that one lasts
 LONG = (0.5, 2.0)  # so that calls are given up meanwhile
 OFTEN_SHORT = 0.9
@@ -28,10 +27,10 @@ class Troubles:
         self._daemon = daemon
         self._proxies = proxies
 
-    def make(self, wanted: Callable[[], bool]) -> None:
-        """For as long as they are wanted, but no more than MOST: then the clients can do the rest of their calls."""
+    def make(self, wanted: Callable[[], bool], most: int) -> None:
+        """For as long as they are wanted, but no more than so many: then the clients can do the rest of their calls."""
         kinds = dict(KINDS)
-        while wanted() and self.made.total() < MOST:
+        while wanted() and self.made.total() < most:
             time.sleep(self._random.uniform(*BETWEEN))
             (kind,) = self._random.choices(list(kinds), list(kinds.values()))
             self.made[kind.__name__] += 1
