@@ -18,7 +18,7 @@ from tests.consistency.clients import Clients, client_processes
 from tests.consistency.faulty import program_with
 from tests.consistency.history import Operation
 from tests.consistency.runs import Result, judge, run
-from tests.consistency.troubles import KINDS
+from tests.consistency.troubles import KINDS, Troubles
 
 pytestmark = pytest.mark.timeout(300)  # it takes 10 s, where nobody else wants the machine
 
@@ -42,8 +42,9 @@ def test_histories_are_linearizable(tmp_path: Path, clients: Clients) -> None:
 
 def test_a_double_apply_is_noticed(tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "STATESTORED", program_with(faults.nothing_remembered))
+    only_cuts = {Troubles.cut_after: 1}  # which take no time
     assert any(
-        run(tmp_path / str(number), clients, seed=str(number), operations=OPERATIONS).wrong
+        run(tmp_path / str(number), clients, seed=str(number), operations=OPERATIONS, kinds=only_cuts).wrong
         for number in range(RUNS_WITH_A_FAULT)
     )
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,7 +15,7 @@ from tests.consistency.clients import MODULES, SENDERS, Clients, Job
 from tests.consistency.history import Operation
 from tests.consistency.linearizability import Undecided, linearize
 from tests.consistency.shrink import shrink
-from tests.consistency.troubles import Troubles
+from tests.consistency.troubles import KINDS, Kind, Troubles
 from tests.daemon import Daemon
 from tests.proxy import Proxy
 
@@ -37,7 +37,14 @@ class Result:
 
 
 def run(
-    directory: Path, clients: Clients, *, seed: str, operations: int, troubles: int = TROUBLES, fsync: str = "always"
+    directory: Path,
+    clients: Clients,
+    *,
+    seed: str,
+    operations: int,
+    troubles: int = TROUBLES,
+    kinds: Mapping[Kind, int] = KINDS,
+    fsync: str = "always",
 ) -> Result:
     """The same seed gives the same calls and troubles, not the same times."""
     random = Random(seed)
@@ -47,7 +54,7 @@ def run(
         proxies = [stack.enter_context(Proxy(daemon.address)) for _ in range(PROXIES)]
         running = clients.start(list(_jobs(random, proxies, seed, len(clients), operations)))
         trouble = Troubles(random, daemon, proxies)
-        trouble.make(lambda: not all(future.done() for future in running), troubles)
+        trouble.make(lambda: not all(future.done() for future in running), troubles, kinds)
         records = [future.result() for future in running]
         history = [operation for record in records for operation in record.history]
         history += _look(daemon.address)

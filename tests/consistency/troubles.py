@@ -3,7 +3,7 @@
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from tests.daemon import Daemon
@@ -17,6 +17,8 @@ OFTEN_SHORT = 0.9
 CUT_WITHIN = 120  # bytes: a request and its answer have about 50
 CUT_PATIENCE = 0.5  # seconds
 
+Kind = Callable[["Troubles"], None]
+
 
 class Troubles:
     """One after the other; each is over when its method returns, but for a cut that waits for its bytes."""
@@ -27,9 +29,8 @@ class Troubles:
         self._daemon = daemon
         self._proxies = proxies
 
-    def make(self, wanted: Callable[[], bool], most: int) -> None:
+    def make(self, wanted: Callable[[], bool], most: int, kinds: Mapping[Kind, int]) -> None:
         """For as long as they are wanted, but no more than so many: then the clients can do the rest of their calls."""
-        kinds = dict(KINDS)
         while wanted() and self.made.total() < most:
             time.sleep(self._random.uniform(*BETWEEN))
             (kind,) = self._random.choices(list(kinds), list(kinds.values()))
@@ -129,7 +130,7 @@ class Troubles:
             command(proxy)
 
 
-KINDS: dict[Callable[[Troubles], None], int] = {
+KINDS: dict[Kind, int] = {  # and how often
     Troubles.kill: 3,
     Troubles.stop_and_start: 1,
     Troubles.pause: 4,
