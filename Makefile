@@ -21,9 +21,11 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-torture: $(VENV)/dev ## The long tests: kills, histories, real mail, fuzzed input, hostile clients
+torture: $(VENV)/dev ## The long tests: kills, interrupts, histories, real mail, fuzzed input, hostile clients
 	tests/install-tools.sh
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
+	$(BIN)/python -m tests.abuse interrupts 1000000
+	$(BIN)/python -m tests.abuse forks 1000
 	$(BIN)/python -m tests.consistency --runs $(RUNS)
 	$(BIN)/python -m tests.mail
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)

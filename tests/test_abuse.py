@@ -19,7 +19,7 @@ def abuse(*arguments: str) -> dict[str, int]:
 
 def test_no_answer_reaches_another_caller_whatever_interrupts_it(shared_daemon: Daemon) -> None:
     """R4"""
-    outcomes = abuse("interrupts", shared_daemon.address, "8000")
+    outcomes = abuse("interrupts", "8000", shared_daemon.address)
     assert outcomes["interrupts"] > 50
     assert outcomes["broken"] > 10
     assert min(outcomes.get(kind, 0) for kind in ("aside", "interrupted", "too late")) > 0
@@ -27,4 +27,4 @@ def test_no_answer_reaches_another_caller_whatever_interrupts_it(shared_daemon: 
 
 def test_a_busy_process_forks(shared_daemon: Daemon) -> None:
     """R5"""
-    assert abuse("forks", shared_daemon.address, "40")["parent"] > 100
+    assert abuse("forks", "40", shared_daemon.address)["parent"] > 100

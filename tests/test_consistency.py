@@ -34,7 +34,7 @@ def clients() -> Iterator[Clients]:
 
 
 def test_histories_are_linearizable(tmp_path: Path, clients: Clients) -> None:
-    result = run(tmp_path, clients, seed="suite", operations=OPERATIONS)
+    result = run(tmp_path, clients, seed="suite", operations=OPERATIONS, troubles=10)
     assert (result.wrong, result.undecided, result.faults) == ([], [], [])
     assert len(result.history) >= OPERATIONS
     assert result.troubles.total() > 0

@@ -34,7 +34,7 @@ from tests.server.waiting import wait_until
 REQUESTS, REPLIES = Direction.REQUESTS, Direction.REPLIES
 M, N = "app.join", "app.post"
 ANN, BOB = "ann@example.org", "bob@example.org"
-SOON = 0.3  # seconds, for a call that is to be given up
+SOON = 0.5  # seconds, for a call that is to be given up
 LATE = 20.0
 
 
@@ -54,7 +54,7 @@ def proxy(daemon: Daemon) -> Iterator[Proxy]:
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[RemoteStorage]:
     """Connected, through the proxy."""
-    with RemoteStorage(proxy.address, deadline=SOON, write_deadline=LATE) as client:
+    with RemoteStorage(proxy.address, write_deadline=LATE) as client:
         client.ping()
         yield client
 
@@ -330,8 +330,9 @@ def _writes(other: RemoteStorage) -> int:
 
 
 def test_given_up_while_the_daemon_was_stopped(daemon: Daemon, proxy: Proxy, other: RemoteStorage) -> None:
+    other.set(M, ANN, "old")
     with RemoteStorage(proxy.address, write_deadline=SOON) as client:
-        client.set(M, ANN, "old")
+        client.ping()
         before = _writes(other)
         daemon.send_signal(signal.SIGSTOP)
         with pytest.raises(Uncertain):
@@ -342,8 +343,9 @@ def test_given_up_while_the_daemon_was_stopped(daemon: Daemon, proxy: Proxy, oth
 
 
 def test_given_up_while_it_was_under_way(proxy: Proxy, other: RemoteStorage) -> None:
+    other.set(M, ANN, "old")
     with RemoteStorage(proxy.address, write_deadline=SOON) as client:
-        client.set(M, ANN, "old")
+        client.ping()
         proxy.hold(REQUESTS)
         with pytest.raises(Uncertain):
             client.set(M, ANN, "mine")
@@ -412,15 +414,15 @@ def test_another_store_has_never_heard_of_the_session(tmp_path: Path, proxy: Pro
 # An answer goes to whoever asked, and not before it is true
 
 
-def test_the_answer_to_a_call_that_was_given_up_reaches_nobody(
-    proxy: Proxy, client: RemoteStorage, other: RemoteStorage
-) -> None:
+def test_the_answer_to_a_call_that_was_given_up_reaches_nobody(proxy: Proxy, other: RemoteStorage) -> None:
     other.set_many([(M, ANN, "of ann"), (M, BOB, "of bob")])
-    proxy.hold(REPLIES)
-    with pytest.raises(Unavailable):
-        client.get(M, ANN)
-    proxy.heal()
-    assert [client.get(M, BOB), client.get(M, ANN)] == ["of bob", "of ann"]
+    with RemoteStorage(proxy.address, deadline=2 * SOON) as client:
+        client.ping()
+        proxy.hold(REPLIES)
+        with pytest.raises(Unavailable):
+            client.get(M, ANN)
+        proxy.heal()
+        assert [client.get(M, BOB), client.get(M, ANN)] == ["of bob", "of ann"]
 
 
 def test_many_at_once_get_their_own_answers(daemon: Daemon) -> None:

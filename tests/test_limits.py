@@ -249,6 +249,8 @@ def test_a_full_store(tmp_path: Path) -> None:
             assert store.compare_and_set("lists", "s4", "A", "A").swapped
             store.set("lists", "s2", "A")  # that is room for one
             stored = store.count()
+            daemon.send_signal(signal.SIGUSR1)
+            wait_until(lambda: store.info()["last_snapshot_time"])
             daemon.stop()
             daemon.start()
             assert store.count() == stored

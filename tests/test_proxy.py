@@ -219,7 +219,7 @@ def test_half_open_towards_the_daemon(proxy: Proxy, echo: Echo, client: socket.s
 
 def test_drip(proxy: Proxy, client: socket.socket) -> None:
     proxy.drip()
-    proxy.delay(0.01)
+    proxy.delay(SOON)
     client.sendall(b"hello")
     received = []
     while sum(map(len, received)) < 5:

@@ -34,12 +34,12 @@ class AsyncConnection(asyncio.Protocol):
 
     welcome: Welcome
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Tls | None) -> None:
         self.lost: Exception | None = None  # why it cannot be used any more
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._core = ClientProtocol()
-        self._tls: Tls | None = None
+        self._tls = tls
         self._agreed = asyncio.Event()  # the TLS handshake is over
         self._asked: dict[int, _Asked] = {}  # what is not answered yet, by msgid
         self._unsent: dict[int, bytes] = {}  # of these, what the transport does not have yet
@@ -50,10 +50,10 @@ class AsyncConnection(asyncio.Protocol):
         self._alarm: asyncio.TimerHandle | None = None  # one for all calls: when the first deadline passes
         self._alarm_at = _NEVER
 
-    async def agree(self, tls: Tls, deadline: Deadline) -> None:
-        """The TLS handshake. Raises ConnectionLost."""
-        self._tls = tls
-        self._write(tls.handshake(b""))
+    async def agree(self, deadline: Deadline) -> None:
+        """Waits for the TLS handshake, where there is to be one. Raises ConnectionLost."""
+        if self._tls is None:
+            return
         try:
             async with asyncio.timeout(deadline.left()):
                 await self._agreed.wait()
@@ -103,6 +103,8 @@ class AsyncConnection(asyncio.Protocol):
         if sock.family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         begin_anew_in_child(self)
+        if self._tls is not None:
+            self._write(self._tls.handshake(b""))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -257,10 +259,9 @@ async def connect(
     tls: "ssl.SSLContext | None" = None,
 ) -> AsyncConnection:
     """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
-    connection = await _open(address, deadline)
+    connection = await _open(address, deadline, tls)
     try:
-        if tls is not None and isinstance(address, TcpAddress):
-            await connection.agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
+        await connection.agree(deadline.within(HELLO_PATIENCE))
         response = await connection.hello(namespace, token, session, deadline.within(HELLO_PATIENCE))
         if response.error is not None:
             raise response.error
@@ -278,7 +279,7 @@ async def connect(
     return connection
 
 
-async def _open(address: Address, deadline: Deadline) -> AsyncConnection:
+async def _open(address: Address, deadline: Deadline, tls: "ssl.SSLContext | None") -> AsyncConnection:
     """Tries every address that a name stands for. Raises ConnectionLost with what the last one said."""
     failure = ConnectionLost("the name stands for no address", sent=False)
     if isinstance(address, TcpAddress) and address.ip is None:
@@ -286,16 +287,19 @@ async def _open(address: Address, deadline: Deadline) -> AsyncConnection:
     else:
         targets = list(targets_of(address, deadline))
     for number, target in enumerate(targets):
+        encrypted = Tls(tls, address.host) if tls is not None and isinstance(address, TcpAddress) else None
+        connection = AsyncConnection(encrypted)
         try:
             async with asyncio.timeout(deadline.left() / (len(targets) - number)):  # each its share
-                return await _open_target(*target)
+                await _open_target(connection, *target)
+            return connection
         except OSError as error:  # TimeoutError is one
             failure = _connection_lost(error, sent=False)
     raise failure
 
 
-async def _open_target(family: int, target: Any) -> AsyncConnection:
-    loop, connection = asyncio.get_running_loop(), AsyncConnection()
+async def _open_target(connection: AsyncConnection, family: int, target: Any) -> None:
+    loop = asyncio.get_running_loop()
     try:
         if family == getattr(socket, "AF_UNIX", None):
             await loop.create_unix_connection(lambda: connection, target)
@@ -304,7 +308,6 @@ async def _open_target(family: int, target: Any) -> AsyncConnection:
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

@@ -136,8 +136,11 @@ class Call:
     def answered(self, response: Response) -> bool:
         """Whether `response.result` is what the caller gets; False: try again. Raises the error it gets instead."""
         error = response.error
-        if error is None:
+        if error is None or not error.retry:
             self._store.answered(writing=self.method in WRITES)
+        elif self._store.outage is not None:
+            self._store.unreached(self, error)
+        if error is None:
             return True
         self._failure = error
         if error.retry and not self.deadline.passed:
@@ -149,6 +152,9 @@ class Call:
 
     def failed(self, failure: Exception) -> None:
         """An attempt had no answer. Returns where another is to be made; else raises what the caller gets."""
+        outage = self._store.outage
+        if outage is not None and not _is_of_the_store(failure):
+            outage.left_by(self)
         if isinstance(failure, TooLong):
             raise failure
         if self._failure is None or not isinstance(failure, TimeoutError):
@@ -156,7 +162,6 @@ class Call:
         was_sent = isinstance(failure, ConnectionLost) and failure.sent
         self._sent = self._sent or (was_sent and self.method in WRITES)
         again = self._is_repeatable(failure) and not self.deadline.passed
-        outage = self._store.outage
         if _is_of_the_store(failure) and not (outage is None and was_sent and again):
             outage = self._store.unreached(self, failure, is_slip=not isinstance(failure, ConnectionLost))
         if not again or (outage is not None and outage.is_hopeless(self.deadline)):
@@ -195,5 +200,5 @@ class Call:
 
 
 def _is_of_the_store(failure: Exception) -> bool:
-    """Whether it was asked in vain, or is not to be asked by us. Else we had no connection free, or lost a session."""
-    return isinstance(failure, ConnectionLost | StateStoreError) and not isinstance(failure, Uncertain)
+    """Whether it was asked in vain, or is not to be asked by us; else the fault lies with this call or client."""
+    return isinstance(failure, ConnectionLost | StateStoreError) and not isinstance(failure, Uncertain | TooLong)

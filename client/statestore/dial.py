@@ -40,19 +40,23 @@ class OpenSockets:
     """Those of this process: in the child of a fork they are closed."""
 
     def __init__(self) -> None:
-        self.sockets: weakref.WeakSet[ClientSocket] = weakref.WeakSet()
+        # By file descriptor. Not a WeakSet: an exception of a signal's handler is lost in its callbacks.
+        self._sockets: dict[int, weakref.ref[ClientSocket]] = {}
         begin_anew_in_child(self)
+
+    def __iter__(self) -> Iterator[ClientSocket]:
+        return iter([sock for reference in self._sockets.copy().values() if (sock := reference()) is not None])
 
     def new(self, family: int) -> ClientSocket:
         with _no_fork:
             sock = ClientSocket(family, socket.SOCK_STREAM)
-            self.sockets.add(sock)
+            self._sockets[sock.fileno()] = weakref.ref(sock)
         return sock
 
     def after_fork_in_child(self) -> None:
-        for sock in list(self.sockets):
+        for sock in self:
             sock.close()
-        self.sockets = weakref.WeakSet()
+        self._sockets = {}
 
 
 open_sockets = OpenSockets()

@@ -28,7 +28,7 @@ from statestored.engines.saver import SnapshotSchedule
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
 from statestored.settings import TOKEN_VARIABLE, Settings, own_token, tls_files, unknown_variables
-from statestored.tls import ServerTls
+from statestored.tls import MAX_HANDSHAKES, ServerTls
 
 log = structlog.get_logger()
 
@@ -119,7 +119,7 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
             access=access,
             tls=tls,
             allow_clear=settings.allow_clear,
-            max_connections=descriptors.make_room(settings.max_connections),
+            max_connections=descriptors.make_room(settings.max_connections, 0 if tls is None else MAX_HANDSHAKES),
             budget=Budget(settings.max_buffers * 2**20),
         )
         listener = Listener(service)

@@ -12,21 +12,23 @@ log = structlog.get_logger()
 RESERVED = 128
 
 
-def make_room(connections: int) -> int:
-    """Let the process open so many connections. Returns how many it can open, if the system allows no more.
+def make_room(connections: int, handshakes: int = 0) -> int:
+    """Let the process open so many connections, and so many more that are about to be some.
 
-    Raises StartError where there is no room for any.
+    Returns how many connections it can open, if the system allows no more. Raises StartError where there is no room for
+    any.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + RESERVED
+    reserved = RESERVED + handshakes
+    wanted = connections + reserved
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections
-    if soft <= RESERVED:
+    if soft <= reserved:
         raise StartError(
-            f"the system lets this process open {soft} files, and it needs more than {RESERVED}: ulimit -n"
+            f"the system lets this process open {soft} files, and it needs more than {reserved}: ulimit -n"
         )
-    log.warning("fewer connections than --max-connections says", connections=soft - RESERVED, open_files=hard)
-    return soft - RESERVED
+    log.warning("fewer connections than --max-connections says", connections=soft - reserved, open_files=hard)
+    return soft - reserved

@@ -1,6 +1,7 @@
 """The addresses on which the daemon answers, and the end of all connections."""
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,9 @@ from statestored.timeouts import EVERY
 
 BACKLOG = 1024
 DRAIN = 0.2  # seconds in which requests that were on their way are told that the daemon is about to end
+# With TLS the loop takes over all that the system has received, up to 256 KiB, though the session does not read on, and
+# keeps the memory. So the system is not to receive so much ahead; Linux takes twice what is said.
+TLS_RECEIVED = 2**14
 TLS_PATIENCE = 5.0  # seconds for a peer to complete a handshake, or the end of a connection
 PATIENCE = 2.0  # seconds for clients to read their last answers
 
@@ -93,6 +97,8 @@ class Listener:
         self._servers.append(server)
         for sock in server.sockets:
             notice_dead_peers(sock)
+            if tls is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TLS_RECEIVED)
         return [TcpAddress(*found.getsockname()[:2]) for found in server.sockets]
 
     async def _listen_unix(self, address: UnixAddress) -> Address:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -46,6 +45,7 @@ from statestored.commands import (
 )
 from statestored.engines.base import Reply
 from statestored.extent import Extent, Garbage
+from statestored.heavy import HeavyTurns, NotYet
 from statestored.responses import Responses
 from statestored.timeouts import Dropped, Watch
 from statestored.tokens import Role
@@ -81,44 +81,6 @@ _buffer = memoryview(bytearray(READ_SIZE))
 _NOBODY = asyncio.BufferedProtocol()
 
 
-class NotYet(Exception):
-    """A heavy command has to wait for its turn."""
-
-
-class HeavyTurns:
-    """In a turn of the loop one heavy command is executed, or the much of one client, whoever sends it: so those who
-    ask for little never wait for more than that.
-
-    Who has to wait is called back in the order of waiting.
-    """
-
-    def __init__(self) -> None:
-        self._taken = False
-        self._waiting: dict[Session, None] = {}
-
-    def take(self, call_soon: Callable[[Callable[[], None]], object]) -> bool:
-        """Whether it is free in this turn of the loop."""
-        if self._taken:
-            return False
-        self._taken = True
-        call_soon(partial(self._next, call_soon))
-        return True
-
-    def wait(self, session: Session) -> None:
-        self._waiting[session] = None
-
-    def forget(self, session: Session) -> None:
-        self._waiting.pop(session, None)
-
-    def _next(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        self._taken = False
-        if self._waiting:
-            session = next(iter(self._waiting))
-            del self._waiting[session]
-            self.take(call_soon)
-            session.have_turn()
-
-
 class Sessions(set["Session"]):
     """Those that are open.
 
@@ -131,6 +93,7 @@ class Sessions(set["Session"]):
         self.decoder = new_decoder()
         self.emptied = asyncio.Event()
         self.watch = Watch()
+        self.logged: dict[Dropped, int] = {}  # when each reason was, the last time
         self.turns = HeavyTurns()
 
     def remove(self, session: Session) -> None:
@@ -486,7 +449,10 @@ class Session(asyncio.BufferedProtocol):
 
     def _count_dropped(self, why: Dropped, reason: str) -> None:
         self._service.dropped[why] += 1
-        log.warning("connection dropped", reason=reason)
+        now = self._watch.now
+        if self._sessions.logged.get(why) != now:  # a line a second for each: a crowd must not fill the log
+            self._sessions.logged[why] = now
+            log.warning("connection dropped", reason=reason)
 
     def _go_on(self) -> None:
         """With what came before we stopped; on a connection that is being closed nothing more is executed."""

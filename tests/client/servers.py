@@ -110,7 +110,7 @@ def hanging_look_up() -> Iterator[None]:
         finally:
             answered.set()
             for thread in threading.enumerate():
-                if thread.name == "statestore-look-up":
+                if thread.name == "statestore-look-up" and thread.ident is not None:  # else it has not begun
                     thread.join(PATIENCE)
 
 

@@ -308,7 +308,7 @@ async def test_a_write_that_was_cancelled_does_not_hold_up_the_numbers() -> None
 
 async def test_who_waits_for_a_connection_can_be_cancelled_and_the_others_go_on(daemon: Daemon) -> None:
     daemon.stop()
-    async with storage_at(daemon.address) as storage:
+    async with storage_at(daemon.address, deadline=20.0) as storage:
         waiting = [asyncio.create_task(storage.get("m", str(number))) for number in range(TASKS)]
         await asyncio.sleep(0)
         for each in waiting[::2]:

@@ -188,6 +188,18 @@ def test_a_fault_of_ours_is_a_store_that_is_away(store: Store) -> None:
         call(store).failed(ZeroDivisionError("division by zero"))
 
 
+@pytest.mark.parametrize(
+    ("method", "sent", "error"), [("set", True, Uncertain), ("set", False, Unavailable), ("get", True, Unavailable)]
+)
+def test_a_client_that_was_closed_says_nothing_of_the_store(
+    store: Store, caplog: pytest.LogCaptureFixture, method: str, sent: bool, error: type[StateStoreError]
+) -> None:
+    closed = call(store, method).closed(ConnectionLost("it was closed", sent=sent))
+    assert type(closed) is error
+    assert "the client was closed" in closed.detail
+    assert caplog.messages == []
+
+
 def test_that_all_connections_are_busy_says_nothing_of_the_store(store: Store, clock: Clock) -> None:
     asking = call(store)
     asking.failed(TimeoutError("all 8 connections were busy"))
@@ -297,6 +309,38 @@ def test_a_call_fails_at_once_where_the_store_has_been_away_for_longer_than_it_m
     prober = call(store)
     assert prober.pause() == 0
     assert prober.answered(Response(1, None, None))
+    assert call(store).pause() == 0
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda prober: prober.answered(Response(1, BadRequest("no"), None)),
+        lambda prober: prober.answered(Response(1, Full("no room"), None)),
+        lambda prober: prober.failed(TooLong("message")),
+        lambda prober: prober.failed(Uncertain("the session is lost")),
+    ],
+)
+def test_whatever_its_end_whoever_had_the_turn_does_not_keep_it(store: Store, clock: Clock, end: Any) -> None:
+    first = call(store, seconds=60)
+    first.failed(REFUSED)
+    clock.now += 1
+    prober = call(store)
+    assert prober.pause() == 0
+    assert call(store).pause() > 0
+    with pytest.raises(StateStoreError):
+        end(prober)
+    assert call(store).pause() == 0
+
+
+def test_a_store_that_cannot_answer_now_has_the_next_turn_later(store: Store, clock: Clock) -> None:
+    call(store, seconds=60).failed(REFUSED)
+    clock.now += 1
+    prober = call(store)
+    assert prober.pause() == 0
+    assert not prober.answered(Response(1, ShuttingDown("soon"), None))
+    assert prober.pause() > 0
+    clock.now += 1.3
     assert call(store).pause() == 0
 
 

@@ -87,6 +87,16 @@ def test_whoever_was_interrupted_in_its_turn_keeps_nobody_waiting_for_ever(clock
     assert outage.wait("a") > 0
 
 
+def test_a_turn_that_came_to_nothing_is_the_next_ones(clock: Clock) -> None:
+    outage = begin(is_slip=True)
+    assert outage.wait("a") == 0
+    outage.left_by("b")
+    assert outage.wait("b") > 0
+    outage.left_by("a")
+    assert outage.wait("b") == 0
+    assert clock.now == 1000
+
+
 def test_an_attempt_out_of_turn_leaves_the_turn_where_it_is(clock: Clock) -> None:
     outage = begin(is_slip=True)
     assert outage.wait("a") == 0

@@ -22,7 +22,7 @@ SENDERS = tuple(f"sender{number}" for number in range(8))
 ACTORS = 2  # in a process
 DEADLINE = 1.0  # seconds for a get
 AFTER_REFUSAL = 0.02  # seconds
-MOST_REFUSED = 5  # for each call that counts: then the daemon does not come back
+LIMIT = 120.0  # seconds; then the daemon does not come back
 # Seconds, from before a call to where its deadline begins: after that the daemon does not execute it any more.
 SLACK = 0.02
 
@@ -72,7 +72,8 @@ class Actor:
         self._written = 0
 
     def calls(self) -> Iterator[Call]:
-        while len(self.record.history) < self._wanted and self.record.refused < self._wanted * MOST_REFUSED:
+        end = time.monotonic() + LIMIT
+        while len(self.record.history) < self._wanted and time.monotonic() < end:
             yield self._draw()
 
     def answered(self, call: Call, called: float, result: Any) -> None:

@@ -137,7 +137,7 @@ def reply_taken_by_whoever_is_next(patch: Patch) -> None:
 
     def next_whatever(protocol: ClientProtocol) -> Response | None:
         response = next_response(protocol)
-        return response and response._replace(msgid=protocol._last_msgid)
+        return response and Response(protocol._last_msgid, response.error, response.result)
 
     def take_kept(pool: Pool, *rest: Any) -> Connection:
         return kept.pop() if kept else take(pool, *rest)

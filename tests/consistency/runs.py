@@ -20,6 +20,7 @@ from tests.daemon import Daemon
 from tests.proxy import Proxy
 
 PROXIES = 4
+TROUBLES = 20  # in a run, at most
 WRITE_DEADLINES = (0.5, 1.0, 5.0)  # seconds
 
 
@@ -35,7 +36,9 @@ class Result:
     undecided: list[str] = field(default_factory=list)
 
 
-def run(directory: Path, clients: Clients, *, seed: str, operations: int, fsync: str = "always") -> Result:
+def run(
+    directory: Path, clients: Clients, *, seed: str, operations: int, troubles: int = TROUBLES, fsync: str = "always"
+) -> Result:
     """The same seed gives the same calls and troubles, not the same times."""
     random = Random(seed)
     directory.mkdir(parents=True, exist_ok=True)
@@ -43,12 +46,12 @@ def run(directory: Path, clients: Clients, *, seed: str, operations: int, fsync:
         daemon = stack.enter_context(Daemon(directory, f"--fsync={fsync}"))
         proxies = [stack.enter_context(Proxy(daemon.address)) for _ in range(PROXIES)]
         running = clients.start(list(_jobs(random, proxies, seed, len(clients), operations)))
-        troubles = Troubles(random, daemon, proxies)
-        troubles.make(lambda: not all(future.done() for future in running))
+        trouble = Troubles(random, daemon, proxies)
+        trouble.make(lambda: not all(future.done() for future in running), troubles)
         records = [future.result() for future in running]
         history = [operation for record in records for operation in record.history]
         history += _look(daemon.address)
-        result = Result(history, sum(record.refused for record in records), troubles.made)
+        result = Result(history, sum(record.refused for record in records), trouble.made)
         if code := daemon.stop():
             result.faults.append(f"exit code {code}")
         result.faults += re.findall(r"^.* level=(?:error|critical) .*$", daemon.log(), re.M)

@@ -27,10 +27,10 @@ class Troubles:
         self._daemon = daemon
         self._proxies = proxies
 
-    def make(self, wanted: Callable[[], bool]) -> None:
-        """For as long as they are wanted."""
+    def make(self, wanted: Callable[[], bool], most: int) -> None:
+        """For as long as they are wanted, but no more than so many: then the clients can do the rest of their calls."""
         kinds = dict(KINDS)
-        while wanted():
+        while wanted() and self.made.total() < most:
             time.sleep(self._random.uniform(*BETWEEN))
             (kind,) = self._random.choices(list(kinds), list(kinds.values()))
             self.made[kind.__name__] += 1

@@ -18,7 +18,7 @@ from statestored.access import Access
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
 from statestored.engines import commits
-from statestored.engines.base import Commit, Counts, Filter, Held, Page, Sender
+from statestored.engines.base import Commit, Counts, Filter, Held, Number, Page, Reply, Sender
 from statestored.engines.commits import Fsync, GroupCommit
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.quota import Quota
@@ -80,6 +80,13 @@ class LaterEngine:
         await asyncio.get_running_loop().create_future()
 
     def snapshot_soon(self) -> None: ...
+
+    def open_session(self, _asked: int) -> None: ...
+
+    def leave_session(self, _session: int) -> None: ...
+
+    def once(self, _number: Number, write: Callable[[], Reply]) -> Reply:
+        return write()
 
     def space(self, _name: bytes) -> "LaterEngine":
         return self

@@ -379,6 +379,16 @@ async def test_a_client_that_does_not_read_is_not_answered_on_over_tls(authority
         writer.close()
 
 
+async def test_the_system_does_not_receive_much_ahead_with_tls(tls: ServerTls) -> None:
+    """A client that is not read from would take ten times the memory of one without TLS."""
+    listener = Listener(make_service(tls=tls))
+    await listener.listen([ANY_PORT])
+    ((listening_socket,),) = [server.sockets for server in listener._servers]
+    taken = listening_socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    await listener.close()
+    assert taken <= 2 * listener_module.TLS_RECEIVED
+
+
 async def test_who_ends_a_tls_connection_ends_both_sides(
     authority: Authority, tls: ServerTls, caplog: pytest.LogCaptureFixture
 ) -> None:

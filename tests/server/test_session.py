@@ -1037,6 +1037,17 @@ def test_a_message_has_to_end(wire: Wire, service: Service) -> None:
     assert service.dropped["unfinished"] == 1
 
 
+def test_a_crowd_does_not_fill_the_log(service: Service) -> None:
+    sessions = Sessions()
+    with capture_logs() as logs:
+        for _ in range(3):
+            for _ in range(20):
+                Wire(service, sessions=sessions).send(b"\xc1")
+            sessions.watch.tick()
+    assert service.dropped["garbage"] == 60
+    assert len(logs) == 3
+
+
 def test_each_message_has_its_own_time(wire: Wire) -> None:
     """Each read ends in the middle of a message, and none of them takes long."""
     sent = b"".join(request(number, "set", *ANN, "A") for number in range(50))

@@ -32,8 +32,8 @@ MAX_KINDS = 16_384
 
 # What things take, in bytes besides their text, measured with CPython 3.13 and rounded up.
 SENDER_MEMORY = 88  # with its place in a bucket
-MORE_MEMORY = 40  # each further entry of the same sender
-KIND_MEMORY = 320  # with a cell
+MORE_MEMORY = 64  # each further entry of the same sender
+KIND_MEMORY = 240  # with a cell
 
 
 class Kind:
