@@ -1,5 +1,6 @@
 """The same with atheris (libFuzzer for Python): inputs that make the code do something new are kept and changed."""
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ def fuzz_guided(
     """Ends the process, by `finish`."""
     atheris = _atheris()
     target(b"")  # so that all is loaded that is to be watched
+    gc.unfreeze()  # what a start has frozen would not be found
     atheris.instrument_all()
     run = Run(target, count, say)
 
@@ -24,8 +26,8 @@ def fuzz_guided(
             finish(run)
 
     # Time and memory are watched by the run.
-    quiet = ["-timeout=0", "-rss_limit_mb=0", "-print_funcs=0", "-verbosity=0", "-detect_leaks=0"]
-    atheris.Setup([sys.argv[0], f"-seed={seed + 1}", f"-max_len={LONGEST}", *quiet], one)
+    quiet = ["-timeout=0", "-rss_limit_mb=0", "-print_funcs=0", "-detect_leaks=0"]
+    atheris.Setup([sys.argv[0], f"-seed={seed + 1}", f"-max_len={LONGEST}", "-len_control=0", *quiet], one)
     atheris.Fuzz()
     raise AssertionError("it has ended")
 
