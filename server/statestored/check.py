@@ -99,7 +99,10 @@ def _content(content: Content) -> str:
 def _snapshot(content: Content) -> str:
     if not content.frames:
         return "nothing that can be read"
-    made = datetime.fromtimestamp(content.time / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        made = datetime.fromtimestamp(content.time / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        made = "a time that no calendar has"
     blocks = content.frames - (content.footer is not None)
     return f"{_count(content.entries, 'entry', 'entries')} in {_count(blocks, 'block')}, of {made}"
 

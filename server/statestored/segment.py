@@ -168,6 +168,8 @@ def _origin(path: Path, details: dict[bytes, Any]) -> Origin:
         numbers = (*origin.after, *(value for name, value in named.items() if name not in ("after", "boot")))
         if not isinstance(origin.boot, bytes) or any(type(number) is not int or number < 0 for number in numbers):
             raise TypeError
+        if origin.previous >= origin.number:
+            raise TypeError
         return origin
     except (KeyError, TypeError, UnicodeDecodeError) as error:
         raise DamagedFile(path, "the header makes no sense") from error

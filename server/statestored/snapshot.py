@@ -151,6 +151,9 @@ def content_of(path: Path, frame: Frame) -> Any:
 def footer_of(path: Path, frame: Frame) -> Footer:
     content = content_of(path, frame)
     try:
-        return Footer(content[b"blocks"], content[b"entries"], Sequence(*content[b"last"]))
+        footer = Footer(content[b"blocks"], content[b"entries"], Sequence(*content[b"last"]))
+        if any(type(number) is not int or number < 0 for number in (footer.blocks, footer.entries, *footer.last)):
+            raise TypeError
+        return footer
     except (KeyError, TypeError) as error:
         raise DamagedFile(path, "the footer makes no sense", frame.offset) from error
