@@ -84,14 +84,14 @@ def place(transport: Transport) -> Iterator[Place]:
 
 
 @contextmanager
-def statestored(place: Place) -> Iterator[Endpoint]:
+def statestored(place: Place, name: str) -> Iterator[Endpoint]:
     flags: Sequence[str] = {
         Transport.TCP: (),
-        Transport.UNIX: ("--listen", f"unix:{place.path('statestored')}"),
+        Transport.UNIX: ("--listen", f"unix:{place.path(name)}"),
         Transport.TLS: ("--tls-cert", str(place.certificate), "--tls-key", str(place.key)),
     }[place.transport]
     with processes.statestored([*STATESTORED_IN_MEMORY, *flags]) as server:
-        yield place.endpoint("statestored", server.port)
+        yield place.endpoint(name, server.port)
 
 
 @contextmanager
