@@ -3,9 +3,11 @@
 `make torture` has many more inputs.
 """
 
+import gc
 import mmap
 import time
 import tracemalloc
+import warnings
 from itertools import repeat
 from random import Random
 
@@ -28,6 +30,15 @@ from tests.server.journals import without_syncs
 from tests.server.models import TODAY
 
 inputs = st.one_of(st.binary(max_size=64), st.binary(min_size=64, max_size=500))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_of_other_tests() -> None:
+    """Engines that broke on purpose leave files open, and a start has frozen them: the fuzzers would be blamed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.unfreeze()
+        gc.collect()
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -263,11 +263,12 @@ def test_clients_that_pipeline_without_end(daemon: Daemon, asked: bytes) -> None
     with RawClient(daemon.address) as client:
         client.ask("set_many", [["lists", f"s{number}", "A" * 100] for number in range(1000)])
     with ExitStack() as stack, well_behaved(daemon):
-        floods = [stack.enter_context(connect(daemon)) for _ in range(2)]
+        floods = {stack.enter_context(connect(daemon)): b"" for _ in range(2)}  # and what was not taken yet
 
         def flood() -> None:
-            for client in floods:
-                send(client, asked)
+            for client, rest in floods.items():
+                data = rest or asked
+                floods[client] = data[send(client, data) :]
                 assert not is_closed(client)
 
         for_a_while(flood, 3)
