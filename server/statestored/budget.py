@@ -7,7 +7,7 @@ a second, for they wait for each other or for somebody who does not read, those 
 from typing import Protocol
 
 BYTES = 32 * 2**20
-OWN = 2**14  # bytes that each connection may hold besides: what is read at once, or answered
+OWN = 2**14  # bytes; whoever holds no more goes on when it is used up: so much is read at once, or answered
 
 
 class Holder(Protocol):

@@ -24,6 +24,7 @@ from statestored.budget import Budget
 from statestored.clock import SteadyClock
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
+    MAX_NUMBER,
     START,
     Answer,
     Counts,
@@ -39,7 +40,6 @@ from statestored.tls import ServerTls
 from statestored.tokens import Role, Token
 
 MAX_NAMESPACE = 255  # bytes
-MAX_SESSION = 2**63 - 1
 MAX_REPLY = MAX_MESSAGE  # bytes of a result
 NIL = b"\xc0"
 FEATURES = ("sessions", "not_after")
@@ -122,7 +122,7 @@ def hello(caller: Caller, about: object) -> Reply:
         audit.namespace_refused(token.name, namespace)
         raise Forbidden("the token does not open this namespace")
     asked = about.get(b"session")
-    if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_SESSION):
+    if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_NUMBER):
         raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
     caller.work_in(namespace)
     caller.token = token
@@ -308,14 +308,14 @@ COMMANDS: dict[bytes, Command] = {
         Command("ping", ping, 0, Role.READ),
         Command("get", get, 2, Role.READ),
         Command("set", set_, 3, Role.WRITE, writes=True),
-        Command("set_all", set_all, 2, Role.WRITE, writes=True),
+        Command("set_all", set_all, 2, Role.WRITE, writes=True, heavy=True),
         Command("compare_and_set", compare_and_set, 4, Role.WRITE, writes=True),
         Command("get_many", get_many, 1, Role.READ, heavy=True),
         Command("set_many", set_many, 1, Role.WRITE, writes=True, heavy=True),
         Command("scan", scan, 4, Role.READ, heavy=True),
         Command("count", count, 2, Role.READ, heavy=True),
         Command("clear", clear, 0, Role.ADMIN, writes=True, heavy=True),
-        Command("info", info, 0, Role.READ),
+        Command("info", info, 0, Role.READ, heavy=True),
     )
 }
 

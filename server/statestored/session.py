@@ -153,7 +153,7 @@ class Session(asyncio.BufferedProtocol):
         service.connections += 1
         service.connections_total += 1
         if self._stranger:
-            self._since.connected = self._watch.add(self)
+            self._since.connected = self._since.message = self._watch.add(self)
 
     def connection_lost(self, _error: Exception | None) -> None:
         if self in self._sessions:
@@ -291,7 +291,7 @@ class Session(asyncio.BufferedProtocol):
                 # The usual cases stand here, and not in functions, for the sake of the many small gets and sets.
                 try:
                     kind, msgid, name, params = message
-                    head = heads[msgid] if 0 <= msgid < KNOWN_HEADS else _head(msgid)
+                    head = heads[msgid] if type(msgid) is int and 0 <= msgid < KNOWN_HEADS else _head(msgid)
                     command = caller.allowed.get(name) if type(name) is bytes else None
                 except (TypeError, ValueError):
                     _pass_over(message)

@@ -8,9 +8,8 @@ from typing import Any
 
 from statestore.errors import BadRequest, Unavailable
 from statestored.commands import Caller, Command, shown
-from statestored.engines.base import Number, Reply
+from statestored.engines.base import MAX_NUMBER, Number, Reply
 
-MAX_NUMBER = 2**63 - 1
 MAX_UNFINISHED = 1024  # so far may a write be from the first of its session that the client has no answer to
 
 NOT_AFTER, SEQ, OLDEST = b"not_after", b"seq", b"oldest"

@@ -660,3 +660,9 @@ def test_what_is_there_can_be_asked_for_though_the_namespaces_are_too_many() -> 
         assert call(caller, "get", *ANN) == name
     with pytest.raises(Full):
         call(caller, "hello", {b"namespace": b"three"})
+
+
+def test_what_takes_long_for_the_greatest_is_heavy() -> None:
+    """L6: whoever sends many of these in a row gets one in a turn of the loop."""
+    light = {name.decode() for name, command in COMMANDS.items() if not command.heavy}
+    assert light == {"hello", "ping", "get", "set", "compare_and_set"}

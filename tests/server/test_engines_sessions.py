@@ -13,7 +13,7 @@ from statestored.engines.sessions import (
     ANSWER_SIZE,
     DONE,
     EXPIRED,
-    MAX_ID,
+    MAX_NUMBER,
     OPENED,
     ClientSession,
     ClientSessions,
@@ -155,7 +155,7 @@ def test_an_answer_is_remembered_until_the_client_says_that_it_has_it() -> None:
     assert [the_session(sessions).reply(seq) for seq in (1, 2, 3)] == [None, b"B", None]
 
 
-@pytest.mark.parametrize("oldest", [3, 1000, MAX_ID])
+@pytest.mark.parametrize("oldest", [3, 1000, MAX_NUMBER])
 def test_what_a_client_tells_may_be_far_above(oldest: int) -> None:
     sessions = made((OPENED, 7), (DONE, 7, 1, 1, b"A"), (DONE, 7, 2, 1, b"B"))
     sessions.tell(the_session(sessions), oldest)
@@ -205,10 +205,18 @@ def test_what_changes_nothing_is_no_change() -> None:
 @pytest.mark.parametrize(
     "effect",
     [
-        *((OPENED,), (OPENED, 0), (OPENED, -1), (OPENED, MAX_ID + 1), (OPENED, True), (OPENED, b"7"), (OPENED, 7, 1)),
+        *(
+            (OPENED,),
+            (OPENED, 0),
+            (OPENED, -1),
+            (OPENED, MAX_NUMBER + 1),
+            (OPENED, True),
+            (OPENED, b"7"),
+            (OPENED, 7, 1),
+        ),
         *((EXPIRED,), (EXPIRED, None), (EXPIRED, 7, 1), (6, 7), (0, 7)),
         *((DONE, 7), (DONE, 7, 1, 1), (DONE, 7, 1, 1, None), (DONE, 7, 1, 1, "A"), (DONE, 7, 1, 1, b"A", 0)),
-        *((DONE, 7, 0, 0, b"A"), (DONE, 7, 1, 2, b"A"), (DONE, 7, 1.0, 1, b"A"), (DONE, 7, MAX_ID + 1, 1, b"A")),
+        *((DONE, 7, 0, 0, b"A"), (DONE, 7, 1, 2, b"A"), (DONE, 7, 1.0, 1, b"A"), (DONE, 7, MAX_NUMBER + 1, 1, b"A")),
     ],
 )
 def test_what_is_no_effect_is_refused(effect: Effect) -> None:

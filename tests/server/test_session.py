@@ -1026,6 +1026,18 @@ def test_a_stranger_has_little_time(holding: HoldingEngine) -> None:
     assert not known.is_closing()
 
 
+def test_a_hello_in_two_pieces_has_its_time_however_long_the_daemon_runs() -> None:
+    """L3."""
+    sessions = Sessions()
+    sessions.watch.now = 1000
+    wire = Wire(make_service(token="sesame"), sessions=sessions)
+    said = hello(1, token="sesame")
+    wire.send(said[:10])
+    wire.look(timeouts.HELLO)
+    assert not wire.is_closing()
+    assert wire.ask(said[10:])[0][2] is None
+
+
 def test_a_message_has_to_end(wire: Wire, service: Service) -> None:
     """L3: a byte a second is too slow."""
     for byte in request(1, "set", *ANN, "A")[: timeouts.REST_OF_MESSAGE]:
@@ -1110,7 +1122,7 @@ def test_too_much_that_is_not_taken_ends_the_connection_within_a_second(service:
 
 def test_a_connection_that_is_to_be_closed_does_not_wait_for_a_client_that_does_not_read(service: Service) -> None:
     wire = Wire(service, high_water=10)
-    wire.send(request(1, "info"), b"\xc1")
+    wire.send(request(1, "get", *ANN) * 2, b"\xc1")
     aborted: list[bool] = []
     wire.abort = lambda: aborted.append(True)  # type: ignore[method-assign]
     wire.look(timeouts.CLOSING)

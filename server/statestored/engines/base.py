@@ -51,6 +51,9 @@ Answer = Union[T, Held[T], "Future[T]"]
 Reply = Union[bytes, Held[Any], "Future[bytes]"]
 
 
+MAX_NUMBER = 2**63 - 1  # of a session, and of a write
+
+
 class Number(NamedTuple):
     """Which write of which session it is; the client has the answers to all those of the session before `oldest`."""
 

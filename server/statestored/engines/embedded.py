@@ -13,6 +13,7 @@ from statestore.errors import Full, StateStoreError, Unavailable, Uncertain
 from statestored.datadir import DataDirectory
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
+    MAX_NUMBER,
     Answer,
     Counts,
     Filter,
@@ -28,7 +29,7 @@ from statestored.engines.queries import count, scan
 from statestored.engines.quota import Quota
 from statestored.engines.recovery import recover
 from statestored.engines.saver import Saver, SnapshotSchedule
-from statestored.engines.sessions import DONE, EXPIRED, MAX_ID, OPENED, packed
+from statestored.engines.sessions import DONE, EXPIRED, OPENED, packed
 from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import Table
 from statestored.errors import NoRoom, StartError
@@ -36,7 +37,7 @@ from statestored.errors import NoRoom, StartError
 T = TypeVar("T")
 
 LOOK_EVERY = 30.0  # seconds, for sessions that have expired
-MAX_ANSWERS = 2**26  # bytes of memory for those that are remembered; then the session that was left first goes
+MAX_ANSWERS = 2**26  # bytes of memory for those that are remembered; then no session may have more than its share
 
 
 class EmbeddedEngine:
@@ -108,7 +109,7 @@ class EmbeddedEngine:
             return asked
         if len(sessions) >= MAX_SESSIONS and not self._end_one():
             return None
-        new = 1 + secrets.randbelow(MAX_ID)  # nobody can guess another client's
+        new = 1 + secrets.randbelow(MAX_NUMBER)  # nobody can guess another client's
         try:
             batch = self.commits.commit(((OPENED, new),))
         except Unavailable:
@@ -134,8 +135,8 @@ class EmbeddedEngine:
         known = session.reply(seq)
         if known is not None:
             return known
-        if sessions.size >= MAX_ANSWERS and not self._end_one():
-            raise Unavailable("too many answers are remembered: the clients have not said that they have them")
+        if sessions.size >= MAX_ANSWERS and session.size > MAX_ANSWERS // len(sessions):
+            raise Unavailable("too many answers are remembered: the client has not said that it has them")
         changes = states.changes
         reply = write()
         if isinstance(reply, Future):
@@ -143,6 +144,7 @@ class EmbeddedEngine:
         if states.changes == changes:
             sessions.remember(session, seq, reply)
         else:
+            # Nobody had a turn since the write: this goes into the same batch.
             self.commits.commit(((DONE, *number, packed(reply)),))
             session.done[seq] = reply  # the same, and held
         return reply
@@ -179,6 +181,7 @@ class EmbeddedEngine:
             await asyncio.sleep(LOOK_EVERY)
             for session in self._leases.end(time.monotonic()):
                 self._expire(session)
+                await asyncio.sleep(0)  # there may be thousands, an hour after a start
 
     def _end_one(self) -> bool:
         """To make room. Returns whether there was one without a connection."""

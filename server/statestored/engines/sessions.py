@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from statestored.engines.base import Held
+from statestored.engines.base import MAX_NUMBER, Held
 
 DONE, OPENED, EXPIRED = 3, 4, 5
-MAX_ID = 2**63 - 1
 ANSWER_SIZE = 300  # bytes of memory that go with an answer, about
 
 Dump = tuple[int, int, list[tuple[int, bytes]]]  # session, oldest, and (seq, answer) of what was done from there on
@@ -27,13 +26,14 @@ Dump = tuple[int, int, list[tuple[int, bytes]]]  # session, oldest, and (seq, an
 
 class ClientSession:
     """oldest: the client has the answers to all writes with smaller numbers. done: those to the others, as far as they
-    were carried out.
+    were carried out. size: bytes of memory that these take, about.
     """
 
-    __slots__ = ("done", "oldest")
+    __slots__ = ("done", "oldest", "size")
 
     def __init__(self) -> None:
         self.oldest = 1
+        self.size = 0
         self.done: dict[int, bytes | Held[Any]] = {}
 
     def reply(self, seq: int) -> bytes | Held[Any] | None:
@@ -80,7 +80,7 @@ class ClientSessions:
         if seq in session.done:
             self._forget(session, seq)
         session.done[seq] = reply
-        self.size += _size(reply)
+        self._grow(session, _size(reply))
 
     def apply(self, effects: Iterable[Sequence[Any]]) -> int:
         """Returns how many changed anything. Raises ValueError or TypeError for what is none of the effects above."""
@@ -127,7 +127,7 @@ class ClientSessions:
         return self._open(session) if kind == OPENED else self._expire(session)
 
     def _do(self, session: int, seq: int, oldest: int, answer: bytes) -> bool:
-        if not (type(seq) is type(oldest) is int and 0 < oldest <= seq <= MAX_ID and type(answer) is bytes):
+        if not (type(seq) is type(oldest) is int and 0 < oldest <= seq <= MAX_NUMBER and type(answer) is bytes):
             raise ValueError("a write that was done and has no number or no answer")
         found = self._sessions.get(session)
         if found is None:  # it expires further down in the journal that is replayed
@@ -153,17 +153,21 @@ class ClientSessions:
 
     def _put(self, session: int, client: ClientSession) -> None:
         self._sessions[session] = client
-        self.size += sum(map(_size, client.done.values()))
+        self.size += client.size
 
     def _take(self, session: int) -> ClientSession:
         client = self._sessions.pop(session)
-        self.size -= sum(map(_size, client.done.values()))
+        self.size -= client.size
         return client
 
     def _forget(self, session: ClientSession, seq: int) -> None:
         reply = session.done.pop(seq, None)
         if reply is not None:
-            self.size -= _size(reply)
+            self._grow(session, -_size(reply))
+
+    def _grow(self, session: ClientSession, size: int) -> None:
+        session.size += size
+        self.size += size
 
 
 def packed(reply: bytes | Held[Any]) -> bytes:
@@ -180,6 +184,6 @@ def _size(reply: bytes | Held[Any]) -> int:
 
 
 def _number(value: object) -> int:
-    if type(value) is not int or not 0 < value <= MAX_ID:
+    if type(value) is not int or not 0 < value <= MAX_NUMBER:
         raise ValueError(f"{value!r} is no number of a session or a write")
     return value
