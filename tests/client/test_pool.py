@@ -13,7 +13,7 @@ from statestore import Limits, Unavailable, forks
 from statestore.calls import Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.pool import Pool
+from statestore.pool import BY, Pool
 from statestore.protocol import ConnectionLost, Response, Welcome
 from statestore.store import Store
 from tests.client.scripts import run_script
@@ -30,7 +30,7 @@ class FakeConnection:
         self.is_stale = False
         self.closed = 0
 
-    def call(self, method: str, _params: tuple[Any, ...], _deadline: Deadline, _patience: Any) -> Response:
+    def call(self, method: str, _params: tuple[Any, ...], _deadline: Deadline | None, _patience: Any) -> Response:
         assert not self.closed
         self.calls.append(method)
         answer = self._answer(method)
@@ -199,8 +199,8 @@ def test_dropping_what_is_idle_leaves_the_busy_alone(factory: Factory, gate: Gat
 def test_a_child_begins_anew_even_where_the_parent_was_busy(factory: Factory) -> None:
     pool = Pool(factory, 2)
     ask(pool)
-    for _ in range(2):
-        pool._permits.get(timeout=PATIENCE)  # threads of the parent's are
+    for place in pool._places:
+        place.taken[BY] = object()  # a thread of the parent's
     forks._after_fork_in_child()
     assert ask(pool, seconds=0.5) == "GET"
     assert len(factory.made) == 2
@@ -219,10 +219,10 @@ def test_a_call_that_forks_in_the_middle_brings_nothing_into_the_child(factory: 
     factory.answer = str.upper
     assert ask(pool) == "GET"
     assert len(factory.made) == 2  # the first is the parent's
-    assert pool._permits.qsize() == 1
+    assert pool.free == 1
 
 
-def test_interrupts_at_any_moment_lose_no_permit() -> None:
+def test_interrupts_at_any_moment_lose_no_place() -> None:
     run_script(
         """
         import random, signal
@@ -264,7 +264,7 @@ def test_interrupts_at_any_moment_lose_no_permit() -> None:
                     pool.call(Call(store, "get", (), Deadline(5)))
             except Interrupt:
                 pass
-            assert pool._permits.qsize() == 1
+            assert pool.free == 1
         """
     )
 
