@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -182,12 +183,12 @@ class RemoteStorage(StateStorage):
     def _ask(self, method: str, params: tuple[Any, ...]) -> Any:
         """A read. Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
         store = self._store
-        if store.outage is not None or store.refusals or self._patience <= 3 * TICK:
+        if store.outage is not None or store.refusals or self._patience <= 2 * TICK:
             return self._repeat(Call(self._store, method, params, Deadline(self._deadline)), None)
         start = time.monotonic()
         outcome: Response | Exception | None
         try:
-            outcome = self._pool.ask(method, params, self._first_patience)
+            outcome = self._pool.ask(method, params, partial(Deadline, self._patience, start))
             if outcome is not None and outcome.error is None:
                 return outcome.result
         except Exception as failure:
@@ -216,10 +217,6 @@ class RemoteStorage(StateStorage):
         finally:
             outcome = None  # what is raised may be it, and it has this frame
             self._store.session.unanswered.pop(call, None)
-
-    def _first_patience(self) -> Deadline:
-        """Of an attempt that has already taken a TICK to send and one to receive, at most."""
-        return Deadline(self._patience, time.monotonic() - 2 * TICK)
 
     def _connect(self, call: Call) -> Connection:
         """A connection to the first address that gives one, and to the right store."""

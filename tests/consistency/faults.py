@@ -133,21 +133,18 @@ def oldest_passes_the_unanswered(patch: Patch) -> None:
 
 def reply_taken_by_whoever_is_next(patch: Patch) -> None:
     """A connection goes on after an interrupted call, and nobody looks at the id of what comes."""
-    receive, place_call = ClientProtocol.receive, Place.call
+    receive, call, kept = ClientProtocol.receive, Place.call, list[Connection]()
 
     def receive_whatever(protocol: ClientProtocol, data: bytes) -> Response | None:
         response = receive(protocol, data)
         return response and Response(protocol._last_msgid, response.error, response.result)
 
-    def call_and_keep(place: Place, connection: Connection, *rest: Any) -> Response:
-        try:
-            return place_call(place, connection, *rest)
-        finally:
-            place.connection = connection
+    def call_on_kept(place: Place, connection: Connection, *rest: Any) -> Response:
+        return call(place, kept.pop() if kept else connection, *rest)
 
     patch.setattr(ClientProtocol, "receive", receive_whatever)
-    patch.setattr(Connection, "close", lambda _connection: None)
-    patch.setattr(Place, "call", call_and_keep)
+    patch.setattr(Connection, "close", lambda connection: kept.append(connection))
+    patch.setattr(Place, "call", call_on_kept)
 
 
 # No fault
