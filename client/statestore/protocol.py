@@ -122,7 +122,7 @@ class ClientProtocol:
     def receive(self, data: bytes) -> Response | None:
         """`feed` and `next_response` in one, for who asks one question at a time."""
         if self._seen_first and not self._unfinished:
-            # Mostly it is one whole answer without an error: then this is all that there is to do.
+            # Mostly it is one whole answer, and nothing before it: then this is all that there is to do.
             try:
                 self._decoder.feed(data)
                 message = self._decoder.unpack()
@@ -131,8 +131,6 @@ class ClientProtocol:
                 return None
             except wire.DECODE_ERRORS as error:
                 raise _no_messagepack(error) from error
-            if type(message) is list and len(message) == 4 and message[0] == wire.RESPONSE and message[2] is None:
-                return Response(message[1], None, message[3])
             return _response(message) or self.next_response()
         self.feed(data)
         return self.next_response()
