@@ -116,7 +116,7 @@ def interrupts(address: str, operations: int) -> None:
 
 
 def check_nothing_is_lost(storage: RemoteStorage) -> None:
-    assert storage._pool._permits.qsize() == POOL, "a place in the pool is lost"
+    assert storage._pool.free == POOL, "a place in the pool is lost"
     assert not storage._store.session.unanswered, "a write has no end"
 
 

@@ -53,9 +53,12 @@ class Connection:
         try:
             if tls is not None and isinstance(address, TcpAddress):
                 self._tls = self._agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
-            response = self._exchange(
-                *self._protocol.hello(namespace, token, session), deadline.within(HELLO_PATIENCE), None
-            )
+            msgid, hello = self._protocol.hello(namespace, token, session)
+            if self._tls is not None:
+                hello = self._tls.encrypt(hello)
+            response = self._exchange(hello, deadline.within(HELLO_PATIENCE))
+            if response.msgid != msgid:
+                raise _of_another(response, msgid)
             if response.error is not None:
                 raise response.error
             self.welcome = Welcome.parse(response.result)
@@ -73,17 +76,36 @@ class Connection:
             raise
 
     def call(
-        self, method: str, params: tuple[Any, ...], deadline: Deadline, patience: Callable[[], Deadline] | None = None
+        self, method: str, params: tuple[Any, ...], deadline: Deadline | None, patience: Callable[[], Deadline]
     ) -> Response:
-        """patience: the deadline where the response does not come at once, if that is another one.
+        """deadline: None where there is time enough for a look whether the response comes at once.
+
+        patience: called where it does not; until when to wait for it.
 
         Raises ConnectionLost, or TooLong for what no message can hold.
         """
         msgid, data = self._protocol.request(method, params)
+        sent, response = 0, None
         try:
-            return self._exchange(msgid, data, deadline, patience)
+            if self._tls is not None:
+                data = self._tls.encrypt(data)
+            # Mostly it takes one send and one receive, and no look whether the socket is ready for them.
+            if deadline is None or deadline.at - time.monotonic() > TICK:
+                try:
+                    sent = self._socket.send(data)
+                    if sent == len(data):
+                        received = self._socket.recv(READ_SIZE)
+                        receive = self._protocol.receive if received and self._tls is None else self._take
+                        response = receive(received)
+                except BlockingIOError:  # it has taken a TICK
+                    pass
+            if response is None:
+                response = self._exchange(data[sent:], patience())
+            if response.msgid != msgid:
+                raise _of_another(response, msgid)
         except (WrongServer, OSError) as error:
             raise ConnectionLost(reason(error), sent=True) from error
+        return response
 
     @property
     def is_stale(self) -> bool:
@@ -94,27 +116,14 @@ class Connection:
         with contextlib.suppress(OSError):
             self._socket.close()
 
-    def _exchange(
-        self, msgid: int, data: bytes, deadline: Deadline, patience: Callable[[], Deadline] | None
-    ) -> Response:
-        """Raises WrongServer or OSError, of which TimeoutError is one."""
-        if self._tls is not None:
-            data = self._tls.encrypt(data)
-        sent, response = 0, None
-        # Mostly it takes one send and one receive, and no look whether the socket is ready for them.
-        if deadline.at - time.monotonic() > TICK:
-            try:
-                sent = self._socket.send(data)
-                if sent == len(data):
-                    response = self._read()
-            except BlockingIOError:  # it has taken a TICK
-                pass
-        if response is None:
-            deadline = deadline if patience is None else patience()
-            self._send_rest(data[sent:], deadline)
-            response = self._wait_for_response(deadline)
-        if response.msgid != msgid:
-            raise WrongServer(f"an answer to request {response.msgid} came where {msgid} was asked")
+    def _exchange(self, data: bytes, deadline: Deadline) -> Response:
+        """Send what is left to be sent, and wait for the response. Raises WrongServer or OSError, as TimeoutError."""
+        self._send_rest(data, deadline)
+        response = None
+        while response is None:
+            _wait(self._socket, deadline)
+            with contextlib.suppress(BlockingIOError):
+                response = self._take(self._socket.recv(READ_SIZE))
         return response
 
     def _agree(self, tls: Tls, deadline: Deadline) -> Tls:
@@ -133,21 +142,17 @@ class Connection:
             with contextlib.suppress(BlockingIOError):
                 data = data[self._socket.send(data, _NOT_WAITING) :]
 
-    def _wait_for_response(self, deadline: Deadline) -> Response:
-        response = None
-        while response is None:
-            _wait(self._socket, deadline)
-            with contextlib.suppress(BlockingIOError):
-                response = self._read()
-        return response
-
-    def _read(self) -> Response | None:
-        """The response, if what has come is all of it. Raises BlockingIOError where nothing comes for a TICK."""
-        if not (received := self._socket.recv(READ_SIZE)):
+    def _take(self, received: bytes) -> Response | None:
+        """The response, if what has come is all of it."""
+        if not received:
             raise ConnectionResetError("the server closed the connection")
         if self._tls is not None:
             received = self._tls.decrypt(received)
         return self._protocol.receive(received)
+
+
+def _of_another(response: Response, msgid: int) -> WrongServer:
+    return WrongServer(f"an answer to request {response.msgid} came where {msgid} was asked")
 
 
 def _wait(sock: socket.socket, deadline: Deadline, *, for_writing: bool = False) -> None:

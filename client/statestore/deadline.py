@@ -5,13 +5,13 @@ from typing import Self
 
 
 class Deadline:
-    """`seconds` from now; `at` is when, on the monotonic clock."""
+    """`seconds` from now, or from `start`; `at` is when, on the monotonic clock."""
 
     __slots__ = ("at", "seconds")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, start: float | None = None) -> None:
         self.seconds = seconds
-        self.at = time.monotonic() + seconds
+        self.at = (time.monotonic() if start is None else start) + seconds
 
     def left(self) -> float:
         """Seconds left, above 0. Raises TimeoutError where there are none, as a socket does when it has waited."""

@@ -121,6 +121,17 @@ class ClientProtocol:
 
     def receive(self, data: bytes) -> Response | None:
         """`feed` and `next_response` in one, for who asks one question at a time."""
+        if self._seen_first and not self._unfinished:
+            # Mostly it is one whole answer, and nothing before it: then this is all that there is to do.
+            try:
+                self._decoder.feed(data)
+                message = self._decoder.unpack()
+            except wire.Incomplete:
+                self._unfinished = len(data)
+                return None
+            except wire.DECODE_ERRORS as error:
+                raise _no_messagepack(error) from error
+            return _response(message) or self.next_response()
         self.feed(data)
         return self.next_response()
 
@@ -136,7 +147,7 @@ class ClientProtocol:
         try:
             self._decoder.feed(data)
         except wire.DECODE_ERRORS as error:
-            raise WrongServer(f"the answer is not MessagePack: {error}") from error
+            raise _no_messagepack(error) from error
 
     def next_response(self) -> Response | None:
         """The next response, or None until more bytes are fed. Notifications are passed over."""
@@ -146,15 +157,25 @@ class ClientProtocol:
             except wire.Incomplete:
                 return None
             except wire.DECODE_ERRORS as error:
-                raise WrongServer(f"the answer is not MessagePack: {error}") from error
+                raise _no_messagepack(error) from error
             self._unfinished = 0
-            if not isinstance(message, list):
-                raise WrongServer("what answers does not speak MessagePack-RPC")
-            if len(message) == 4 and message[0] == wire.RESPONSE and type(message[1]) is int:
-                _, msgid, refusal, result = message
-                return Response(msgid, None, result) if refusal is None else Response(msgid, from_wire(refusal), None)
-            if len(message) != 3 or message[0] != wire.NOTIFICATION:
-                raise WrongServer("what answers does not speak MessagePack-RPC")
+            if (response := _response(message)) is not None:
+                return response
+
+
+def _response(message: Any) -> Response | None:
+    """None where it is a notification. Raises WrongServer where it is neither."""
+    if isinstance(message, list):
+        if len(message) == 4 and message[0] == wire.RESPONSE and type(message[1]) is int:
+            _, msgid, refusal, result = message
+            return Response(msgid, None, result) if refusal is None else Response(msgid, from_wire(refusal), None)
+        if len(message) == 3 and message[0] == wire.NOTIFICATION:
+            return None
+    raise WrongServer("what answers does not speak MessagePack-RPC")
+
+
+def _no_messagepack(error: Exception) -> WrongServer:
+    return WrongServer(f"the answer is not MessagePack: {error}")
 
 
 def identify(data: bytes) -> str:

@@ -3,17 +3,19 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from statestore.address import Address
 from statestore.base import Entry, Pair, Sender, StateStorage, Swap, Triple
-from statestore.calls import Call
+from statestore.calls import FIRST_PATIENCE, Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
+from statestore.dial import TICK
 from statestore.errors import StateStoreError
 from statestore.pool import Pool
-from statestore.protocol import ConnectionLost
+from statestore.protocol import ConnectionLost, Response
 from statestore.settings import Settings
 from statestore.store import Store
 from statestore.tls import client_context
@@ -81,11 +83,12 @@ class RemoteStorage(StateStorage):
         self._deadline = settings.deadline
         self._write_deadline = settings.write_deadline
         self._store = Store(",".join(map(str, settings.address)), settings.store_id)
+        self._patience = min(settings.deadline, FIRST_PATIENCE)  # with the first attempt of a read
         self._pool = Pool(self._connect, settings.pool)
 
     def get(self, module: str, sender: Sender) -> str:
         self._store.limits.check_key(module, sender)
-        state: str = self._call("get", (module, sender), self._deadline)
+        state: str = self._ask("get", (module, sender))
         return state
 
     def set(self, module: str, sender: Sender, state: str) -> None:
@@ -175,28 +178,44 @@ class RemoteStorage(StateStorage):
                 return
 
     def _read(self, method: str, *params: Any) -> Any:
-        return self._call(method, params, self._deadline)
+        return self._ask(method, params)
+
+    def _ask(self, method: str, params: tuple[Any, ...]) -> Any:
+        """A read. Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
+        store = self._store
+        if store.outage is not None or store.refusals or self._patience <= 2 * TICK:
+            return self._repeat(Call(self._store, method, params, Deadline(self._deadline)), None)
+        start = time.monotonic()
+        outcome: Response | Exception | None
+        try:
+            outcome = self._pool.ask(method, params, partial(Deadline, self._patience, start))
+            if outcome is not None and outcome.error is None:
+                return outcome.result
+        except Exception as failure:
+            outcome = failure
+        return self._repeat(Call(self._store, method, params, Deadline(self._deadline, start)), outcome)
 
     def _write(self, method: str, *params: Any) -> Any:
-        return self._call(method, params, self._write_deadline)
+        return self._repeat(Call(self._store, method, params, Deadline(self._write_deadline)), None)
 
-    def _call(self, method: str, params: tuple[Any, ...], seconds: float) -> Any:
-        """Ask until there is an answer, or the deadline passes."""
-        call = Call(self._store, method, params, Deadline(seconds))
+    def _repeat(self, call: Call, outcome: Response | Exception | None) -> Any:
+        """Ask until there is an answer, or the deadline passes. outcome: of the first attempt, if it was made."""
         try:
             while True:
+                if isinstance(outcome, ConnectionLost):
+                    self._pool.drop_idle()
+                if isinstance(outcome, Exception):
+                    call.failed(outcome)
+                elif outcome is not None and call.answered(outcome):
+                    return outcome.result
                 while pause := call.pause():
                     time.sleep(pause)
                 try:
-                    response = self._pool.call(call)
+                    outcome = self._pool.call(call)
                 except Exception as failure:
-                    if isinstance(failure, ConnectionLost):
-                        self._pool.drop_idle()
-                    call.failed(failure)
-                else:
-                    if call.answered(response):
-                        return response.result
+                    outcome = failure
         finally:
+            outcome = None  # what is raised may be it, and it has this frame
             self._store.session.unanswered.pop(call, None)
 
     def _connect(self, call: Call) -> Connection:

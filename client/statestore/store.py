@@ -25,7 +25,7 @@ class Store:
         self.session = Session()
         self.after_fork_in_child()
         begin_anew_in_child(self)
-        self._refusals: set[bool] = set()  # what it answers that it cannot do now: to write (True), to read (False)
+        self.refusals: set[bool] = set()  # what it answers that it cannot do now: to write (True), to read (False)
 
     def after_fork_in_child(self) -> None:
         """Nobody has been reached yet; so one connection is made before all others, and gives them their session."""
@@ -58,8 +58,8 @@ class Store:
         outage: None where the store does answer, but that it cannot do it now.
         """
         if outage is None:
-            news = writing not in self._refusals
-            self._refusals.add(writing)
+            news = writing not in self.refusals
+            self.refusals.add(writing)
         else:
             news = not outage.reported
             outage.reported = True
@@ -68,10 +68,10 @@ class Store:
 
     def answered(self, *, writing: bool) -> None:
         """It did what it was asked for."""
-        if self.outage is None and not self._refusals:
+        if self.outage is None and not self.refusals:
             return
         outage, self.outage = self.outage, None
-        news = (outage is not None and outage.reported) or writing in self._refusals
-        self._refusals.discard(writing)
+        news = (outage is not None and outage.reported) or writing in self.refusals
+        self.refusals.discard(writing)
         if news:
             log.warning("state store is back: %s", self.where)

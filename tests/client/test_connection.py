@@ -22,7 +22,7 @@ from statestore import BadRequest, RemoteStorage, Unauthorized, Unavailable
 from statestore.address import parse_address
 from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.protocol import ConnectionLost, WrongServer
+from statestore.protocol import ConnectionLost, Response, WrongServer
 from tests.client.servers import WELCOME, Messages, Server, answers, black_hole, found, hanging_look_up, refused, says
 from tests.daemon import Daemon
 
@@ -33,13 +33,18 @@ def connect(address: str, seconds: float = PATIENCE, token: str | None = None) -
     return Connection(parse_address(address), "default", token, Deadline(seconds))
 
 
+def ask(connection: Connection, method: str, params: tuple[Any, ...], seconds: float) -> Response:
+    deadline = Deadline(seconds)
+    return connection.call(method, params, deadline, lambda: deadline)
+
+
 @pytest.mark.parametrize("kind", ["address", "unix_address"])
 def test_a_greeted_connection_answers(shared_daemon: Daemon, kind: str) -> None:
     with closing(connect(getattr(shared_daemon, kind))) as connection:
-        assert connection.call("get", ("m", None), Deadline(PATIENCE)).result == "START"
-        assert connection.welcome.store_id == connection.call("info", (), Deadline(PATIENCE)).result["store_id"]
-        assert isinstance(connection.call("get", (), Deadline(PATIENCE)).error, BadRequest)
-        assert connection.call("ping", (), Deadline(PATIENCE)).error is None
+        assert ask(connection, "get", ("m", None), PATIENCE).result == "START"
+        assert connection.welcome.store_id == ask(connection, "info", (), PATIENCE).result["store_id"]
+        assert isinstance(ask(connection, "get", (), PATIENCE).error, BadRequest)
+        assert ask(connection, "ping", (), PATIENCE).error is None
 
 
 def test_nobody_there_means_nothing_was_sent() -> None:
@@ -73,10 +78,10 @@ def test_a_request_that_the_system_takes_in_pieces_only(reads: bool) -> None:
     with Server(serve) as server, closing(connect(server.address)) as connection:
         connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         if reads:
-            assert connection.call("set_many", (triples,), Deadline(PATIENCE)).result > 900_000
+            assert ask(connection, "set_many", (triples,), PATIENCE).result > 900_000
         else:
             with pytest.raises(ConnectionLost, match=r"no answer within 0\.2 s"):
-                connection.call("set_many", (triples,), Deadline(0.2))
+                ask(connection, "set_many", (triples,), 0.2)
 
 
 def test_a_socket_file_that_is_not_there() -> None:
@@ -116,7 +121,7 @@ def test_a_connection_that_ends_before_the_answer_may_have_been_heard(reply: byt
 
     with Server(hang_up) as server, closing(connect(server.address)) as connection:
         with pytest.raises(ConnectionLost, match="the server closed the connection") as caught:
-            connection.call("get", ("m", "a"), Deadline(PATIENCE))
+            ask(connection, "get", ("m", "a"), PATIENCE)
         assert caught.value.sent
 
 
@@ -128,7 +133,7 @@ def test_silence_ends_at_the_deadline() -> None:
 
     with Server(greet_only) as server, closing(connect(server.address)) as connection:
         with pytest.raises(ConnectionLost, match=r"no answer within 0\.1 s") as caught:
-            connection.call("get", ("m", "a"), Deadline(0.1))
+            ask(connection, "get", ("m", "a"), 0.1)
         assert caught.value.sent
 
 
@@ -146,13 +151,13 @@ def test_an_answer_to_another_request_is_nobodys() -> None:
         closing(connect(server.address)) as connection,
         pytest.raises((WrongServer, ConnectionLost), match="an answer to request 1 came where 2 was asked"),
     ):
-        connection.call("get", ("m", "a"), Deadline(PATIENCE))
+        ask(connection, "get", ("m", "a"), PATIENCE)
 
 
 def test_every_address_that_a_name_stands_for_is_tried(shared_daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", found(refused(), refused(), shared_daemon.address))
     with closing(connect("states.example")) as connection:
-        assert connection.call("ping", (), Deadline(PATIENCE)).error is None
+        assert ask(connection, "ping", (), PATIENCE).error is None
 
 
 def test_an_address_that_swallows_everything_has_only_its_share(
@@ -161,7 +166,7 @@ def test_an_address_that_swallows_everything_has_only_its_share(
     with black_hole() as swallows:
         monkeypatch.setattr(socket, "getaddrinfo", found(swallows, shared_daemon.address))
         with closing(connect("states.example", seconds=1)) as connection:
-            assert connection.call("ping", (), Deadline(PATIENCE)).error is None
+            assert ask(connection, "ping", (), PATIENCE).error is None
 
 
 def test_a_name_that_nobody_knows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -13,10 +13,11 @@ from statestore import Limits, Unavailable, forks
 from statestore.calls import Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.pool import Pool
+from statestore.pool import BY, Pool
 from statestore.protocol import ConnectionLost, Response, Welcome
 from statestore.store import Store
 from tests.client.scripts import run_script
+from tests.server.waiting import wait_until
 
 PATIENCE = 20.0  # seconds after which a test has hung
 
@@ -30,7 +31,7 @@ class FakeConnection:
         self.is_stale = False
         self.closed = 0
 
-    def call(self, method: str, _params: tuple[Any, ...], _deadline: Deadline, _patience: Any) -> Response:
+    def call(self, method: str, _params: tuple[Any, ...], _deadline: Deadline | None, _patience: Any) -> Response:
         assert not self.closed
         self.calls.append(method)
         answer = self._answer(method)
@@ -158,6 +159,92 @@ def test_a_connection_that_cannot_be_made_leaves_its_place_free(factory: Factory
     assert ask(pool, seconds=0.5) == "GET"
 
 
+def ask_at_once(pool: Pool, key: str = "a") -> Response | None:
+    return pool.ask("get", ("m", key), lambda: Deadline(PATIENCE))
+
+
+def test_at_once_only_a_connection_that_is_open_is_asked(factory: Factory) -> None:
+    pool = Pool(factory, 2)
+    assert ask_at_once(pool) is None
+    assert factory.made == []
+    ask(pool, "set")
+    assert ask_at_once(pool) == Response(1, None, "GET")
+    assert [connection.calls for connection in factory.made] == [["set", "get"]]
+    assert pool.free == 2
+
+
+def test_at_once_no_connection_in_use_is_asked(factory: Factory, gate: Gate) -> None:
+    pool = Pool(factory, 2)
+    with ThreadPoolExecutor(1) as threads:
+        busy = threads.submit(ask, pool)
+        assert gate.entered.acquire(timeout=PATIENCE)
+        assert ask_at_once(pool) is None
+        assert pool.free == 1
+        gate.open.set()
+        assert busy.result(PATIENCE) == "GET"
+    for place in pool._places:
+        place.taken[BY] = object()
+    assert ask_at_once(pool) is None
+
+
+def test_all_who_wait_have_their_turn(factory: Factory, gate: Gate) -> None:
+    pool = Pool(factory, 1)
+    with ThreadPoolExecutor(8) as threads:
+        calls = []
+        for others in range(8):
+            calls.append(threads.submit(ask, pool))
+            wait_until(lambda others=others: len(pool._waiting) == others)
+        gate.open.set()
+        assert [call.result(PATIENCE) for call in calls] == ["GET"] * 8
+    assert pool.free == 1
+    assert len(factory.made) == 1
+
+
+def test_whoever_waits_comes_before_who_comes_later(factory: Factory) -> None:
+    """Or a thread that asks again and again would take the place that it has just left, for ever."""
+    pool = Pool(factory, 1)
+    with ThreadPoolExecutor(1) as threads:
+        waiting: list[Future[Any]] = []
+
+        def wait_for_another(method: str) -> str:
+            factory.answer = str.upper
+            waiting.append(threads.submit(ask, pool, "set"))
+            wait_until(lambda: pool._waiting)
+            return method
+
+        factory.answer = wait_for_another
+        ask(pool)
+        later = ask_at_once(pool)  # it is its turn, or it has been
+        assert waiting[0].result(PATIENCE) == "SET"
+        assert later is None or factory.made[0].calls == ["get", "set", "get"]
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("x", sent=True), ValueError(), KeyboardInterrupt()])
+def test_at_once_too_a_connection_that_failed_is_closed(factory: Factory, error: BaseException) -> None:
+    pool = Pool(factory, 1)
+    ask(pool)
+
+    def fail(_: str) -> None:
+        raise error
+
+    factory.answer = fail
+    with pytest.raises(type(error)):
+        ask_at_once(pool)
+    assert factory.open() == 0
+    assert pool.free == 1
+    assert ask_at_once(pool) is None
+
+
+def test_at_once_too_whoever_cannot_answer_now_is_not_asked_again(factory: Factory) -> None:
+    pool = Pool(factory, 1)
+    ask(pool)
+    factory.answer = lambda _: Unavailable("the disk is full")
+    response = ask_at_once(pool)
+    assert response is not None
+    assert isinstance(response.error, Unavailable)
+    assert factory.open() == 0
+
+
 @pytest.mark.parametrize(("method", "connections"), [("set", 1), ("compare_and_set", 2)])
 def test_only_for_what_cannot_be_repeated_is_it_looked_whether_the_server_has_hung_up(
     factory: Factory, method: str, connections: int
@@ -199,8 +286,8 @@ def test_dropping_what_is_idle_leaves_the_busy_alone(factory: Factory, gate: Gat
 def test_a_child_begins_anew_even_where_the_parent_was_busy(factory: Factory) -> None:
     pool = Pool(factory, 2)
     ask(pool)
-    for _ in range(2):
-        pool._permits.get(timeout=PATIENCE)  # threads of the parent's are
+    for place in pool._places:
+        place.taken[BY] = object()  # a thread of the parent's
     forks._after_fork_in_child()
     assert ask(pool, seconds=0.5) == "GET"
     assert len(factory.made) == 2
@@ -219,13 +306,13 @@ def test_a_call_that_forks_in_the_middle_brings_nothing_into_the_child(factory: 
     factory.answer = str.upper
     assert ask(pool) == "GET"
     assert len(factory.made) == 2  # the first is the parent's
-    assert pool._permits.qsize() == 1
+    assert pool.free == 1
 
 
-def test_interrupts_at_any_moment_lose_no_permit() -> None:
+def test_interrupts_at_any_moment_lose_no_place() -> None:
     run_script(
         """
-        import random, signal
+        import itertools, random, signal
         from statestore import Limits
         from statestore.calls import Call
         from statestore.deadline import Deadline
@@ -256,15 +343,18 @@ def test_interrupts_at_any_moment_lose_no_permit() -> None:
         store = Store("there")
         store.answered(writing=False)
         pool = Pool(lambda _: Connection(), 1)
+        numbers = itertools.count()
+        patience = lambda: Deadline(5)
         signal.signal(signal.SIGALRM, interrupt)
         for _ in range(3000):
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
                 while True:
                     pool.call(Call(store, "get", (), Deadline(5)))
+                    pool.ask("get", (next(numbers),), patience)
             except Interrupt:
                 pass
-            assert pool._permits.qsize() == 1
+            assert pool.free == 1
         """
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from statestore.calls import Call
 from statestore.connection import Connection
-from statestore.pool import Pool
+from statestore.pool import Place
 from statestore.protocol import ClientProtocol, Response, Welcome
 from statestore.session import Session
 from statestored import writes
@@ -133,18 +133,18 @@ def oldest_passes_the_unanswered(patch: Patch) -> None:
 
 def reply_taken_by_whoever_is_next(patch: Patch) -> None:
     """A connection goes on after an interrupted call, and nobody looks at the id of what comes."""
-    next_response, take, kept = ClientProtocol.next_response, Pool._take, list[Connection]()
+    receive, call, kept = ClientProtocol.receive, Place.call, list[Connection]()
 
-    def next_whatever(protocol: ClientProtocol) -> Response | None:
-        response = next_response(protocol)
+    def receive_whatever(protocol: ClientProtocol, data: bytes) -> Response | None:
+        response = receive(protocol, data)
         return response and Response(protocol._last_msgid, response.error, response.result)
 
-    def take_kept(pool: Pool, *rest: Any) -> Connection:
-        return kept.pop() if kept else take(pool, *rest)
+    def call_on_kept(place: Place, connection: Connection, *rest: Any) -> Response:
+        return call(place, kept.pop() if kept else connection, *rest)
 
-    patch.setattr(ClientProtocol, "next_response", next_whatever)
+    patch.setattr(ClientProtocol, "receive", receive_whatever)
     patch.setattr(Connection, "close", lambda connection: kept.append(connection))
-    patch.setattr(Pool, "_take", take_kept)
+    patch.setattr(Place, "call", call_on_kept)
 
 
 # No fault
