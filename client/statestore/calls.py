@@ -31,7 +31,8 @@ class Call:
     3. send `method` with `parameters()`, and wait for the response until `patience()` is over;
     4. hand the response to `answered`, or the exception that came of the attempt to `failed`.
 
-    Whatever ends the call, the client removes it from `store.session.unanswered` afterwards.
+    Whatever ends the call, the client removes it from `store.session.unanswered` afterwards, and says so to
+    `store.outage` (`left_by`), where there is one.
     """
 
     __slots__ = (

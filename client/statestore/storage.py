@@ -198,6 +198,8 @@ class RemoteStorage(StateStorage):
                         return response.result
         finally:
             self._store.session.unanswered.pop(call, None)
+            if (outage := self._store.outage) is not None:
+                outage.left_by(call)
 
     def _connect(self, call: Call) -> Connection:
         """A connection to the first address that gives one, and to the right store."""
