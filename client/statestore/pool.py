@@ -45,7 +45,9 @@ class Pool:
             is_sound = False  # whether nothing can come on it any more: the next caller would take it for an answer
             try:
                 connection = self._take(idle, call)
+                is_sound = True  # nothing was sent yet
                 params = call.parameters(connection.welcome)
+                is_sound = False
                 response = connection.call(call.method, params, call.deadline, call.patience)
                 # Where it cannot be done now, another connection may find a server that can.
                 is_sound = response.error is None or not response.error.retry

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -148,6 +149,19 @@ def test_a_connection_that_failed_is_closed_and_its_place_is_free(factory: Facto
 
 
 @pytest.mark.parametrize("error", [ConnectionLost("x", sent=False), TimeoutError(), KeyboardInterrupt()])
+def test_what_fails_before_anything_was_sent_costs_no_connection(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(factory, 1)
+    ask(pool)
+    with monkeypatch.context() as patched:
+        patched.setattr(Call, "parameters", Mock(side_effect=TimeoutError("too many writes wait for their answers")))
+        with pytest.raises(TimeoutError):
+            ask(pool, "set")
+    ask(pool)
+    assert [connection.calls for connection in factory.made] == [["get", "get"]]
+
+
 def test_a_connection_that_cannot_be_made_leaves_its_place_free(factory: Factory, error: BaseException) -> None:
     pool = Pool(factory, 1)
     for _ in range(3):
