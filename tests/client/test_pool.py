@@ -149,6 +149,16 @@ def test_a_connection_that_failed_is_closed_and_its_place_is_free(factory: Facto
 
 
 @pytest.mark.parametrize("error", [ConnectionLost("x", sent=False), TimeoutError(), KeyboardInterrupt()])
+def test_a_connection_that_cannot_be_made_leaves_its_place_free(factory: Factory, error: BaseException) -> None:
+    pool = Pool(factory, 1)
+    for _ in range(3):
+        factory.failure = error
+        with pytest.raises(type(error)):
+            ask(pool)
+    factory.failure = None
+    assert ask(pool, seconds=0.5) == "GET"
+
+
 def test_what_fails_before_anything_was_sent_costs_no_connection(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,16 +170,6 @@ def test_what_fails_before_anything_was_sent_costs_no_connection(
             ask(pool, "set")
     ask(pool)
     assert [connection.calls for connection in factory.made] == [["get", "get"]]
-
-
-def test_a_connection_that_cannot_be_made_leaves_its_place_free(factory: Factory, error: BaseException) -> None:
-    pool = Pool(factory, 1)
-    for _ in range(3):
-        factory.failure = error
-        with pytest.raises(type(error)):
-            ask(pool)
-    factory.failure = None
-    assert ask(pool, seconds=0.5) == "GET"
 
 
 @pytest.mark.parametrize(("method", "connections"), [("set", 1), ("compare_and_set", 2)])
