@@ -223,8 +223,8 @@ class AsyncRemoteStorage:
                         return response.result
         finally:
             self._store.session.unanswered.pop(call, None)
-            if self._store.outage is not None:
-                self._store.outage.left_by(call)
+            if (outage := self._store.outage) is not None:
+                outage.left_by(call)
 
     # The one connection.
 

@@ -14,6 +14,7 @@ from statestore.store import Store
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 FIRST_PATIENCE = 2.0  # seconds that a connection may be silent; twice as many in each further attempt
 STEP = 0.05  # seconds after which a waiting call looks whether another has found the store
+MOST_ATTEMPTS = 20  # that are counted: what doubles with each is at its longest by then
 LAST_ATTEMPT = 0.05  # seconds before the deadline in which there is time for one more attempt
 
 WRITES = frozenset({"set", "set_all", "set_many", "compare_and_set", "clear"})
@@ -31,7 +32,8 @@ class Call:
     3. send `method` with `parameters()`, and wait for the response until `patience()` is over;
     4. hand the response to `answered`, or the exception that came of the attempt to `failed`.
 
-    Whatever ends the call, the client removes it from `store.session.unanswered` afterwards.
+    Whatever ends the call, the client removes it from `store.session.unanswered` afterwards, and says so to
+    `store.outage` (`left_by`), where there is one.
     """
 
     __slots__ = (
@@ -183,7 +185,7 @@ class Call:
 
     def _back_off(self) -> None:
         """A connection that a restart has broken deserves a second attempt at once; then the pauses grow."""
-        self._attempts += 1
+        self._attempts = min(self._attempts + 1, MOST_ATTEMPTS)
         pause = min(FIRST_PAUSE * 2 ** (self._attempts - 2), LONGEST_PAUSE) if self._attempts > 1 else 0.0
         self._not_before = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  # guards nothing
 

@@ -217,6 +217,8 @@ class RemoteStorage(StateStorage):
         finally:
             outcome = None  # what is raised may be it, and it has this frame
             self._store.session.unanswered.pop(call, None)
+            if (outage := self._store.outage) is not None:
+                outage.left_by(call)
 
     def _connect(self, call: Call) -> Connection:
         """A connection to the first address that gives one, and to the right store."""

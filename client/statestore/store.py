@@ -20,7 +20,7 @@ class Store:
 
     def __init__(self, where: str, store_id: str | None = None) -> None:
         self.where = where
-        self.store_id = store_id
+        self._ids: dict[str, str] = {} if store_id is None else {"of": store_id}
         self.limits = UNLIMITED
         self.session = Session()
         self.after_fork_in_child()
@@ -37,10 +37,9 @@ class Store:
         False: make it again, and ask for `session.id`. Raises WrongServer where another store answers: it is not ours
         come back, and to it every sender would be a stranger.
         """
-        if self.store_id is None:
-            self.store_id = welcome.store_id
-        if welcome.store_id != self.store_id:
-            raise WrongServer(f"the store {welcome.store_id} answers where {self.store_id} was expected")
+        store_id = self._ids.setdefault("of", welcome.store_id)  # one call into C: of all threads one says which
+        if welcome.store_id != store_id:
+            raise WrongServer(f"the store {welcome.store_id} answers where {store_id} was expected")
         self.limits = welcome.limits
         if self.outage is not None and not self.outage.reported:
             self.outage = None  # else the log's next word on it is for its first answer

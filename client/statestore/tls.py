@@ -58,6 +58,7 @@ class Tls:
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._received, self._to_send, server_hostname=host)
         self._seen_first = False
+        self._end: Exception | None = None  # why nothing more can come
         self.is_ready = False
 
     def handshake(self, received: bytes) -> bytes:
@@ -81,18 +82,27 @@ class Tls:
         return self._to_send.read()
 
     def decrypt(self, received: bytes) -> bytes:
-        """Raises WrongServer where the server ends it because of us, and ConnectionResetError where it just ends it."""
+        """Raises WrongServer where the server ends it because of us, and ConnectionResetError where it just ends it.
+
+        What came before the end is returned; then the next call raises.
+        """
+        if self._end is not None:
+            raise self._end
         self._received.write(received)
         data = b""
         try:
             while self._received.pending or self._tls.pending():
                 if not (part := self._tls.read(READ_SIZE)):
-                    raise ConnectionResetError("the server closed the connection")
+                    self._end = ConnectionResetError("the server closed the connection")
+                    break
                 data += part
         except self._ssl.SSLWantReadError:
             pass
         except self._ssl.SSLError as error:
-            raise WrongServer(self._sentence(error)) from error
+            self._end = WrongServer(self._sentence(error))
+            self._end.__cause__ = error
+        if self._end is not None and not data:
+            raise self._end
         return data
 
     def _sentence(self, error: "ssl.SSLError") -> str:

@@ -264,6 +264,14 @@ def test_a_lost_connection_is_replaced_at_once_and_then_the_pauses_grow(store: S
     assert waits == pytest.approx([0, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1, 1])
 
 
+def test_the_longest_pause_stays_after_however_many_attempts(store: Store, clock: Clock) -> None:
+    asking = call(store, seconds=1e6)
+    for _ in range(1100):
+        asking.failed(LOST)
+    assert wait(asking, clock) == pytest.approx(1)
+    assert asking.patience() is asking.deadline
+
+
 def test_of_all_calls_one_at_a_time_connects_while_the_store_is_away(store: Store, clock: Clock) -> None:
     first, second = call(store), call(store)
     first.failed(REFUSED)

@@ -282,6 +282,23 @@ def test_a_hundred_clients_do_not_keep_a_store_from_coming_back() -> None:
     assert max(took) == pytest.approx(1.5, abs=TOLERANCE)
 
 
+def test_whoever_is_interrupted_while_it_connects_keeps_nobody_waiting() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with black_hole() as address, RemoteStorage(address) as storage:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                storage.get("m", "a")
+            outage = storage._store.outage
+            assert outage is not None
+            assert outage.wait("the next call") == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_the_first_that_finds_the_store_again_releases_all(daemon: Daemon) -> None:
     with RemoteStorage(daemon.address, deadline=0.3) as storage, ThreadPoolExecutor(16) as threads:
         storage.set("m", "a", "A")

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -243,6 +244,19 @@ def test_at_once_too_whoever_cannot_answer_now_is_not_asked_again(factory: Facto
     assert response is not None
     assert isinstance(response.error, Unavailable)
     assert factory.open() == 0
+
+
+def test_what_fails_before_anything_was_sent_costs_no_connection(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(factory, 1)
+    ask(pool)
+    with monkeypatch.context() as patched:
+        patched.setattr(Call, "parameters", Mock(side_effect=TimeoutError("too many writes wait for their answers")))
+        with pytest.raises(TimeoutError):
+            ask(pool, "set")
+    ask(pool)
+    assert [connection.calls for connection in factory.made] == [["get", "get"]]
 
 
 @pytest.mark.parametrize(("method", "connections"), [("set", 1), ("compare_and_set", 2)])

@@ -1,6 +1,8 @@
 """What a client knows of its store, and what its log says of it."""
 
 import logging
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -23,11 +25,29 @@ def store() -> Store:
 def test_the_first_that_answers_is_the_store_from_then_on(store: Store) -> None:
     assert store.limits is UNLIMITED
     assert store.accepts(Welcome("s1", 1, SMALL), 0)
-    assert (store.store_id, store.limits) == ("s1", SMALL)
+    assert store.limits is SMALL
     assert store.accepts(Welcome("s1", 1, SMALL), 0)
     with pytest.raises(WrongServer, match="the store s2 answers where s1 was expected"):
         store.accepts(Welcome("s2", 1, Limits()), 0)
     assert store.limits is SMALL
+
+
+def test_of_two_threads_that_meet_different_stores_one_says_which_it_is() -> None:
+    store, accepted = Store("there:1"), []
+
+    class Slow(SimpleNamespace):
+        """Another thread meets its store when this one is about to remember what it met."""
+
+        @property
+        def store_id(self) -> str:
+            if not accepted:
+                accepted.append("s2")
+                assert store.accepts(Welcome("s2", 1, SMALL), 0)
+            return "s1"
+
+    with pytest.raises(WrongServer, match="the store s1 answers where s2 was expected"):
+        store.accepts(cast(Any, Slow(limits=SMALL, session=None)), 0)
+    assert store.accepts(Welcome("s2", 1, SMALL), 0)
 
 
 def test_a_store_named_beforehand_is_the_only_one() -> None:

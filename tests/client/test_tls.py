@@ -173,6 +173,31 @@ def test_what_is_cut_is_asked_again(authority: Authority) -> None:
         assert storage.get("m", "a") == "a"
 
 
+@pytest.mark.parametrize("end", ["a farewell", "garbage"])
+def test_what_came_together_with_the_end_is_not_lost(authority: Authority, end: str) -> None:
+    """Both sides in memory."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = server_context(authority.issue("server")).wrap_bio(to_server, to_client, server_side=True)
+    trusting = client_context(authority.certificate)
+    assert trusting is not None
+    client = Tls(trusting, "localhost")
+    to_server.write(client.handshake(b""))
+    while not client.is_ready:
+        with suppress(ssl.SSLWantReadError):
+            server.do_handshake()
+        to_server.write(client.handshake(to_client.read()))
+    server.do_handshake()
+    server.write(b"answer")
+    if end == "garbage":
+        to_client.write(b"garbage that no server says")
+    else:
+        with pytest.raises(ssl.SSLWantReadError):
+            server.unwrap()
+    assert client.decrypt(to_client.read()) == b"answer"
+    with pytest.raises(WrongServer if end == "garbage" else ConnectionResetError):
+        client.decrypt(b"")
+
+
 def test_the_bytes_may_come_one_by_one(authority: Authority) -> None:
     """Both sides in memory."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
