@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks import processes
 from benchmarks.processes import LOOPBACK, REDIS_IN_MEMORY, STATESTORED_IN_MEMORY
+
+_numbers = count()
 
 
 class Transport(StrEnum):
@@ -85,13 +88,15 @@ def place(transport: Transport) -> Iterator[Place]:
 
 @contextmanager
 def statestored(place: Place) -> Iterator[Endpoint]:
+    """A new one each time, also where there is one already."""
+    name = f"statestored-{next(_numbers)}"
     flags: Sequence[str] = {
         Transport.TCP: (),
-        Transport.UNIX: ("--listen", f"unix:{place.path('statestored')}"),
+        Transport.UNIX: ("--listen", f"unix:{place.path(name)}"),
         Transport.TLS: ("--tls-cert", str(place.certificate), "--tls-key", str(place.key)),
     }[place.transport]
     with processes.statestored([*STATESTORED_IN_MEMORY, *flags]) as server:
-        yield place.endpoint("statestored", server.port)
+        yield place.endpoint(name, server.port)
 
 
 @contextmanager
