@@ -22,6 +22,7 @@ CLIENT_ORDER = [
     "forks",
     "session",
     "protocol",
+    "results",
     "outage",
     "store",
     "calls",

@@ -5,9 +5,21 @@ import time
 from typing import Any
 
 from statestore.deadline import Deadline
-from statestore.errors import Forbidden, Full, StateStoreError, TooLong, Unauthorized, Unavailable, Uncertain
+from statestore.errors import (
+    BadRequest,
+    Forbidden,
+    Full,
+    Internal,
+    StateStoreError,
+    TooLong,
+    Unauthorized,
+    Unavailable,
+    Uncertain,
+    UnknownMethod,
+)
 from statestore.outage import Outage
-from statestore.protocol import ConnectionLost, Response, Welcome
+from statestore.protocol import ConnectionLost, Response, Welcome, WrongServer
+from statestore.results import fits
 from statestore.store import Store
 
 # Seconds from an answer that it cannot be done now to the next attempt; each is drawn from half of it to all of it.
@@ -20,6 +32,9 @@ LAST_ATTEMPT = 0.05  # seconds before the deadline in which there is time for on
 WRITES = frozenset({"set", "set_all", "set_many", "compare_and_set", "clear"})
 # Doing these twice comes to the same, unless somebody else wrote in between: what is left to do without a session.
 HARMLESS_TWICE = WRITES - {"compare_and_set"}
+
+FAULTS_OF_THE_CALLER = (BadRequest, UnknownMethod, TooLong)
+REFUSALS = (Unauthorized, Forbidden, Full, Internal, Uncertain)  # that say more than that it is away
 
 
 class Call:
@@ -137,20 +152,28 @@ class Call:
 
     def answered(self, response: Response) -> bool:
         """Whether `response.result` is what the caller gets; False: try again. Raises the error it gets instead."""
-        error = response.error
-        if error is None or not error.retry:
-            self._store.answered(writing=self.method in WRITES)
-        elif self._store.outage is not None:
-            self._store.unreached(self, error)
+        error, writing = response.error, self.method in WRITES
         if error is None:
-            return True
+            if fits(self.method, self.params, response.result):
+                self._store.answered(writing=writing)
+                return True
+            error = WrongServer(f"the answer to {self.method} has another form than ours")
+            self._sent = writing
         self._failure = error
-        if error.retry and not self.deadline.passed:
-            self._back_off()
-            return False
-        if error.retry or (self._sent and self._session is None):
-            raise self._end(None) from error
-        raise error
+        if error.retry:
+            if self._store.outage is not None:
+                self._store.unreached(self, error)
+            if not self.deadline.passed:
+                self._back_off()
+                return False
+        elif isinstance(error, FAULTS_OF_THE_CALLER):
+            self._store.answered(writing=writing)
+            if not self._sent:
+                raise error
+        else:
+            self._store.refused()
+        # Where an earlier attempt had no answer, this is not its: it may still be under way, and be applied.
+        raise self._end(None) from error
 
     def failed(self, failure: Exception) -> None:
         """An attempt had no answer. Returns where another is to be made; else raises what the caller gets."""
@@ -198,7 +221,7 @@ class Call:
         self._store.gone(text, outage, writing=self.method in WRITES)
         if self._sent:
             return Uncertain(f"{text}; {self.method} may have been applied")
-        return type(failure)(text) if isinstance(failure, Unauthorized | Forbidden | Full) else Unavailable(text)
+        return type(failure)(text) if isinstance(failure, REFUSALS) else Unavailable(text)
 
 
 def _is_of_the_store(failure: Exception) -> bool:

@@ -50,6 +50,7 @@ class Connection:
         self._protocol = ClientProtocol()
         self._tls: Tls | None = None
         self._socket = connect(address, deadline)
+        self._is_readable = _readiness(self._socket)
         try:
             if tls is not None and isinstance(address, TcpAddress):
                 self._tls = self._agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
@@ -93,7 +94,7 @@ class Connection:
             if deadline is None or deadline.at - time.monotonic() > TICK:
                 try:
                     sent = self._socket.send(data)
-                    if sent == len(data):
+                    if sent == len(data) and self._is_readable(TICK * 1000):
                         received = self._socket.recv(READ_SIZE)
                         receive = self._protocol.receive if received and self._tls is None else self._take
                         response = receive(received)
@@ -163,11 +164,20 @@ def _wait(sock: socket.socket, deadline: Deadline, *, for_writing: bool = False)
 
 if hasattr(select, "poll"):
 
+    def _readiness(sock: socket.socket) -> Callable[[float], object]:
+        """Whether something comes within so many milliseconds, however many signals do: a `recv` would begin anew."""
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        return poller.poll
+
     def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
         poller = select.poll()
         poller.register(sock, select.POLLOUT if for_writing else select.POLLIN)
         return bool(poller.poll(seconds * 1000))
 else:
+
+    def _readiness(sock: socket.socket) -> Callable[[float], object]:  # noqa: ARG001
+        return lambda _milliseconds: True  # signals break off nothing here
 
     def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
         readable, writable = ([], [sock]) if for_writing else ([sock], [])

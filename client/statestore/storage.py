@@ -16,6 +16,7 @@ from statestore.dial import TICK
 from statestore.errors import StateStoreError
 from statestore.pool import Pool
 from statestore.protocol import ConnectionLost, Response
+from statestore.results import fits
 from statestore.settings import Settings
 from statestore.store import Store
 from statestore.tls import client_context
@@ -189,7 +190,7 @@ class RemoteStorage(StateStorage):
         outcome: Response | Exception | None
         try:
             outcome = self._pool.ask(method, params, partial(Deadline, self._patience, start))
-            if outcome is not None and outcome.error is None:
+            if outcome is not None and outcome.error is None and fits(method, params, outcome.result):
                 return outcome.result
         except Exception as failure:
             outcome = failure

@@ -65,8 +65,12 @@ class Store:
         if news:
             log.warning("state store unavailable: %s", why)
 
+    def refused(self) -> None:
+        """It answers, but will not do what it was asked for, until somebody changes something; `gone` says so."""
+        self.outage = None
+
     def answered(self, *, writing: bool) -> None:
-        """It did what it was asked for."""
+        """It did what it was asked for, or will never, as the request is wrong."""
         if self.outage is None and not self.refusals:
             return
         outage, self.outage = self.outage, None

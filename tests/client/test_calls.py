@@ -8,7 +8,9 @@ import pytest
 
 from statestore import (
     BadRequest,
+    Forbidden,
     Full,
+    Internal,
     Limits,
     ShuttingDown,
     StateStoreError,
@@ -16,6 +18,7 @@ from statestore import (
     Unauthorized,
     Unavailable,
     Uncertain,
+    UnknownMethod,
 )
 from statestore.calls import FIRST_PATIENCE, LAST_ATTEMPT, STEP, WRITES, Call
 from statestore.deadline import Deadline
@@ -24,6 +27,7 @@ from statestore.store import Store
 from tests.client.test_deadline import Clock
 
 KEY = ("m", "a", "A")
+RESULTS = {"get": "A", "set_all": 1, "compare_and_set": [True, "A"]}
 SESSIONS = frozenset({"sessions", "not_after"})
 LOST, REFUSED = ConnectionLost("reset", sent=True), ConnectionLost("refused", sent=False)
 
@@ -103,7 +107,7 @@ def test_a_lost_connection_is_no_reason_to_give_up(store: Store, method: str) ->
     for _ in range(20):
         asking.parameters(welcome())
         asking.failed(LOST)
-    assert asking.answered(Response(1, None, "A"))
+    assert asking.answered(Response(1, None, RESULTS.get(method)))
 
 
 def test_without_a_session_a_compare_and_set_is_uncertain_once_it_was_sent(store: Store) -> None:
@@ -119,7 +123,7 @@ def test_without_a_session_the_others_are_sent_again(store: Store, method: str) 
     asking = call(store, method)
     asking.parameters(welcome(None))
     asking.failed(LOST)
-    assert asking.answered(Response(1, None, None))
+    assert asking.answered(Response(1, None, RESULTS.get(method)))
 
 
 def test_what_was_sent_in_a_session_that_is_lost_is_uncertain(store: Store) -> None:
@@ -235,13 +239,52 @@ def test_an_error_that_stays_is_the_callers(store: Store, session: int | None) -
     assert caught.value is error
 
 
-def test_what_a_repeated_write_is_answered_holds_for_its_first_attempt_only_with_a_number(store: Store) -> None:
-    for session, error in ((7, Full), (None, Uncertain)):
-        asking = call(store)
-        asking.parameters(welcome(session))
-        asking.failed(LOST)
-        with pytest.raises(error):
-            asking.answered(Response(1, Full("no room"), None))
+@pytest.mark.parametrize("session", [None, 7])
+@pytest.mark.parametrize("refusal", [Full, Forbidden, TooLong])
+def test_that_a_repeated_write_is_refused_says_nothing_of_its_first_attempt(
+    store: Store, session: int | None, refusal: type[StateStoreError]
+) -> None:
+    """That may still be under way: a server remembers the numbers of what it applied, not of what it refused."""
+    asking = call(store)
+    asking.parameters(welcome(session))
+    asking.failed(LOST)
+    with pytest.raises(Uncertain, match=r"^there:1: no; set may have been applied$"):
+        asking.answered(Response(1, refusal("no"), None))
+
+
+@pytest.mark.parametrize("refusal", [Full, Forbidden, Unauthorized, Internal, Uncertain])
+def test_what_is_refused_is_in_the_log_when_it_begins_and_when_it_ends(
+    store: Store, caplog: pytest.LogCaptureFixture, refusal: type[StateStoreError]
+) -> None:
+    for _ in range(3):
+        with pytest.raises(refusal, match=r"^there:1: no$"):
+            call(store).answered(Response(1, refusal("no"), None))
+        assert call(store, "get").answered(Response(1, None, "A"))
+    assert caplog.messages == ["state store unavailable: there:1: no"]
+    assert call(store).answered(Response(1, None, None))
+    assert caplog.messages[1:] == ["state store is back: there:1"]
+
+
+@pytest.mark.parametrize("refusal", [BadRequest, TooLong, UnknownMethod])
+def test_a_fault_of_the_caller_says_nothing_of_the_store(
+    store: Store, caplog: pytest.LogCaptureFixture, refusal: type[StateStoreError]
+) -> None:
+    with pytest.raises(refusal):
+        call(store).answered(Response(1, refusal("no"), None))
+    assert caplog.messages == []
+
+
+def test_whoever_refuses_answers(store: Store) -> None:
+    call(store).failed(REFUSED)
+    with pytest.raises(Full):
+        call(store).answered(Response(1, Full("no room"), None))
+    assert store.outage is None
+
+
+@pytest.mark.parametrize(("method", "error"), [("get", Unavailable), ("set_all", Uncertain)])
+def test_an_answer_of_another_form_is_none(store: Store, method: str, error: type[StateStoreError]) -> None:
+    with pytest.raises(error, match=rf"^there:1: the answer to {method} has another form than ours"):
+        call(store, method).answered(Response(1, None, None))
 
 
 def test_what_is_refused_until_the_time_is_over_is_unavailable(store: Store, clock: Clock) -> None:
