@@ -35,7 +35,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 async def _run(test: Any) -> list[str]:
     """Runs it. Returns the tasks that it has left behind."""
-    await asyncio.wait_for(test, PATIENCE)
+    async with asyncio.timeout(PATIENCE):  # not wait_for, which has a task of its own before Python 3.12
+        await test
     return [repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()}]
 
 
