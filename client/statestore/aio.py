@@ -31,7 +31,7 @@ class AsyncRemoteStorage:
 
     The settings, the methods and their errors are those of `RemoteStorage`, but for `pool`: all calls share one
     connection, made when it is first needed and again when it is lost. A call may be cancelled at any moment; that
-    disturbs no other. A write that was cancelled may have been applied; it is not repeated.
+    disturbs no other. A write that was cancelled is not repeated; it was applied, or may be until its write deadline.
 
     It belongs to the loop in which it is used first, until `close` or the end of that loop: in another one meanwhile
     every method raises `BadRequest`. In the child of a fork it makes a connection of its own.

@@ -33,6 +33,7 @@ class AsyncConnection(asyncio.Protocol):
     """
 
     welcome: Welcome
+    has_sockets = True
 
     def __init__(self, tls: Tls | None) -> None:
         self.lost: Exception | None = None  # why it cannot be used any more

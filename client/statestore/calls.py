@@ -100,8 +100,8 @@ class Call:
         if left <= LAST_ATTEMPT:
             if self._is_last or left <= 0:
                 return max(left, 0.0)
-            self._is_last = True
-            return 0.0
+            self._is_last = outage is None or outage.allows_last(self)
+            return 0.0 if self._is_last else max(left, 0.0)
         return min(wait, STEP, left - LAST_ATTEMPT)
 
     # Step 2

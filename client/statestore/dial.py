@@ -39,6 +39,8 @@ class ClientSocket(socket.socket):
 class OpenSockets:
     """Those of this process: in the child of a fork they are closed."""
 
+    has_sockets = True
+
     def __init__(self) -> None:
         # By file descriptor. Not a WeakSet: an exception of a signal's handler is lost in its callbacks.
         self._sockets: dict[int, weakref.ref[ClientSocket]] = {}

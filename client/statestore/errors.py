@@ -104,7 +104,10 @@ class Unavailable(StateStoreError):
 
 
 class Uncertain(StateStoreError):
-    """The connection broke after the request was sent: it may or may not have been applied."""
+    """The request was sent and had no answer, for whatever reason: it was applied, or may be until its deadline.
+
+    After that, `get` tells what came of it.
+    """
 
     wire_code = "uncertain"
     applied = "maybe"

@@ -3,6 +3,7 @@
 import os
 import threading
 import weakref
+from collections import deque
 from typing import Protocol
 
 
@@ -12,11 +13,16 @@ class Inherited(Protocol):
 
 
 _inherited: "weakref.WeakSet[Inherited]" = weakref.WeakSet()
+MOST_FAILURES = 100  # of all together
 _CAN_FORK = hasattr(os, "register_at_fork")
 
 
 def begin_anew_in_child(thing: Inherited) -> None:
-    """`thing.after_fork_in_child` is called in every child from now on, for as long as it lives."""
+    """`thing.after_fork_in_child` is called in every child from now on, for as long as it lives.
+
+    First for those that have `has_sockets`: what the child said on them would be taken for its parent's. It is called
+    again where an exception came out of it.
+    """
     _inherited.add(thing)
 
 
@@ -27,8 +33,23 @@ def hold_while_forking(lock: "threading.RLock") -> None:
 
 
 def _after_fork_in_child() -> None:
-    for thing in list(_inherited):
-        thing.after_fork_in_child()
+    """All begin anew, also where a signal's handler raises meanwhile; then that is raised."""
+    raised: BaseException | None = None
+    things = deque(sorted(_inherited, key=_has_no_sockets))
+    for _ in range(len(things) + MOST_FAILURES):
+        try:
+            while things:
+                things[0].after_fork_in_child()
+                things.popleft()
+        except BaseException as exception:
+            raised = exception
+            things.rotate(-1)  # the others first, then it again
+    if raised is not None:
+        raise raised
+
+
+def _has_no_sockets(thing: Inherited) -> bool:
+    return not getattr(thing, "has_sockets", False)
 
 
 if _CAN_FORK:

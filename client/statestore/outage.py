@@ -7,8 +7,9 @@ import time
 from statestore.deadline import Deadline
 
 # Seconds from one attempt to the next, of all calls of a client together. The first is at once where it may be a slip,
-# the second soon, for a restart takes little; then about one a second: a hundred clients make fewer than 200.
-PAUSES = ((0.0, 0.0), (0.1, 0.5), (0.9, 1.3))
+# the second soon, for a restart takes little; then about one a second: a hundred clients make at most 200, also where
+# each makes one out of turn.
+PAUSES = ((0.0, 0.0), (0.1, 0.5), (1.0, 1.4))
 LONGEST_TURN = 10.0  # seconds; whoever has not said by then what came of it was interrupted
 
 
@@ -21,6 +22,12 @@ class Turn:
 
     def take(self, call: object, now: float) -> bool:
         return self._taken.setdefault("by", (call, now))[0] is call  # one call into C: of all threads one gets it
+
+    def take_as_last(self, call: object, now: float) -> bool:
+        return self._taken.setdefault("last", (call, now))[0] is call
+
+    def is_last_of(self, call: object) -> bool:
+        return "last" in self._taken and self._taken["last"][0] is call
 
     def is_of(self, call: object) -> bool:
         return "by" in self._taken and self._taken["by"][0] is call
@@ -57,6 +64,13 @@ class Outage:
             return turn.due - now
         return 0.0 if turn.take(call, now) else LONGEST_TURN
 
+    def allows_last(self, call: object) -> bool:
+        """Whether `call`, whose time is nearly over, may make an attempt before the next one's turn.
+
+        Of all calls one may until then: else each of many threads would make one.
+        """
+        return self._turn.take_as_last(call, time.monotonic())
+
     def is_turn_of(self, call: object) -> bool:
         return self._turn.is_of(call)
 
@@ -67,10 +81,13 @@ class Outage:
         is_first = self.since == math.inf
         if is_first:
             self.since = now
-        if is_first or self._turn.is_of(call):
+        was_last = self._turn.is_last_of(call)
+        if is_first or was_last or self._turn.is_of(call):
             self._failures += not (is_first and is_slip)
             shortest, longest = PAUSES[min(self._failures, len(PAUSES) - 1)]
             self._turn = Turn(now + random.uniform(shortest, longest))  # noqa: S311  # guards nothing
+            if was_last:
+                self._turn.take_as_last(call, now)  # there are not two of them without a turn in between
 
     def left_by(self, call: object) -> None:
         """`call` has ended; where it was to make the next attempt and did not, another may."""

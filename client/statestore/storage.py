@@ -46,8 +46,14 @@ class RemoteStorage(StateStorage):
 
     Connects when first used. Safe to share between threads, to inherit across a fork, and to interrupt by whatever a
     signal's handler raises. Every method raises `StateStoreError`: `Unavailable` where the deadline passes, or at once
-    where the store has been away for longer than that; `Uncertain` where a write may or may not have been applied. A
-    lost connection is made anew and the request repeated until the deadline, and what was repeated is applied once.
+    where the store has been away for longer than that. A lost connection is made anew and the request repeated until
+    the deadline.
+
+    A write is applied once, however often it is repeated, and never after its write deadline. It raises `Uncertain`
+    where it was sent and then had no answer: the deadline passed, its session was lost, or it was refused when it was
+    repeated. It was applied then, or may be until its deadline; so it is where an exception of a handler ends the call.
+    With a daemon that knows no sessions writes are repeated all the same, and may be applied twice; but for
+    `compare_and_set`, which raises `Uncertain` as soon as the connection breaks.
     """
 
     def __init__(
@@ -104,10 +110,7 @@ class RemoteStorage(StateStorage):
         return changed
 
     def compare_and_set(self, module: str, sender: Sender, expected: str, state: str) -> Swap:
-        """Raises Uncertain where the deadline passes before the answer comes: `get` tells what came of it.
-
-        With a daemon that knows no sessions, also where the connection breaks before that.
-        """
+        """Where it raises Uncertain, `get` tells what came of it, after its deadline."""
         self._store.limits.check_key(module, sender)
         self._store.limits.check_state(expected)
         self._store.limits.check_state(state)

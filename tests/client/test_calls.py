@@ -356,7 +356,7 @@ def test_a_call_fails_at_once_where_the_store_has_been_away_for_longer_than_it_m
         prober.failed(REFUSED)
     with pytest.raises(Unavailable):
         call(store).pause()
-    clock.now += 1.3
+    clock.now += 1.4
     prober = call(store)
     assert prober.pause() == 0
     assert prober.answered(Response(1, None, None))
@@ -391,7 +391,7 @@ def test_a_store_that_cannot_answer_now_has_the_next_turn_later(store: Store, cl
     assert prober.pause() == 0
     assert not prober.answered(Response(1, ShuttingDown("soon"), None))
     assert prober.pause() > 0
-    clock.now += 1.3
+    clock.now += 1.4
     assert call(store).pause() == 0
 
 

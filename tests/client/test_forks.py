@@ -3,6 +3,8 @@
 import gc
 import weakref
 
+import pytest
+
 from statestore import forks
 from tests.client.scripts import run_script
 
@@ -10,6 +12,7 @@ from tests.client.scripts import run_script
 class Thing:
     def __init__(self) -> None:
         self.begun_anew = 0
+        self.has_sockets = False
 
     def after_fork_in_child(self) -> None:
         self.begun_anew += 1
@@ -21,6 +24,39 @@ def test_whoever_asked_for_it_begins_anew() -> None:
         forks.begin_anew_in_child(thing)
     forks._after_fork_in_child()
     assert [thing.begun_anew for thing in things] == [1, 1]
+
+
+def test_an_exception_keeps_nobody_from_beginning_anew_and_sockets_come_first() -> None:
+    order: list[Thing] = []
+
+    class Interrupted(Thing):
+        def after_fork_in_child(self) -> None:
+            order.append(self)
+            if len(order) == 2:
+                raise KeyboardInterrupt
+            self.begun_anew += 1
+
+    things = [Interrupted() for _ in range(10)]
+    things[5].has_sockets = True
+    for thing in things:
+        forks.begin_anew_in_child(thing)
+    with pytest.raises(KeyboardInterrupt):
+        forks._after_fork_in_child()
+    assert order[0] is things[5]
+    assert [thing.begun_anew for thing in things] == [1] * 10
+
+
+def test_what_always_fails_is_given_up() -> None:
+    class Broken(Thing):
+        def after_fork_in_child(self) -> None:
+            raise ZeroDivisionError
+
+    broken, thing = Broken(), Thing()
+    for each in (broken, thing):
+        forks.begin_anew_in_child(each)
+    with pytest.raises(ZeroDivisionError):
+        forks._after_fork_in_child()
+    assert thing.begun_anew == 1
 
 
 def test_what_nobody_needs_is_forgotten() -> None:

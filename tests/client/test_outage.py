@@ -35,7 +35,7 @@ def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_next_attempt_is_soon_and_those_after_it_about_one_a_second(clock: Clock) -> None:
     outage = begin(is_slip=False)
-    for pause in (0.5, 1.3, 1.3, 1.3):
+    for pause in (0.5, 1.4, 1.4, 1.4):
         assert outage.wait("a") == pytest.approx(pause)
         clock.now += pause
         assert outage.wait("a") == 0
@@ -104,6 +104,20 @@ def test_an_attempt_out_of_turn_leaves_the_turn_where_it_is(clock: Clock) -> Non
     assert outage.failure is last
     assert outage.is_turn_of("a")
     assert clock.now == 1000
+
+
+def test_of_all_calls_whose_time_is_nearly_over_one_makes_an_attempt_out_of_turn(clock: Clock) -> None:
+    outage = begin(is_slip=False)
+    assert outage.allows_last("a")
+    assert not outage.allows_last("b")
+    clock.now += 0.2
+    outage.failed("a", FAILURE, is_slip=False)
+    assert outage.wait("b") == pytest.approx(1.4)
+    assert not outage.allows_last("b")
+    clock.now += 1.4
+    assert outage.wait("b") == 0
+    outage.failed("b", FAILURE, is_slip=False)
+    assert outage.allows_last("c")
 
 
 def test_a_call_that_begins_when_nobody_has_answered_for_as_long_as_it_may_take_is_hopeless(clock: Clock) -> None:

@@ -285,11 +285,11 @@ def test_a_hundred_clients_do_not_keep_a_store_from_coming_back() -> None:
             took.append(time.monotonic() - started)
             time.sleep(0.1)
 
-    with hanging_up_at_once(connects) as listening, ThreadPoolExecutor(100) as threads:
+    with hanging_up_at_once(connects) as listening, ThreadPoolExecutor(300) as threads:
         address = "{}:{}".format(*listening.getsockname())
         storages = [RemoteStorage(address, deadline=1.5) for _ in range(100)]
         end = time.monotonic() + 4
-        for done in [threads.submit(work, storage, end) for storage in storages]:
+        for done in [threads.submit(work, storage, end) for storage in storages for _ in range(3)]:
             done.result(PATIENCE)
     assert len(connects) > 200
     windows = [sum(1 for at in connects if start <= at < start + 1) for start in connects]
@@ -335,7 +335,7 @@ def test_many_threads_of_a_client_make_one_attempt_at_a_time() -> None:
     ):
         for called in [threads.submit(storage.get, "m", "a") for _ in range(32)]:
             assert isinstance(called.exception(PATIENCE), Unavailable)
-        assert len(connects) < 4 + 32  # one each when its time is nearly over
+        assert len(connects) <= 4 + 2  # one when the time of all is nearly over, or two where a turn lies in between
 
 
 # Restarts
