@@ -58,6 +58,7 @@ READ_SIZE = 16_384
 MUCH = 4096  # bytes read at once; a good part of a millisecond to answer
 # Before a client is known it gets little.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
+MAX_STRANGERS = 2048  # twice what the system hands over at once, so that a crowd that says hello at once gets in
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
 # So many states are looked up before we see whether the client takes its answers; and where buffers are short.
 GETS_AT_ONCE, GETS_AT_ONCE_IF_SHORT = 256, 16
@@ -84,12 +85,14 @@ _NOBODY = asyncio.BufferedProtocol()
 class Sessions(set["Session"]):
     """Those that are open.
 
+    strangers: those that have to show a token, and did not yet; who came first stands first.
     watch: those in a state that may not last; turns: those that wait to execute something heavy; decoder: of all of
     them, since none leaves anything in it.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.strangers: dict[Session, None] = {}
         self.decoder = new_decoder()
         self.emptied = asyncio.Event()
         self.watch = Watch()
@@ -98,10 +101,20 @@ class Sessions(set["Session"]):
 
     def remove(self, session: Session) -> None:
         super().remove(session)
+        self.strangers.pop(session, None)
         self.turns.forget(session)
         self.watch.discard(session)
         if not self:
             self.emptied.set()
+
+    def drop_a_stranger(self) -> bool:
+        """Who says nothing must not keep others out: the one that came first goes. Returns whether there was one."""
+        oldest = next(iter(self.strangers), None)
+        if oldest is None:
+            return False
+        del self.strangers[oldest]
+        oldest.drop_as_stranger()
+        return True
 
 
 class Session(asyncio.BufferedProtocol):
@@ -145,7 +158,7 @@ class Session(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._caller.peer = _address(transport.get_extra_info("peername"))
         self._responses = Responses(service, self._transport)
-        if service.connections >= service.max_connections:
+        if service.connections >= service.max_connections and not self._sessions.drop_a_stranger():
             self._give_up(Dropped.TOO_MANY)
             return
         self._transport.set_write_buffer_limits(HIGH_WATER)
@@ -154,6 +167,9 @@ class Session(asyncio.BufferedProtocol):
         service.connections_total += 1
         if self._stranger:
             self._since.connected = self._watch.add(self)
+            self._sessions.strangers[self] = None
+            if len(self._sessions.strangers) > MAX_STRANGERS:
+                self._sessions.drop_a_stranger()
 
     def connection_lost(self, _error: Exception | None) -> None:
         if self in self._sessions:
@@ -431,6 +447,7 @@ class Session(asyncio.BufferedProtocol):
             self._refused = self._stop = True
             raise
         self._stranger = False
+        self._sessions.strangers.pop(self, None)
         self._extent = None
         return reply
 
@@ -529,6 +546,9 @@ class Session(asyncio.BufferedProtocol):
 
     def drop_for_room(self) -> None:
         self._give_up(Dropped.NO_BUFFERS)
+
+    def drop_as_stranger(self) -> None:
+        self._give_up(Dropped.NO_HELLO)
 
     def look(self, now: int) -> bool:
         """Called once a second: what has lasted too long ends the connection. Returns whether there is more to see."""
