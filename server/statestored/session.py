@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-import structlog
-
 from statestore.errors import (
     BadRequest,
     ShuttingDown,
@@ -28,7 +26,7 @@ from statestore.wire import (
     Incomplete,
     text_packer,
 )
-from statestored import timeouts
+from statestored import audit, timeouts
 from statestored.budget import OWN
 from statestored.commands import (
     COMMANDS,
@@ -50,8 +48,6 @@ from statestored.responses import Responses
 from statestored.timeouts import Dropped, Watch
 from statestored.tokens import Role
 from statestored.writes import run_with
-
-log = structlog.get_logger()
 
 # What is read at once: a client that sends without end gets so much, then the others have their turn.
 READ_SIZE = 16_384
@@ -96,7 +92,6 @@ class Sessions(set["Session"]):
         self.decoder = new_decoder()
         self.emptied = asyncio.Event()
         self.watch = Watch()
-        self.logged: dict[Dropped, int] = {}  # when each reason was, the last time
         self.turns = HeavyTurns()
 
     def remove(self, session: Session) -> None:
@@ -466,10 +461,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _count_dropped(self, why: Dropped, reason: str) -> None:
         self._service.dropped[why] += 1
-        now = self._watch.now
-        if self._sessions.logged.get(why) != now:  # a line a second for each: a crowd must not fill the log
-            self._sessions.logged[why] = now
-            log.warning("connection dropped", reason=reason)
+        audit.connection_dropped(why, reason)
 
     def _go_on(self) -> None:
         """With what came before we stopped; on a connection that is being closed nothing more is executed."""
