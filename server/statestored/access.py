@@ -24,7 +24,7 @@ class Access:
         self._tokens: list[Token] = []
         self.needed = path is not None or own is not None
         self.refused = 0  # wrong tokens
-        self.shut_out = 0  # tokens that were not looked at, for those that came before them
+        self.shut_out = 0  # wrong tokens that came after too many others
         self.read()
 
     def read(self) -> int:
@@ -35,15 +35,12 @@ class Access:
     def admit(self, given: object, peer: str) -> Token:
         """The token that is meant; `given` is as it came, and `peer` the address that it came from.
 
-        Raises Unauthorized, or Unavailable where too many wrong ones came from there.
+        Raises Unauthorized, or Unavailable where too many wrong ones came from there. A right one is admitted all the
+        same: nobody guesses 256 bits, and to shut those out who have them would do an attacker's work.
         """
-        address = shared_address(peer)
-        if self._throttle.is_shut(address):
-            self.shut_out += 1
-            raise Unavailable("too many wrong tokens came from this address: try again in a moment")
         found = self.find(digest_of(given)) if isinstance(given, bytes) else None
         if found is None:
-            self._refuse(address)
+            self._refuse(shared_address(peer))
             raise Unauthorized("the token is wrong" if given else "a token is needed: put it into hello's map")
         return found
 
@@ -56,6 +53,10 @@ class Access:
         return found
 
     def _refuse(self, address: str) -> None:
+        """Raises Unavailable where its wrong tokens are too many."""
+        if self._throttle.is_shut(address):
+            self.shut_out += 1
+            raise Unavailable("too many wrong tokens came from this address: try again in a moment")
         self.refused += 1
         self._throttle.failed(address)
         if self._throttle.is_shut(address):

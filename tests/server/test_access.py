@@ -116,17 +116,17 @@ class Clock:
         return self.now
 
 
-def test_after_too_many_wrong_ones_nothing_from_there_is_looked_at_for_a_moment() -> None:
-    """Or the right one among many guesses would be found all the same."""
+def test_after_too_many_wrong_ones_more_of_them_are_put_off_and_right_ones_are_not() -> None:
+    """Or whoever guesses would keep out all that come from the same address."""
     clock = Clock()
     access = Access(own="sesame", throttle=Throttle(clock))
     assert [outcome(access, b"guess") for _ in range(AT_ONCE)] == ["unauthorized"] * AT_ONCE
-    assert outcome(access, b"guess") == "unavailable"
-    assert outcome(access, b"sesame") == "unavailable"
-    assert outcome(access, b"sesame", "192.0.2.2") == "STATESTORED_TOKEN"
-    assert (access.refused, access.shut_out) == (AT_ONCE, 2)
-    clock.now += 0.2
+    assert [outcome(access, wrong) for wrong in (b"guess", b"", None)] == ["unavailable"] * 3
     assert outcome(access, b"sesame") == "STATESTORED_TOKEN"
+    assert outcome(access, b"guess", "192.0.2.2") == "unauthorized"
+    assert (access.refused, access.shut_out) == (AT_ONCE + 1, 3)
+    clock.now += 0.2
+    assert outcome(access, b"guess") == "unauthorized"
 
 
 def test_that_it_can_be_tried_again_is_said() -> None:
@@ -134,7 +134,7 @@ def test_that_it_can_be_tried_again_is_said() -> None:
     for _ in range(AT_ONCE):
         outcome(access, b"guess")
     with pytest.raises(Unavailable, match="try again") as refusal:
-        access.admit(b"sesame", PEER)
+        access.admit(b"guess", PEER)
     assert refusal.value.retry
     assert PEER not in str(refusal.value)
 

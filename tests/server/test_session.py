@@ -20,9 +20,8 @@ from structlog.testing import capture_logs
 
 from statestore.errors import Forbidden, Unavailable
 from statestore.wire import MAX_MESSAGE
-from statestored import audit
+from statestored import audit, timeouts
 from statestored import session as session_module
-from statestored import timeouts
 from statestored.budget import Budget
 from statestored.commands import Caller, Role, Service
 from statestored.datadir import DataDirectory
