@@ -19,6 +19,7 @@ from statestored.settings import (
     Settings,
     default_data_dir,
     options,
+    MIN_TOKEN,
     own_token,
     tls_files,
     unknown_variables,
