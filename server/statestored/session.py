@@ -81,6 +81,7 @@ _NOBODY = asyncio.BufferedProtocol()
 class Sessions(set["Session"]):
     """Those that are open.
 
+    ending: the daemon is about to: nobody is let in any more.
     strangers: those that have to show a token, and did not yet; who came first stands first.
     watch: those in a state that may not last; turns: those that wait to execute something heavy; decoder: of all of
     them, since none leaves anything in it.
@@ -88,6 +89,7 @@ class Sessions(set["Session"]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.ending = False
         self.strangers: dict[Session, None] = {}
         self.decoder = new_decoder()
         self.emptied = asyncio.Event()
@@ -153,6 +155,9 @@ class Session(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._caller.peer = _address(transport.get_extra_info("peername"))
         self._responses = Responses(service, self._transport)
+        if self._sessions.ending:
+            self.abort()
+            return
         if service.connections >= service.max_connections and not self._sessions.drop_a_stranger():
             self._give_up(Dropped.TOO_MANY)
             return

@@ -448,6 +448,37 @@ async def test_closing_ends_tls_connections_too(
     writer.close()
 
 
+@pytest.mark.parametrize("when", ["while it stops", "afterwards"])
+async def test_a_handshake_that_is_completed_too_late_lets_nobody_in(
+    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """O1: what it would ask for could be committed while the engine closes."""
+    monkeypatch.setattr(listener_module, "DRAIN", 10 if when == "while it stops" else 0.01)
+    service = make_service(tls=tls)
+    listener = Listener(service)
+    (address,) = await listener.listen([ANY_PORT])
+    assert isinstance(address, TcpAddress)
+    idle_reader, idle = await connect_by_tls(address, authority)  # it keeps `close` waiting
+    idle.write(request(1, "ping"))
+    await idle_reader.readexactly(len(PONG))
+    raw = socket.create_connection((address.host, address.port))
+    raw.setblocking(False)
+    await eventually(lambda: tls.under_way == 1)
+    closing = asyncio.create_task(listener.close())
+    await asyncio.sleep(0)
+    if when == "afterwards":
+        await closing
+    context = ssl.create_default_context(cafile=authority.certificate)
+    with suppress(ConnectionError):
+        reader, late = await asyncio.open_connection(sock=raw, ssl=context, server_hostname="localhost")
+        late.write(request(1, "set", "lists", "ann", "A"))
+        assert await reader.read() == b""
+        late.close()
+    assert (service.connections_total, service.calls[b"set"]) == (1, 0)
+    idle.close()
+    await closing
+
+
 async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
     tokens = TokenFile(tmp_path / "tokens.toml")
     given = [tokens.add(name) for name in ("one", "two", "three")]
