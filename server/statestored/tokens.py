@@ -74,7 +74,7 @@ def read_tokens(path: Path) -> list[Token]:
 def add_token(path: Path, name: str, role: Role, namespaces: Sequence[str]) -> str:
     """Make a token; what it is recognised by goes to the end of the file, which need not be there yet.
 
-    The rest of the file stays as it is, and for whom it was. Returns the token, which is kept nowhere. Raises StartError.
+    The rest of the file stays as it is, and the file whose it was. Returns the token, kept nowhere. Raises StartError.
     """
     token = secrets.token_hex(TOKEN_BYTES)
     path = path.resolve()  # where it is a link, that stays

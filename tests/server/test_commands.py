@@ -354,6 +354,31 @@ def test_clear_leaves_a_line_about_who_did_it(tokens: TokenFile) -> None:
     assert "secret" not in str(logs)
 
 
+@pytest.mark.parametrize("error", [None, Full("the disk is full")])
+def test_what_is_cleared_is_logged_once_it_is_durable_and_not_where_it_is_taken_back(error: Full | None) -> None:
+    engine = HoldingEngine()
+    caller = Caller(make_service(engine, allow_clear=True))
+    with capture_logs() as logs:
+        COMMANDS[b"clear"].run(caller)
+        assert logs == []
+        engine.commit.settle(error)
+    assert len(logs) == (error is None)
+
+
+@pytest.mark.parametrize("error", [None, Full("the disk is full")])
+async def test_nor_where_an_engine_that_answers_later_did_not_clear(error: Full | None) -> None:
+    engine = LaterEngine()
+    caller = Caller(make_service(engine, allow_clear=True))
+    with capture_logs() as logs:
+        reply = COMMANDS[b"clear"].run(caller)
+        assert logs == []
+        (answer,) = engine.answers
+        answer.set_result(None) if error is None else answer.set_exception(error)
+        await asyncio.wait([reply])
+        assert reply.exception() is error
+    assert len(logs) == (error is None)
+
+
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != b"hello"])
 def test_a_role_may_what_those_before_it_may(caller: Caller, role: Role, name: bytes) -> None:
