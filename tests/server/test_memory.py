@@ -11,7 +11,6 @@ import pytest
 from statestored import memory
 from statestored.memory import available
 
-
 WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -16,10 +16,10 @@ from statestored.engines.commits import Fsync
 from statestored.errors import StartError
 from statestored.settings import (
     FSYNC,
+    MIN_TOKEN,
     Settings,
     default_data_dir,
     options,
-    MIN_TOKEN,
     own_token,
     tls_files,
     unknown_variables,
