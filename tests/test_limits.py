@@ -24,7 +24,7 @@ from tests.daemon import STATESTORED, Daemon
 from tests.server.rpc import RawClient, request
 from tests.server.waiting import wait_until
 
-TOKEN = "open sesame"
+TOKEN = "open sesame, please"
 MIB = 2**20
 SLOWEST = 1.0  # seconds that nearly all answers to a well-behaved client take at most, on whatever machine
 

@@ -159,7 +159,8 @@ def test_a_client_without_tls_is_let_go_where_there_is_tls(make: Make, server: I
             client.socket.settimeout(SECONDS_TO_REFUSE)
             client.send(sent)
             assert client.is_closed()
-    assert daemon.log().count('event="a TLS handshake failed"') == 3
+    for reason in ("wrong version number", "http request"):  # a line a second for each
+        assert f'event="a TLS handshake failed" reason="{reason}"' in daemon.log()
     with RawClient(daemon.unix_address) as client:
         assert client.ask("info")["tls_failures"] == 3
 
@@ -365,8 +366,8 @@ def test_a_token_opens_its_own_namespaces(make: Make, tokens: TokenFile) -> None
 
 def test_the_numbers_are_for_every_role_and_nobody_else(make: Make, tokens: TokenFile) -> None:
     token = tokens.add("one", "read", "secret-lists")
-    daemon = make(f"--tokens={tokens.path}", environment={"STATESTORED_TOKEN": "sesame"}).start()
-    for given in (token, "sesame"):
+    daemon = make(f"--tokens={tokens.path}", environment={"STATESTORED_TOKEN": "sesame of the environment"}).start()
+    for given in (token, "sesame of the environment"):
         assert "statestored_tokens_refused_total 0.0" in metrics(daemon, given)
     with pytest.raises(urllib.error.HTTPError, match="401") as refused:
         metrics(daemon, "guess")
@@ -383,7 +384,7 @@ def metrics(daemon: Daemon, token: str) -> str:
 # Throttling
 
 
-def test_guessing_is_slowed_down_for_one_address_and_not_for_long(make: Make, tokens: TokenFile) -> None:
+def test_guesses_are_put_off_and_right_tokens_from_the_same_address_are_not(make: Make, tokens: TokenFile) -> None:
     token = tokens.add("one", "write")
     daemon = make(f"--tokens={tokens.path}").start()
 
@@ -394,10 +395,11 @@ def test_guessing_is_slowed_down_for_one_address_and_not_for_long(make: Make, to
             return code
 
     with Busy(lambda: knowing(daemon.address)(token)) as before:
-        wait_until(lambda: outcome("guess") == "unavailable")
-        assert outcome(token, source="127.0.0.2") == "", "another address has nothing to do with it"
+        for _ in range(5):
+            wait_until(lambda: outcome("guess") == "unavailable")
+            assert outcome(token) == ""
+        assert outcome("guess", source="127.0.0.2") == "unauthorized", "another address has nothing to do with it"
         before.goes_on()
-        wait_until(lambda: outcome(token) == "")
     with knowing(daemon.address)(token) as client:
         info = client.ask("info")
     assert info["tokens_refused"] >= 20
@@ -409,12 +411,12 @@ def test_guessing_is_slowed_down_for_one_address_and_not_for_long(make: Make, to
 
 def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Authority, server: Identity) -> None:
     """Of a run in which all goes wrong that can."""
-    given = [tokens.add("one", "admin", "secret-lists"), tokens.add("two", "admin"), "guess-secret", "own-secret"]
+    given = [tokens.add("one", "admin", "secret-lists"), tokens.add("two", "admin"), "guess-secret", "own-secret-of-it"]
     daemon = make(
         *with_tls(server),
         f"--tokens={tokens.path}",
         "--allow-clear",
-        environment={"STATESTORED_TOKEN": "own-secret", "STATESTORED_LOG_FORMAT": "json"},
+        environment={"STATESTORED_TOKEN": "own-secret-of-it", "STATESTORED_LOG_FORMAT": "json"},
     ).start()
     context = trusting(authority)
     for token in given:

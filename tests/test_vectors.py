@@ -22,7 +22,7 @@ from statestore.errors import BY_WIRE_CODE, StateStoreError
 from statestore.protocol import ClientProtocol, Response, Welcome, WrongServer
 from statestore.wire import MAX_MSGID, NOTIFICATION
 from statestored.commands import COMMANDS
-from statestored.tokens import ROLES
+from statestored.tokens import ROLES, digest_of
 from tests.daemon import Daemon
 
 DIRECTORY = Path(__file__).parent / "vectors"
@@ -226,7 +226,9 @@ class Peer:
 @pytest.fixture(scope="module")
 def guarded_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory = tmp_path_factory.mktemp("guarded")
-    with Daemon(directory, "--max-namespaces=1", environment={"STATESTORED_TOKEN": TOKEN}) as daemon:
+    tokens = directory / "tokens.toml"
+    tokens.write_text(f'[guarded]\nrole = "admin"\nsha256 = "{digest_of(TOKEN.encode()).hex()}"\n')
+    with Daemon(directory, "--max-namespaces=1", f"--tokens={tokens}") as daemon:
         yield daemon
 
 

@@ -1,16 +1,22 @@
-"""Log lines about who was refused, and about what only an operator or an admin does.
+"""Log lines about who was refused or dropped, and about what only an operator or an admin does.
+
+Of what anybody can cause there is a line a second for each reason: a crowd must not fill the disk with the log.
 
 What must not be in a log stands there as a keyed hash: the same as long as the daemon runs, and nothing to guess from.
 """
 
 import hashlib
 import secrets
+import time
 
 import structlog
 
 log = structlog.get_logger()
 
+EVERY = 1.0  # seconds
+
 _key = secrets.token_bytes(16)
+_last: dict[str, float] = {}  # when each reason was logged last; they are ours, or of those that OpenSSL knows
 
 
 def pseudonym(what: str | bytes) -> str:
@@ -18,16 +24,25 @@ def pseudonym(what: str | bytes) -> str:
     return hashlib.blake2b(data, key=_key, digest_size=6).hexdigest()
 
 
+def connection_dropped(why: str, reason: str) -> None:
+    if _is_due(f"dropped: {why}"):
+        log.warning("connection dropped", reason=reason)
+
+
 def token_refused(peer: str) -> None:
-    log.warning("a wrong token was refused", peer=pseudonym(peer))
+    if _is_due("token"):
+        log.warning("a wrong token was refused", peer=pseudonym(peer))
 
 
 def peer_shut_out(peer: str) -> None:
-    log.warning("too many wrong tokens from one address: it has to wait", peer=pseudonym(peer))
+    if _is_due("peer"):
+        log.warning("too many wrong tokens from one address: it has to wait", peer=pseudonym(peer))
 
 
 def namespace_refused(token: str, namespace: bytes) -> None:
-    log.warning("a token was refused, for it does not open the namespace", token=token, namespace=pseudonym(namespace))
+    if _is_due("namespace"):
+        about = {"token": token, "namespace": pseudonym(namespace)}
+        log.warning("a token was refused, for it does not open the namespace", **about)
 
 
 def cleared(token: str | None, namespace: bytes) -> None:
@@ -35,7 +50,8 @@ def cleared(token: str | None, namespace: bytes) -> None:
 
 
 def handshake_failed(reason: str) -> None:
-    log.warning("a TLS handshake failed", reason=reason)
+    if _is_due(f"handshake: {reason}"):
+        log.warning("a TLS handshake failed", reason=reason)
 
 
 def read_again(what: str, **about: object) -> None:
@@ -44,3 +60,11 @@ def read_again(what: str, **about: object) -> None:
 
 def not_read_again(error: Exception) -> None:
     log.error("not read again, and what was read before stays", error=str(error))
+
+
+def _is_due(reason: str) -> bool:
+    now = time.monotonic()
+    if now - _last.get(reason, -EVERY) < EVERY:
+        return False
+    _last[reason] = now
+    return True

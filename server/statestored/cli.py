@@ -92,7 +92,10 @@ def _repair(directory: Path) -> Exit:
 @click.option("--role", type=click.Choice(tuple(ROLES)), default="write", show_default=True, help="What it allows.")
 @click.option("--namespace", "namespaces", metavar="NAMESPACE", multiple=True, help="Where; several times, or for all.")
 def _token(file: Path, name: str, role: str, namespaces: tuple[str, ...]) -> Exit:
+    is_new = not file.exists()
     click.echo(add_token(file, name, ROLES[role], namespaces))
+    if is_new and os.geteuid() == 0:
+        click.echo(f"{file} is for root only: give it to the daemon's user with chown", err=True)
     return Exit.STOPPED
 
 

@@ -100,7 +100,7 @@ class Caller:
         """The tokens have changed: go on with what ours may do now. False where it may not do this any more."""
         if self.token is None:
             return True
-        self.token = self.service.access.find(self.token.digest)
+        self.token = self.service.access.renewed(self.token)
         if self.token is None or not self.token.opens(self.namespace):
             return False
         self.become(self.token.role)
@@ -260,8 +260,20 @@ def count(caller: Caller, module: object, state: object) -> Reply:
 def clear(caller: Caller) -> Reply:
     if not caller.service.allow_clear:
         raise Forbidden("clear is off: start statestored with --allow-clear to have it")
-    audit.cleared(None if caller.token is None else caller.token.name, caller.namespace)
-    return _answer(caller.space.clear(), _pack_nil)
+    name, namespace = None if caller.token is None else caller.token.name, caller.namespace
+
+    def note(_: object, error: BaseException | None) -> None:
+        if error is None:
+            audit.cleared(name, namespace)
+
+    answer = caller.space.clear()
+    if isinstance(answer, Held):
+        answer.until.then(note, None)
+    elif isinstance(answer, Future):
+        answer.add_done_callback(lambda done: None if done.cancelled() else note(None, done.exception()))
+    else:
+        note(None, None)
+    return _answer(answer, _pack_nil)
 
 
 def info(caller: Caller) -> Reply:

@@ -8,6 +8,7 @@ everything else an OSError.
 import errno
 import fcntl
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -97,10 +98,13 @@ def put_in_place(temporary: Path, path: Path) -> None:
     sync_directory(path.parent)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """A small file, as a whole or not at all."""
+def write_durably(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
+    """A small file, as a whole or not at all; for its owner only, or for whom another file is."""
     temporary = temporary_name(path)
     with create(temporary) as file:
+        if like is not None:
+            os.fchown(file.fileno(), like.st_uid, like.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(like.st_mode))
         write_at(file, content, 0)
         sync_file(file)
     put_in_place(temporary, path)

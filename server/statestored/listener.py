@@ -48,6 +48,7 @@ class Listener:
 
     async def close(self) -> None:
         """Tell, wait, close: a client learns that its request was not applied, where that is so."""
+        self._sessions.ending = True  # one may be open already, or in its handshake, that no session was told of
         for server in self._servers:
             server.close()
         for path in self._paths:

@@ -5,15 +5,29 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup/memory.max")  # of the container; "max" where it has no limit of its own
+CGROUPS = Path("/sys/fs/cgroup")  # of version 2; in a container its own group is the root of what it sees
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def available() -> int:
-    """Bytes that the machine has, or the container may use."""
+    """Bytes that the machine has, or that the container, the systemd unit, or a group around them may use."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):
-        found = min(found, int(CGROUP.read_text()))
+    group = CGROUPS / _own_cgroup()
+    for each in (group, *group.parents):
+        with suppress(OSError, ValueError):  # it has no limit of its own: "max", or no such file
+            found = min(found, int((each / "memory.max").read_text()))
+        if each == CGROUPS:
+            break
     return found
+
+
+def _own_cgroup() -> str:
+    """Its path below the root; empty for the root itself, and where there are no groups of version 2."""
+    with suppress(OSError):
+        for line in OWN_CGROUP.read_text().splitlines():
+            if line.startswith("0::/") and ".." not in line:
+                return line.removeprefix("0::/")
+    return ""
 
 
 M_MMAP_THRESHOLD = -3

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-import structlog
-
 from statestore.errors import (
     BadRequest,
     ShuttingDown,
@@ -28,7 +26,7 @@ from statestore.wire import (
     Incomplete,
     text_packer,
 )
-from statestored import timeouts
+from statestored import audit, timeouts
 from statestored.budget import OWN
 from statestored.commands import (
     COMMANDS,
@@ -51,13 +49,12 @@ from statestored.timeouts import Dropped, Watch
 from statestored.tokens import Role
 from statestored.writes import run_with
 
-log = structlog.get_logger()
-
 # What is read at once: a client that sends without end gets so much, then the others have their turn.
 READ_SIZE = 16_384
 MUCH = 4096  # bytes read at once; a good part of a millisecond to answer
 # Before a client is known it gets little.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
+MAX_STRANGERS = 2048  # twice what the system hands over at once, so that a crowd that says hello at once gets in
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
 # So many states are looked up before we see whether the client takes its answers; and where buffers are short.
 GETS_AT_ONCE, GETS_AT_ONCE_IF_SHORT = 256, 16
@@ -84,24 +81,37 @@ _NOBODY = asyncio.BufferedProtocol()
 class Sessions(set["Session"]):
     """Those that are open.
 
+    ending: the daemon is about to: nobody is let in any more.
+    strangers: those that have to show a token, and did not yet; who came first stands first.
     watch: those in a state that may not last; turns: those that wait to execute something heavy; decoder: of all of
     them, since none leaves anything in it.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.ending = False
+        self.strangers: dict[Session, None] = {}
         self.decoder = new_decoder()
         self.emptied = asyncio.Event()
         self.watch = Watch()
-        self.logged: dict[Dropped, int] = {}  # when each reason was, the last time
         self.turns = HeavyTurns()
 
     def remove(self, session: Session) -> None:
         super().remove(session)
+        self.strangers.pop(session, None)
         self.turns.forget(session)
         self.watch.discard(session)
         if not self:
             self.emptied.set()
+
+    def drop_a_stranger(self) -> bool:
+        """Who says nothing must not keep others out: the one that came first goes. Returns whether there was one."""
+        oldest = next(iter(self.strangers), None)
+        if oldest is None:
+            return False
+        del self.strangers[oldest]
+        oldest.drop_as_stranger()
+        return True
 
 
 class Session(asyncio.BufferedProtocol):
@@ -145,7 +155,10 @@ class Session(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._caller.peer = _address(transport.get_extra_info("peername"))
         self._responses = Responses(service, self._transport)
-        if service.connections >= service.max_connections:
+        if self._sessions.ending:
+            self.abort()
+            return
+        if service.connections >= service.max_connections and not self._sessions.drop_a_stranger():
             self._give_up(Dropped.TOO_MANY)
             return
         self._transport.set_write_buffer_limits(HIGH_WATER)
@@ -154,6 +167,9 @@ class Session(asyncio.BufferedProtocol):
         service.connections_total += 1
         if self._stranger:
             self._since.connected = self._since.message = self._watch.add(self)
+            self._sessions.strangers[self] = None
+            if len(self._sessions.strangers) > MAX_STRANGERS:
+                self._sessions.drop_a_stranger()
 
     def connection_lost(self, _error: Exception | None) -> None:
         if self in self._sessions:
@@ -431,6 +447,7 @@ class Session(asyncio.BufferedProtocol):
             self._refused = self._stop = True
             raise
         self._stranger = False
+        self._sessions.strangers.pop(self, None)
         self._extent = None
         return reply
 
@@ -449,10 +466,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _count_dropped(self, why: Dropped, reason: str) -> None:
         self._service.dropped[why] += 1
-        now = self._watch.now
-        if self._sessions.logged.get(why) != now:  # a line a second for each: a crowd must not fill the log
-            self._sessions.logged[why] = now
-            log.warning("connection dropped", reason=reason)
+        audit.connection_dropped(why, reason)
 
     def _go_on(self) -> None:
         """With what came before we stopped; on a connection that is being closed nothing more is executed."""
@@ -529,6 +543,9 @@ class Session(asyncio.BufferedProtocol):
 
     def drop_for_room(self) -> None:
         self._give_up(Dropped.NO_BUFFERS)
+
+    def drop_as_stranger(self) -> None:
+        self._give_up(Dropped.NO_HELLO)
 
     def look(self, now: int) -> bool:
         """Called once a second: what has lasted too long ends the connection. Returns whether there is more to see."""

@@ -21,6 +21,7 @@ from statestored.tls import TlsFiles
 
 PREFIX = "STATESTORED_"
 TOKEN_VARIABLE = PREFIX + "TOKEN"  # in the environment only: a flag would show it to everybody who lists processes
+MIN_TOKEN = 16  # characters; what is shorter, somebody has thought of, and somebody else can guess
 FSYNC = ("always", "everysec", "never")
 DEFAULT_PORT, DEFAULT_ADMIN_PORT = 7828, 7829
 
@@ -174,9 +175,12 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 def own_token(environment: Mapping[str, str]) -> str | None:
     """The token that is given in the environment, or None. Raises StartError."""
+    advice = "make a token with `openssl rand -hex 32`"
     token = environment.get(TOKEN_VARIABLE)
     if token is not None and not (token and token.isascii() and token.isprintable()):
-        raise StartError(f"{TOKEN_VARIABLE} is empty, or not printable ASCII: make a token with `openssl rand -hex 32`")
+        raise StartError(f"{TOKEN_VARIABLE} is empty, or not printable ASCII: {advice}")
+    if token is not None and len(token) < MIN_TOKEN:
+        raise StartError(f"{TOKEN_VARIABLE} has {len(token)} characters, and {MIN_TOKEN} are the least: {advice}")
     return token
 
 

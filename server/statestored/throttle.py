@@ -1,11 +1,11 @@
-"""Who gives wrong tokens has to wait: how many of them one address may give."""
+"""How many wrong tokens one address may give, until it is told to come back later."""
 
 import time
 from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
-# An address may give 20 wrong tokens at once, and 8 a second in the long run. That is no chance to guess one, and
-# little enough that a program with an old token does not get in the way of others on the same machine.
+# An address may give 20 wrong tokens at once, and 8 a second in the long run. Nobody guesses a token that was made for
+# it; this is for the one that somebody may have thought of, in the environment.
 AT_ONCE, SECONDS_EACH = 20, 0.125
 MAX_KEPT = 10_000  # addresses; each is forgotten 2.5 seconds after its last wrong token
 
@@ -21,7 +21,7 @@ class Throttle:
         self._paid: dict[str, float] = {}  # when an address will owe nothing any more; who failed last stands last
 
     def is_shut(self, address: str) -> bool:
-        """Whether nothing from there is to be looked at now, not even what is right."""
+        """Whether it gave too many wrong ones for now."""
         return self._paid.get(address, 0.0) - self._clock() > (AT_ONCE - 1) * SECONDS_EACH
 
     def failed(self, address: str) -> None:

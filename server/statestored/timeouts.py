@@ -22,7 +22,7 @@ class Dropped(StrEnum):
 
     GARBAGE = "garbage"  # what came is no request
     TOO_MANY = "too_many"  # connections
-    NO_HELLO = "no_hello"  # within its time
+    NO_HELLO = "no_hello"  # within its time, or before too many others came
     UNFINISHED = "unfinished"  # a message was, for too long
     NOT_READING = "not_reading"  # answers were not taken for too long, or too many wait
     NO_BUFFERS = "no_buffers"  # the budget of all was used up, and this one held most

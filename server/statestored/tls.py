@@ -13,7 +13,8 @@ from statestored.errors import StartError
 
 log = structlog.get_logger()
 
-# Under way at the same time. Each takes a descriptor and some 90 KB, for as long as a handshake may.
+# Under way at the same time. Each takes a descriptor and some 90 KB, for as long as a handshake may. For one more it is
+# the new one that goes: the loop gives nobody a hold on the others before they are complete.
 MAX_HANDSHAKES = 1024
 
 

@@ -13,7 +13,6 @@ are for passwords, which people choose.
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import tomllib
@@ -75,18 +74,16 @@ def read_tokens(path: Path) -> list[Token]:
 def add_token(path: Path, name: str, role: Role, namespaces: Sequence[str]) -> str:
     """Make a token; what it is recognised by goes to the end of the file, which need not be there yet.
 
-    The rest of the file stays as it is. Returns the token, which is kept nowhere. Raises StartError.
+    The rest of the file stays as it is, and the file whose it was. Returns the token, kept nowhere. Raises StartError.
     """
     token = secrets.token_hex(TOKEN_BYTES)
     path = path.resolve()  # where it is a link, that stays
     try:
-        before = path.read_text("utf-8") if path.exists() else ""
+        old = path.stat() if path.exists() else None
+        before = "" if old is None else path.read_text("utf-8")
         content = f"{before.rstrip()}\n\n{_table(name, role, namespaces, token)}".lstrip()
         _parse(path, content)  # nothing is written that could not be read
-        owner = path.stat() if before else None
-        files.write_durably(path, content.encode())
-        if owner is not None and owner.st_uid != os.geteuid():
-            os.chown(path, owner.st_uid, owner.st_gid)  # the daemon's, where root adds a token
+        files.write_durably(path, content.encode(), old)
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"cannot write {path}: {error}") from error
     return token

@@ -171,8 +171,8 @@ async def test_the_errors_are_those_of_the_other_storage(
 
 
 async def test_a_token_is_given_and_a_wrong_one_refused_at_once(tmp_path: Path) -> None:
-    with Daemon(tmp_path, environment={"STATESTORED_TOKEN": "open sesame"}) as daemon:
-        async with storage_at(daemon.address, token="open sesame") as storage:
+    with Daemon(tmp_path, environment={"STATESTORED_TOKEN": "open sesame, please"}) as daemon:
+        async with storage_at(daemon.address, token="open sesame, please") as storage:
             await storage.set("m", "a", "A")
             with pytest.raises(Forbidden):
                 await storage.clear()

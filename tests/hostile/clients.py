@@ -11,7 +11,7 @@ from typing import cast
 
 import msgpack
 
-TOKEN = "open sesame"
+TOKEN = "open sesame, please"
 RECEIVE_BUFFER = 4096  # bytes; what the system takes for a client that does not read is no merit of the daemon
 SCANS = 1000  # that a deaf one asks for, each answered with a quarter of a MiB
 GETS_AT_ONCE = 500

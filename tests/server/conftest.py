@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from statestored import audit
+
 PATIENCE = 30.0  # seconds after which a test has hung: a signal, as pytest-timeout's, does not get through to it
 
 
@@ -25,6 +27,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     gc.collect()  # an exception that nobody asked a future for is reported when the future goes
     assert reports == []
     return True
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second goes by between two tests."""
+    monkeypatch.setattr(audit, "_last", {})
 
 
 @pytest.fixture

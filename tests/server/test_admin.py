@@ -87,13 +87,13 @@ async def test_metrics_are_there_for_a_token_of_any_role(role: str, tmp_path: Pa
         assert (await get(f"{url}/metrics", Authorization=f"Bearer {token}"))[0] == 200
 
 
-async def test_who_gives_wrong_tokens_has_to_wait() -> None:
+async def test_who_gives_wrong_tokens_is_told_to_wait() -> None:
     service = make_service()
     service.access = Access(own="sesame", throttle=Throttle(clock=lambda: 1000.0))
     async with serving(service=service) as (_, url):
         given = [*["guess"] * (AT_ONCE + 1), "sesame"]
         statuses = [(await get(f"{url}/metrics", Authorization=f"Bearer {token}"))[0] for token in given]
-        assert statuses == [401] * AT_ONCE + [429, 429]
+        assert statuses == [401] * AT_ONCE + [429, 200]
         assert (await get(f"{url}/live"))[0] == 200
 
 

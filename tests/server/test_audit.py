@@ -14,6 +14,7 @@ SECRETS = ("192.0.2.1", "secret-namespace")
 @pytest.mark.parametrize(
     "write",
     [
+        lambda: audit.connection_dropped("garbage", "a message is no array"),
         lambda: audit.token_refused("192.0.2.1"),
         lambda: audit.peer_shut_out("192.0.2.1"),
         lambda: audit.namespace_refused("shop", b"secret-namespace"),
@@ -41,3 +42,38 @@ def test_a_pseudonym_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> Non
     before = audit.pseudonym("ann@example.org")
     monkeypatch.setattr(audit, "_key", b"of another run")
     assert audit.pseudonym("ann@example.org") != before
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda number: audit.connection_dropped("garbage", f"{number}"),
+        lambda number: audit.token_refused(f"192.0.2.{number}"),
+        lambda number: audit.peer_shut_out(f"192.0.2.{number}"),
+        lambda number: audit.namespace_refused("shop", b"n%d" % number),
+        lambda _: audit.handshake_failed("unknown ca"),
+    ],
+)
+def test_what_anybody_can_cause_is_a_line_a_second(
+    write: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(audit.time, "monotonic", lambda: now[0])
+    for lines in (1, 1, 2):
+        with capture_logs() as logs:
+            for _ in range(lines):
+                for number in range(100):
+                    write(number)
+                now[0] += audit.EVERY
+        assert len(logs) == lines
+
+
+def test_each_reason_has_its_own_line() -> None:
+    with capture_logs() as logs:
+        for _ in range(2):
+            for reason in ("unknown ca", "certificate expired"):
+                audit.handshake_failed(reason)
+                audit.connection_dropped(reason, reason)
+            audit.token_refused("192.0.2.1")
+            audit.namespace_refused("shop", b"secret-namespace")
+    assert len(logs) == 6

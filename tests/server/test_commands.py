@@ -23,7 +23,7 @@ from statestore.errors import (
     UnknownMethod,
 )
 from statestore.protocol import ClientProtocol
-from statestored import commands
+from statestored import audit, commands
 from statestored.commands import COMMANDS, MAX_REPLY, Caller, check_params, find_command, set_together
 from statestored.engines.base import Filter, Held
 from statestored.engines.queries import longest_page
@@ -262,7 +262,8 @@ def test_a_token_gives_its_role(tokens: TokenFile, role: str) -> None:
     assert caller.role is ROLES[role]
 
 
-def test_a_token_opens_its_namespaces_only(tokens: TokenFile) -> None:
+def test_a_token_opens_its_namespaces_only(tokens: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "EVERY", 0.0)
     token = tokens.add("one", "admin", "lists", "shop").encode()
     service = make_service(tokens=tokens.path)
     for namespace in (b"lists", b"shop"):
@@ -351,6 +352,31 @@ def test_clear_leaves_a_line_about_who_did_it(tokens: TokenFile) -> None:
         call(caller, "clear")
     assert [(entry["event"], entry["token"]) for entry in logs] == [("all states of a namespace were forgotten", "one")]
     assert "secret" not in str(logs)
+
+
+@pytest.mark.parametrize("error", [None, Full("the disk is full")])
+def test_what_is_cleared_is_logged_once_it_is_durable_and_not_where_it_is_taken_back(error: Full | None) -> None:
+    engine = HoldingEngine()
+    caller = Caller(make_service(engine, allow_clear=True))
+    with capture_logs() as logs:
+        COMMANDS[b"clear"].run(caller)
+        assert logs == []
+        engine.commit.settle(error)
+    assert len(logs) == (error is None)
+
+
+@pytest.mark.parametrize("error", [None, Full("the disk is full")])
+async def test_nor_where_an_engine_that_answers_later_did_not_clear(error: Full | None) -> None:
+    engine = LaterEngine()
+    caller = Caller(make_service(engine, allow_clear=True))
+    with capture_logs() as logs:
+        reply = COMMANDS[b"clear"].run(caller)
+        assert logs == []
+        (answer,) = engine.answers
+        answer.set_result(None) if error is None else answer.set_exception(error)
+        await asyncio.wait([reply])
+        assert reply.exception() is error
+    assert len(logs) == (error is None)
 
 
 @pytest.mark.parametrize("role", Role)

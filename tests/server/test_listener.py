@@ -15,6 +15,7 @@ import pytest
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored import listener as listener_module
+from statestored import session as session_module
 from statestored import tls as tls_module
 from statestored.budget import Budget
 from statestored.commands import Service
@@ -447,6 +448,37 @@ async def test_closing_ends_tls_connections_too(
     writer.close()
 
 
+@pytest.mark.parametrize("when", ["while it stops", "afterwards"])
+async def test_a_handshake_that_is_completed_too_late_lets_nobody_in(
+    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """O1: what it would ask for could be committed while the engine closes."""
+    monkeypatch.setattr(listener_module, "DRAIN", 10 if when == "while it stops" else 0.01)
+    service = make_service(tls=tls)
+    listener = Listener(service)
+    (address,) = await listener.listen([ANY_PORT])
+    assert isinstance(address, TcpAddress)
+    idle_reader, idle = await connect_by_tls(address, authority)  # it keeps `close` waiting
+    idle.write(request(1, "ping"))
+    await idle_reader.readexactly(len(PONG))
+    raw = socket.create_connection((address.host, address.port))
+    raw.setblocking(False)
+    await eventually(lambda: tls.under_way == 1)
+    closing = asyncio.create_task(listener.close())
+    await asyncio.sleep(0)
+    if when == "afterwards":
+        await closing
+    context = ssl.create_default_context(cafile=authority.certificate)
+    with suppress(ConnectionError):
+        reader, late = await asyncio.open_connection(sock=raw, ssl=context, server_hostname="localhost")
+        late.write(request(1, "set", "lists", "ann", "A"))
+        assert await reader.read() == b""
+        late.close()
+    assert (service.connections_total, service.calls[b"set"]) == (1, 0)
+    idle.close()
+    await closing
+
+
 async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
     tokens = TokenFile(tmp_path / "tokens.toml")
     given = [tokens.add(name) for name in ("one", "two", "three")]
@@ -492,6 +524,47 @@ async def test_one_connection_too_many_is_closed_and_the_others_notice_nothing(l
         for _, writer in clients:
             writer.close()
     assert service.connections == 0
+
+
+async def hello_is_answered(address: Address, token: str = "sesame") -> asyncio.StreamWriter:
+    reader, writer = await connect(address)
+    writer.write(request(1, "hello", {"token": token}) + request(1, "ping"))
+    assert (await reader.readuntil(PONG)).endswith(PONG)
+    return writer
+
+
+async def test_who_has_no_token_keeps_nobody_out() -> None:
+    """L4: where the connections are used up, whoever said nothing for longest goes for one that comes."""
+    service = make_service(token="sesame", max_connections=3)
+    async with listening(ANY_PORT, service=service) as (address,):
+        known = [await hello_is_answered(address)]
+        silent = [await connect(address) for _ in range(2)]
+        await eventually(lambda: service.connections == 3)
+        known.append(await hello_is_answered(address))
+        assert await silent[0][0].read() == b""
+        assert service.dropped["no_hello"] == 1
+        known.append(await hello_is_answered(address))
+        assert await silent[1][0].read() == b""
+        reader, writer = await connect(address)
+        assert await reader.read() == b"", "those who are known stay"
+        assert (service.dropped["no_hello"], service.dropped["too_many"]) == (2, 1)
+        for each in (writer, *known, *(writer for _, writer in silent)):
+            each.close()
+
+
+async def test_there_are_not_many_who_have_no_token_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MAX_STRANGERS", 2)
+    service = make_service(token="sesame")
+    async with listening(ANY_PORT, service=service) as (address,):
+        known = [await hello_is_answered(address) for _ in range(5)]
+        silent = [await connect(address) for _ in range(5)]
+        for reader, _ in silent[:3]:
+            assert await reader.read() == b""
+        await eventually(lambda: service.connections == 5 + 2)
+        known.append(await hello_is_answered(address))
+        assert (service.dropped["no_hello"], service.dropped["too_many"]) == (4, 0)
+        for each in (*known, *(writer for _, writer in silent)):
+            each.close()
 
 
 async def test_dead_peers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,45 @@ import pytest
 from statestored import memory
 from statestored.memory import available
 
+WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-def test_a_container_has_what_it_may_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "CGROUP", limit)
-    whole = available()
-    assert whole == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for said, expected in ((f"{2**20}\n", 2**20), ("max\n", whole), (f"{whole * 2}\n", whole)):
-        limit.write_text(said)
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The root of the control groups; ours is the root itself, as in a container."""
+    own = tmp_path / "cgroup"
+    own.write_text("0::/\n")
+    monkeypatch.setattr(memory, "OWN_CGROUP", own)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
+    memory.CGROUPS.mkdir()
+    return memory.CGROUPS
+
+
+def test_a_container_has_what_it_may_use(groups: Path) -> None:
+    assert available() == WHOLE
+    for said, expected in ((f"{2**20}\n", 2**20), ("max\n", WHOLE), (f"{WHOLE * 2}\n", WHOLE)):
+        (groups / "memory.max").write_text(said)
         assert available() == expected
+
+
+def test_a_unit_has_what_it_and_the_groups_around_it_may_use(groups: Path) -> None:
+    """As systemd's MemoryMax= says."""
+    slice_ = groups / "system.slice"
+    unit = slice_ / "statestored.service"
+    unit.mkdir(parents=True)
+    memory.OWN_CGROUP.write_text("1:name=systemd:/other\n0::/system.slice/statestored.service\n")
+    for group, said, expected in ((unit, "max", WHOLE), (slice_, f"{2**22}", 2**22), (unit, f"{2**21}", 2**21)):
+        (group / "memory.max").write_text(f"{said}\n")
+        assert available() == expected
+    (slice_ / "memory.max").write_text(f"{2**20}\n")
+    assert available() == 2**20
+
+
+@pytest.mark.parametrize("said", ["", "0::/gone\n", "0::/../../outside\n", "7:memory:/of-version-1\n", None])
+def test_where_the_own_group_cannot_be_seen_the_root_counts(groups: Path, said: str | None) -> None:
+    (groups / "memory.max").write_text(f"{2**20}\n")
+    memory.OWN_CGROUP.unlink() if said is None else memory.OWN_CGROUP.write_text(said)
+    assert available() == 2**20
 
 
 SCRIPT = """

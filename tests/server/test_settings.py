@@ -16,6 +16,7 @@ from statestored.engines.commits import Fsync
 from statestored.errors import StartError
 from statestored.settings import (
     FSYNC,
+    MIN_TOKEN,
     Settings,
     default_data_dir,
     options,
@@ -273,10 +274,16 @@ def test_the_data_directory_is_systemds_or_the_users_own(monkeypatch: pytest.Mon
 
 def test_the_token_of_the_environment() -> None:
     assert own_token({}) is None
-    assert own_token({"STATESTORED_TOKEN": "sesame"}) == "sesame"
+    assert own_token({"STATESTORED_TOKEN": "x" * MIN_TOKEN}) == "x" * MIN_TOKEN
 
 
-@pytest.mark.parametrize("token", ["", "s\n", os.fsdecode(b"\xff")])
+def test_a_token_that_can_be_guessed_is_refused() -> None:
+    with pytest.raises(StartError, match="STATESTORED_TOKEN has 15 characters, and 16 are the least") as refusal:
+        own_token({"STATESTORED_TOKEN": "sesame sesame s"})
+    assert "sesame" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("token", ["", "s\n" * MIN_TOKEN, os.fsdecode(b"\xff") * MIN_TOKEN])
 def test_a_token_that_no_client_could_give_is_refused(token: str) -> None:
     with pytest.raises(StartError, match="STATESTORED_TOKEN") as refusal:
         own_token({"STATESTORED_TOKEN": token})

@@ -1,5 +1,6 @@
 """The file of tokens: what is written into it, what is read from it, and what is refused."""
 
+import errno
 import hashlib
 import os
 import tomllib
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from statestored import files
 from statestored.errors import StartError
 from statestored.tokens import MAX_TOKENS, Role, Token, add_token, digest_of, read_tokens
 
@@ -75,8 +77,39 @@ def test_the_file_stays_its_owners(path: Path) -> None:
     """A daemon that has a user of its own can still read it after root has added a token."""
     add_token(path, "one", Role.READ, [])
     os.chown(path, 10001, 10002)
+    path.chmod(0o440)
     add_token(path, "two", Role.READ, [])
-    assert (path.stat().st_uid, path.stat().st_gid) == (10001, 10002)
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o7777) == (10001, 10002, 0o440)
+
+
+def test_the_file_stays_open_to_those_to_whom_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment that it is in place: a daemon of another user may read it at any time."""
+    add_token(path, "one", Role.READ, [])
+    path.chmod(0o640)
+    group = path.stat().st_gid
+    seen: list[tuple[int, int]] = []
+    put_in_place = files.put_in_place
+
+    def look(temporary: Path, target: Path) -> None:
+        seen.append((temporary.stat().st_mode & 0o7777, temporary.stat().st_gid))
+        put_in_place(temporary, target)
+
+    monkeypatch.setattr(files, "put_in_place", look)
+    add_token(path, "two", Role.READ, [])
+    assert seen == [(0o640, group)]
+
+
+def test_a_file_that_cannot_be_kept_as_it_was_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_token(path, "one", Role.READ, [])
+    before = path.read_text()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(files.os, "fchown", refuse)
+    with pytest.raises(StartError, match="not permitted"):
+        add_token(path, "two", Role.READ, [])
+    assert path.read_text() == before
 
 
 def test_a_link_to_the_file_stays_one(path: Path, tmp_path: Path) -> None:
