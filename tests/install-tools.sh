@@ -10,6 +10,7 @@ need() { command -v "$1" >/dev/null 2>&1 || packages="$packages $2"; }
 
 need strace strace
 need postfix postfix
+need openssl openssl
 [ -n "$packages" ] || exit 0
 
 root=""
