@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from statestore.address import Address, TcpAddress
 from statestore.connection import HELLO_PATIENCE, silence
 from statestore.deadline import Deadline
-from statestore.dial import targets_of
+from statestore.dial import open_sockets, targets_of
 from statestore.forks import begin_anew_in_child
 from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer
 from statestore.tls import Tls
@@ -92,9 +92,11 @@ class AsyncConnection(asyncio.Protocol):
         """
         self.lost = ConnectionLost("it is the parent's", sent=False)
         if self._transport is not None and not self._closed.is_set():
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, self._transport.get_extra_info("socket").fileno())
-            os.close(nowhere)
+            number = self._transport.get_extra_info("socket").fileno()
+            if number >= 0:  # else it had not been forgotten by `open_sockets` yet
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
     # What the loop calls.
 
@@ -301,14 +303,16 @@ async def _open(address: Address, deadline: Deadline, tls: "ssl.SSLContext | Non
 
 async def _open_target(connection: AsyncConnection, family: int, target: Any) -> None:
     loop = asyncio.get_running_loop()
+    sock = open_sockets.new(family)
     try:
-        if family == getattr(socket, "AF_UNIX", None):
-            await loop.create_unix_connection(lambda: connection, target)
-        else:
-            await loop.create_connection(lambda: connection, *target[:2])
+        sock.setblocking(False)
+        await loop.sock_connect(sock, target)
+        await loop.create_connection(lambda: connection, sock=sock)
     except BaseException:
         connection.close()
+        sock.close()
         raise
+    open_sockets.forget(sock)  # from now on the connection sees to it
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

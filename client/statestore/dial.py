@@ -1,6 +1,7 @@
 """Connected sockets: made within a deadline, and closed in the child of a fork."""
 
 import contextlib
+import os
 import socket
 import struct
 import sys
@@ -55,9 +56,14 @@ class OpenSockets:
             self._sockets[sock.fileno()] = weakref.ref(sock)
         return sock
 
+    def forget(self, sock: ClientSocket) -> None:
+        """Somebody else closes it in a child."""
+        self._sockets.pop(sock.fileno(), None)
+
     def after_fork_in_child(self) -> None:
         for sock in self:
-            sock.close()
+            if (number := sock.detach()) >= 0:
+                os.close(number)  # `sock.close` would wait for an event loop that still uses it
         self._sockets = {}
 
 

@@ -20,6 +20,7 @@ from statestore import BadRequest, TooLong, Unauthorized
 from statestore.address import parse_address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.deadline import Deadline
+from statestore.dial import open_sockets
 from statestore.protocol import ConnectionLost, WrongServer
 from statestore.tls import client_context
 from tests.certificates import Authority, Identity
@@ -498,6 +499,19 @@ async def test_a_child_of_a_fork_gives_its_copy_back_and_leaves_the_parents_alon
         await eventually(lambda: requests.ids)
         requests.answer("a")
         assert await asked == "a"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+async def test_a_socket_that_is_still_connecting_does_not_get_into_a_child() -> None:
+    with black_hole() as address:
+        attempt = asyncio.create_task(connect(parse_address(address), "default", None, Deadline(PATIENCE)))
+        await eventually(lambda: list(open_sockets))
+        number = next(iter(open_sockets)).fileno()
+        assert in_child(lambda: not os.path.exists(f"/proc/self/fd/{number}"))
+        assert stat.S_ISSOCK(os.fstat(number).st_mode)
+        attempt.cancel()
+        with suppress(asyncio.CancelledError):
+            await attempt
 
 
 def in_child(holds: Callable[[], bool]) -> bool:
