@@ -11,20 +11,16 @@ from pathlib import Path
 import pytest
 
 from statestore.base import START
-from tests import daemon
 from tests.consistency import __main__ as command
-from tests.consistency import faults
 from tests.consistency.clients import Clients, client_processes
-from tests.consistency.faulty import program_with
 from tests.consistency.history import Operation
 from tests.consistency.runs import Result, judge, run
-from tests.consistency.troubles import KINDS, Troubles
+from tests.consistency.troubles import KINDS
 
 pytestmark = pytest.mark.timeout(300)  # it takes 10 s, where nobody else wants the machine
 
 PROCESSES = 8
 OPERATIONS = 1000
-RUNS_WITH_A_FAULT = 5  # of which one has to show it
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +34,6 @@ def test_histories_are_linearizable(tmp_path: Path, clients: Clients) -> None:
     assert (result.wrong, result.undecided, result.faults) == ([], [], [])
     assert len(result.history) >= OPERATIONS
     assert result.troubles.total() > 0
-
-
-def test_a_double_apply_is_noticed(tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "STATESTORED", program_with(faults.nothing_remembered))
-    only_cuts = {Troubles.cut_after: 1}  # which take no time
-    assert any(
-        run(tmp_path / str(number), clients, seed=str(number), operations=OPERATIONS, kinds=only_cuts).wrong
-        for number in range(RUNS_WITH_A_FAULT)
-    )
 
 
 def test_each_sender_is_judged_alone() -> None:

@@ -295,7 +295,7 @@ def test_a_hundred_clients_do_not_keep_a_store_from_coming_back() -> None:
     windows = [sum(1 for at in connects if start <= at < start + 1) for start in connects]
     assert max(windows) <= 200
     assert sorted(took)[len(took) // 2] < 0.1
-    assert max(took) == pytest.approx(1.5, abs=TOLERANCE)
+    assert max(took) < PATIENCE
 
 
 def test_whoever_is_interrupted_while_it_connects_keeps_nobody_waiting() -> None:
@@ -722,8 +722,8 @@ def test_the_log_has_one_line_when_the_store_goes_and_one_when_it_is_back(
             assert gone.getMessage().startswith(f"state store unavailable: {daemon.address}: connection refused")
             assert "secret" not in gone.getMessage()
             daemon.start()
-            for _ in range(3):
-                storage.get("m", "a")
+            once_back(lambda: storage.get("m", "a"))
+            storage.get("m", "a")
             assert caplog.messages[1:] == [f"state store is back: {daemon.address}"]
 
 
