@@ -16,7 +16,10 @@ import tempfile
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from statestore import RemoteStorage, StateStoreError
@@ -25,6 +28,9 @@ from tests.daemon import Daemon
 
 POOL, THREADS, KEYS = 4, 6, 50
 ANSWERS_OF_A_CONNECTION = 200
+INTERRUPTED_WITHIN = 0.002  # seconds
+# What has to have happened in the end, so often at least, of what is otherwise a matter of luck and of the machine.
+ENOUGH = Counter({"interrupts": 10, "aside": 10, "interrupted": 10, "too late": 10, "broken": 10})
 
 
 class Interrupt(BaseException):
@@ -58,54 +64,63 @@ def interrupts(address: str, operations: int) -> None:
     storage = RemoteStorage(address, namespace="abuse", pool=POOL, deadline=30)
     hasty = RemoteStorage(address, namespace="abuse", pool=POOL, deadline=0.0005, write_deadline=0.0005)
     fill(storage)
-    left = iter(range(operations))
+    done = threading.Event()
     faults: list[BaseException] = []
     outcomes: Counter[str] = Counter()
 
-    few = iter(range(operations // 10))  # in haste most of them fail at once
+    def answers() -> int:
+        return outcomes["aside"] + outcomes["interrupted"]
 
-    def work(using: RemoteStorage, kind: str) -> None:
-        for operation in few if using is hasty else left:  # an iterator for all threads
+    def work(kind: str) -> None:
+        """Until it is done, or interrupted."""
+        for operation in count():
+            if done.is_set():
+                return
+            ask(storage, operation)
+            outcomes[kind] += 1
+
+    def work_in_haste() -> None:
+        for operation in count():
+            if done.wait(0.001):  # most fail at once, and would leave no time to the others
+                return
             try:
-                ask(using, operation)
-                outcomes[kind] += 1
+                ask(hasty, operation)
+                outcomes["in haste"] += 1
             except StateStoreError:
-                assert using is hasty, "a deadline of 30 s has passed"
                 outcomes["too late"] += 1
 
-    def work_aside(using: RemoteStorage, kind: str) -> None:
-        try:
-            work(using, kind)
-        except BaseException as fault:
-            faults.append(fault)
-
-    def break_connections(done: threading.Event) -> None:
+    def break_connections() -> None:
         """By what was answered, not by the clock: on a slow machine too there must be time for an answer."""
         next_at = 0
         while not done.wait(0.001):
-            if outcomes["aside"] + outcomes["interrupted"] >= next_at:
+            if answers() >= next_at:
                 next_at += ANSWERS_OF_A_CONNECTION
                 with suppress(OSError, IndexError):  # it is not connected, or there is none
                     connected = [sock for sock in open_sockets if sock.fileno() >= 0]
                     random.choice(connected).shutdown(socket.SHUT_RDWR)
                     outcomes["broken"] += 1
 
-    done = threading.Event()
-    threads = [threading.Thread(target=work_aside, args=[storage, "aside"]) for _ in range(THREADS)]
-    threads.append(threading.Thread(target=work_aside, args=[hasty, "in haste"]))
-    threads.append(threading.Thread(target=break_connections, args=[done]))
+    def aside(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as fault:
+            faults.append(fault)
+
+    works = [*(partial(work, "aside") for _ in range(THREADS)), work_in_haste, break_connections]
+    threads = [threading.Thread(target=aside, args=[work]) for work in works]
     for thread in threads:
         thread.start()
     signal.signal(signal.SIGALRM, interrupt)
-    working = True
-    while working:
+    within = INTERRUPTED_WITHIN
+    while not faults and (answers() < operations or not outcomes >= ENOUGH):
+        before = outcomes["interrupted"]
         try:
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
-            work(storage, "interrupted")
-            working = False
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, within))
+            work("interrupted")
         except Interrupt:
             outcomes["interrupts"] += 1
-    signal.setitimer(signal.ITIMER_REAL, 0)
+        # Where the machine is so busy that nothing is answered within that time, it gets more.
+        within = within * 2 if outcomes["interrupted"] == before else INTERRUPTED_WITHIN
     done.set()
     for thread in threads:
         thread.join(60)
