@@ -15,15 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from statestored import session
+from statestored import connection
 from statestored.datadir import IDENTITY
 from statestored.errors import DamagedFile
 from statestored.framing import HEADER_SIZE
 from tests.fuzz import __main__ as command
 from tests.fuzz import driver
+from tests.fuzz.connections import connection_messages
 from tests.fuzz.crafted import IDENTITY_FILE, origin_of, segment_header, snapshot_of, with_snapshot
 from tests.fuzz.driver import Run, fuzz
-from tests.fuzz.sessions import session_messages
 from tests.fuzz.stores import Thorough, look_at_files
 from tests.fuzz.targets import TARGETS
 from tests.server.journals import without_syncs
@@ -202,23 +202,23 @@ def fails(name: str, *, inputs: int = 60) -> Run:
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "get", lambda _caller, _module, _sender: b"\xa1X")
-    assert fails("session_messages").faults
+    monkeypatch.setattr(connection, "get", lambda _caller, _module, _sender: b"\xa1X")
+    assert fails("connection_messages").faults
 
 
 def test_an_answer_that_does_not_come_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.Responses, "refuse", lambda *_: None)
-    assert fails("session_messages").faults
+    monkeypatch.setattr(connection.Responses, "refuse", lambda *_: None)
+    assert fails("connection_messages").faults
 
 
 def test_the_command_says_what_failed_and_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command.resource, "setrlimit", lambda *_: None)
-    monkeypatch.setattr(session, "get", lambda _caller, _module, _sender: b"\xa1X")
-    assert command.main(["session_messages", "--inputs", "60", "--seed", "1"]) == 1
+    monkeypatch.setattr(connection, "get", lambda _caller, _module, _sender: b"\xa1X")
+    assert command.main(["connection_messages", "--inputs", "60", "--seed", "1"]) == 1
     output = capsys.readouterr().out
     assert "\nFAILED: " in output
-    replay = output.partition("again: python -m tests.fuzz session_messages --replay ")[2].split()[0]
+    replay = output.partition("again: python -m tests.fuzz connection_messages --replay ")[2].split()[0]
     with pytest.raises(AssertionError):
-        session_messages(bytes.fromhex(replay))
+        connection_messages(bytes.fromhex(replay))

@@ -84,7 +84,7 @@ SERVER_ORDER = [
     "responses",
     "extent",
     "heavy",
-    "session",
+    "connection",
     "sockets",
     "listener",
     "admin",
@@ -114,7 +114,7 @@ FRONT = (
     "responses",
     "extent",
     "heavy",
-    "session",
+    "connection",
     "sockets",
     "listener",
     "admin",
@@ -271,7 +271,7 @@ def test_calls_that_change_files_are_noticed(tmp_path: Path) -> None:
 
 def test_nothing_is_looked_up_by_a_name_from_the_network() -> None:
     """Methods stand in a table."""
-    for module in ("commands", "session"):
+    for module in ("commands", "connection"):
         assert "getattr(" not in modules(SERVER)[module].read_text()
 
 

@@ -331,7 +331,7 @@ COMMANDS: dict[bytes, Command] = {
     )
 }
 
-# What each role may call without further ado. The session has to see to the others: `hello` comes first or never.
+# What each role may call without further ado. The connection has to see to the others: `hello` comes first or never.
 ALLOWED: dict[Role, dict[bytes, Command]] = {
     role: {
         name: command for name, command in COMMANDS.items() if Role.NOBODY < command.role <= role and not command.heavy

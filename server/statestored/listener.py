@@ -8,15 +8,15 @@ from pathlib import Path
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.commands import Service
+from statestored.connection import Connection, Connections
 from statestored.errors import StartError
-from statestored.session import Session, Sessions
 from statestored.sockets import bind_unix, notice_dead_peers, reason
 from statestored.timeouts import EVERY
 
 BACKLOG = 1024
 DRAIN = 0.2  # seconds in which requests that were on their way are told that the daemon is about to end
-# With TLS the loop takes over all that the system has received, up to 256 KiB, though the session does not read on, and
-# keeps the memory. So the system is not to receive so much ahead; Linux takes twice what is said.
+# With TLS the loop takes over all that the system has received, up to 256 KiB, though the connection does not read on,
+# and keeps the memory. So the system is not to receive so much ahead; Linux takes twice what is said.
 TLS_RECEIVED = 2**14
 TLS_PATIENCE = 5.0  # seconds for a peer to complete a handshake, or the end of a connection
 PATIENCE = 2.0  # seconds for clients to read their last answers
@@ -25,7 +25,7 @@ PATIENCE = 2.0  # seconds for clients to read their last answers
 class Listener:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._sessions = Sessions()
+        self._connections = Connections()
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
         self._next_look: asyncio.TimerHandle | None = None
@@ -43,49 +43,49 @@ class Listener:
 
     def renew(self) -> None:
         """After a change of the tokens: all connections are what theirs allow now, or end."""
-        for session in list(self._sessions):
-            session.renew()
+        for connection in list(self._connections):
+            connection.renew()
 
     async def close(self) -> None:
         """Tell, wait, close: a client learns that its request was not applied, where that is so."""
-        self._sessions.ending = True  # one may be open already, or in its handshake, that no session was told of
+        self._connections.ending = True  # one may be open already, or in its handshake, of which we were not told
         for server in self._servers:
             server.close()
         for path in self._paths:
             path.unlink(missing_ok=True)
-        for session in self._sessions:
-            session.drain()
+        for connection in self._connections:
+            connection.drain()
         await self._all_gone(within=DRAIN)
-        for session in list(self._sessions):
-            session.close()
+        for connection in list(self._connections):
+            connection.close()
         await self._all_gone(within=PATIENCE)
-        for session in list(self._sessions):
-            session.abort()
+        for connection in list(self._connections):
+            connection.abort()
         if self._next_look is not None:
             self._next_look.cancel()
 
     def _look_at_connections(self) -> None:
         """Once a second: what lasts too long, or takes too much, is ended."""
         self._next_look = asyncio.get_running_loop().call_later(EVERY, self._look_at_connections)
-        self._sessions.watch.tick()
+        self._connections.watch.tick()
         self._service.budget.tick()
 
     async def _all_gone(self, within: float) -> None:
-        if self._sessions:
-            self._sessions.emptied.clear()
+        if self._connections:
+            self._connections.emptied.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(within):
-                    await self._sessions.emptied.wait()
+                    await self._connections.emptied.wait()
 
-    def _session(self) -> Session:
-        return Session(self._service, self._sessions, asyncio.get_running_loop().call_soon)
+    def _connection(self) -> Connection:
+        return Connection(self._service, self._connections, asyncio.get_running_loop().call_soon)
 
     async def _listen_tcp(self, address: TcpAddress) -> list[Address]:
         loop, tls = asyncio.get_running_loop(), self._service.tls
         patience = None if tls is None else TLS_PATIENCE
         try:
             server = await loop.create_server(
-                self._session,
+                self._connection,
                 address.host,
                 address.port,
                 backlog=BACKLOG,
@@ -105,6 +105,6 @@ class Listener:
     async def _listen_unix(self, address: UnixAddress) -> Address:
         sock = bind_unix(address)
         self._paths.append(Path(address.path))
-        server = await asyncio.get_running_loop().create_unix_server(self._session, sock=sock, backlog=BACKLOG)
+        server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
         return address

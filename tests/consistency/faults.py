@@ -85,7 +85,7 @@ def not_after_ignored(patch: Patch) -> None:
     def run_whenever(caller: Any, command: Any, params: Any, options: Any) -> Reply:
         return run_with(caller, command, params, {name: options[name] for name in options if name != writes.NOT_AFTER})
 
-    patch.setattr("statestored.session.run_with", run_whenever)
+    patch.setattr("statestored.connection.run_with", run_whenever)
 
 
 def heads_swapped(patch: Patch) -> None:

@@ -8,8 +8,8 @@ from statestore.errors import BY_WIRE_CODE, StateStoreError
 from statestore.protocol import MAX_REPLY_ITEMS, ClientProtocol, Response, Welcome, WrongServer
 from statestore.wire import DECODE_ERRORS, UNICODE_ERRORS
 from tests.fuzz.choices import Choices
+from tests.fuzz.connections import pieces
 from tests.fuzz.packing import array, integer, map_head, pack, text, value
-from tests.fuzz.sessions import pieces
 
 _WELCOME = ("version", "server", "store_id", "features", "limits", "time")
 _LIMITS = ("module", "sender", "state", "items")

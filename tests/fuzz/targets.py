@@ -1,17 +1,17 @@
 """All targets, by their names."""
 
 from tests.fuzz.client import client_bytes, client_messages
+from tests.fuzz.connections import connection_bytes, connection_messages, connections_together
 from tests.fuzz.crafted import journal_content, snapshot_content
 from tests.fuzz.damage import journal_bytes, snapshot_bytes
 from tests.fuzz.driver import Target
-from tests.fuzz.sessions import session_bytes, session_messages, sessions_together
 
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        session_bytes,
-        session_messages,
-        sessions_together,
+        connection_bytes,
+        connection_messages,
+        connections_together,
         client_bytes,
         client_messages,
         journal_bytes,

@@ -16,6 +16,7 @@ from statestore.errors import StateStoreError
 from statestored import files
 from statestored.access import Access
 from statestored.commands import Service
+from statestored.connection import Connection, Connections
 from statestored.datadir import DataDirectory
 from statestored.engines import commits
 from statestored.engines.base import Commit, Counts, Filter, Held, Number, Page, Reply, Sender
@@ -25,7 +26,6 @@ from statestored.engines.quota import Quota
 from statestored.engines.saver import Saver, SnapshotSchedule
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.errors import DiskFailed, NoRoom
-from statestored.session import Session, Sessions
 from tests.server.rpc import messages
 from tests.server.waiting import PATIENCE, eventually
 
@@ -250,9 +250,9 @@ async def some_turns() -> None:
 
 
 class Wire(asyncio.Transport):
-    """A session's transport, and the client behind it: reads what it is sent when the test says so."""
+    """A connection's transport, and the client behind it: reads what it is sent when the test says so."""
 
-    def __init__(self, service: Service, *, high_water: int = 65536, sessions: Sessions | None = None) -> None:
+    def __init__(self, service: Service, *, high_water: int = 65536, connections: Connections | None = None) -> None:
         super().__init__()
         self._high_water = high_water
         self._unsent = bytearray()
@@ -262,10 +262,10 @@ class Wire(asyncio.Transport):
         self._closing = False
         self._is_reading_paused = False
         self.writes = 0
-        self.sessions = Sessions() if sessions is None else sessions
+        self.connections = Connections() if connections is None else connections
         self._turns: deque[Callable[[], None]] = deque()
-        self.session = Session(service, self.sessions, self._turns.append)
-        self.session.connection_made(self)
+        self.connection = Connection(service, self.connections, self._turns.append)
+        self.connection.connection_made(self)
 
     # The client's side
 
@@ -287,7 +287,7 @@ class Wire(asyncio.Transport):
             self._unread.clear()
             if self._is_paused:
                 self._is_paused = False
-                self.session.resume_writing()
+                self.connection.resume_writing()
             self._deliver()
         return messages(bytes(self._read))
 
@@ -298,33 +298,33 @@ class Wire(asyncio.Transport):
 
     def hang_up(self) -> None:
         self._closing = True
-        self.session.connection_lost(None)
+        self.connection.connection_lost(None)
 
     def look(self, times: int = 1) -> None:
         """So many seconds pass."""
         for _ in range(times):
-            self.sessions.watch.tick()
-            self.session._budget.tick()
+            self.connections.watch.tick()
+            self.connection._budget.tick()
 
     def _deliver(self) -> None:
         while (self._unsent and not (self._is_reading_paused or self._closing)) or self._turns:
             if self._turns:
                 self._turns.popleft()()
                 continue
-            buffer = self.session.get_buffer(-1)
+            buffer = self.connection.get_buffer(-1)
             size = min(len(self._unsent), len(buffer))
             buffer[:size] = self._unsent[:size]
             del self._unsent[:size]
-            self.session.buffer_updated(size)
+            self.connection.buffer_updated(size)
 
-    # The session's side
+    # The connection's side
 
     def write(self, data: Any) -> None:
         self.writes += 1
         self._unread += data
         if len(self._unread) > self._high_water and not self._is_paused:
             self._is_paused = True
-            self.session.pause_writing()
+            self.connection.pause_writing()
 
     def pause_reading(self) -> None:
         self._is_reading_paused = True

@@ -14,14 +14,14 @@ import msgpack
 import pytest
 
 from statestore.address import Address, TcpAddress, UnixAddress
+from statestored import connection as connection_module
 from statestored import listener as listener_module
-from statestored import session as session_module
 from statestored import tls as tls_module
 from statestored.budget import Budget
 from statestored.commands import Service
+from statestored.connection import Connection
 from statestored.errors import StartError
 from statestored.listener import Listener
-from statestored.session import Session
 from statestored.tls import ServerTls, TlsFiles
 from tests.certificates import Authority
 from tests.server.fakes import HoldingEngine, make_service
@@ -202,8 +202,8 @@ async def test_closing_gives_clients_time_to_read_what_was_answered(monkeypatch:
     listener = Listener(service)
     (address,) = await listener.listen([ANY_PORT])
     closed = asyncio.Event()
-    close = Session.close
-    monkeypatch.setattr(Session, "close", lambda session: (close(session), closed.set()))
+    close = Connection.close
+    monkeypatch.setattr(Connection, "close", lambda connection: (close(connection), closed.set()))
     async with stuck_client(address, service) as client:
         closing = asyncio.create_task(listener.close())
         await closed.wait()
@@ -229,8 +229,8 @@ async def test_closing_waits_for_answers_that_are_held_until_the_disk_has_their_
     writer.write(request(1, "set", "lists", "ann", "A"))
     await eventually(lambda: engine.asked)
     closed = asyncio.Event()
-    close = Session.close
-    monkeypatch.setattr(Session, "close", lambda session: (close(session), closed.set()))
+    close = Connection.close
+    monkeypatch.setattr(Connection, "close", lambda connection: (close(connection), closed.set()))
     closing = asyncio.create_task(listener.close())
     await closed.wait()
     engine.commit.settle()
@@ -343,7 +343,7 @@ async def test_a_handshake_for_which_there_is_no_room_is_not_begun(
 
 
 async def test_requests_larger_than_what_is_read_at_once_come_through_tls(authority: Authority, tls: ServerTls) -> None:
-    """The session makes pauses in between, for the others."""
+    """The connection makes pauses in between, for the others."""
     async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
         reader, writer = await connect_by_tls(address, authority)
         triples = [["m", f"s{number}", "A" * 900] for number in range(1000)]
@@ -413,11 +413,11 @@ async def test_a_connection_that_has_ended_leaves_nothing_behind(
 ) -> None:
     """The collector may come much later, and with TLS there is a lot behind each."""
 
-    def sessions() -> int:
-        return sum(isinstance(each, Session) for each in gc.get_objects())
+    def connections() -> int:
+        return sum(isinstance(each, Connection) for each in gc.get_objects())
 
     gc.collect()
-    before = sessions()
+    before = connections()
     service = make_service(tls=tls if with_tls else None)
     async with listening(ANY_PORT, service=service) as (address,):
         gc.disable()
@@ -431,7 +431,7 @@ async def test_a_connection_that_has_ended_leaves_nothing_behind(
                     assert await reader.read() == b""
                 writer.close()
             await eventually(lambda: service.connections == 0)
-            await eventually(lambda: sessions() == before)
+            await eventually(lambda: connections() == before)
         finally:
             gc.enable()
 
@@ -553,7 +553,7 @@ async def test_who_has_no_token_keeps_nobody_out() -> None:
 
 
 async def test_there_are_not_many_who_have_no_token_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "MAX_STRANGERS", 2)
+    monkeypatch.setattr(connection_module, "MAX_STRANGERS", 2)
     service = make_service(token="sesame")
     async with listening(ANY_PORT, service=service) as (address,):
         known = [await hello_is_answered(address) for _ in range(5)]
@@ -571,15 +571,15 @@ async def test_dead_peers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """L3: within a minute, by what a connection inherits from the socket that listens."""
     options: list[int] = []
 
-    def look(session: Session, transport: asyncio.Transport) -> None:
+    def look(connection: Connection, transport: asyncio.Transport) -> None:
         sock = transport.get_extra_info("socket")
         options.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
         for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"):
             options.append(sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)))
-        connection_made(session, transport)
+        connection_made(connection, transport)
 
-    connection_made = Session.connection_made
-    monkeypatch.setattr(Session, "connection_made", look)
+    connection_made = Connection.connection_made
+    monkeypatch.setattr(Connection, "connection_made", look)
     async with listening(ANY_PORT) as (address,):
         assert await pings(address)
     alive, idle, interval, count, unacknowledged = options

@@ -21,16 +21,16 @@ from structlog.testing import capture_logs
 from statestore.errors import Forbidden, Unavailable
 from statestore.wire import MAX_MESSAGE
 from statestored import audit, timeouts
-from statestored import session as session_module
+from statestored import connection as connection_module
 from statestored.budget import Budget
 from statestored.commands import Caller, Role, Service
+from statestored.connection import Connections
 from statestored.datadir import DataDirectory
 from statestored.engines import embedded
 from statestored.engines.base import START, Counts, Held
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.journal import Journal
-from statestored.session import Sessions
 from tests.daemon import Daemon
 from tests.server.fakes import (
     NEVER,
@@ -453,7 +453,7 @@ def tokens(tmp_path: Path) -> TokenFile:
 
 def renew(wire: Wire, service: Service) -> None:
     service.access.read()
-    wire.session.renew()
+    wire.connection.renew()
 
 
 def test_who_may_go_on_does_and_may_what_its_token_says_now(tokens: TokenFile) -> None:
@@ -500,12 +500,12 @@ def test_whose_token_is_gone_still_gets_what_was_being_answered(tokens: TokenFil
     assert len(engine.asked) == 1
 
 
-def test_a_session_that_drains_gets_nothing_back(tokens: TokenFile) -> None:
+def test_a_connection_that_drains_gets_nothing_back(tokens: TokenFile) -> None:
     token = tokens.add("one", "admin")
     service = make_service(tokens=tokens.path)
     wire = Wire(service)
     wire.ask(hello(1, token=token))
-    wire.session.drain()
+    wire.connection.drain()
     renew(wire, service)
     assert error_of(wire.ask(request(2, "get", *ANN))[0]) == "shutting_down"
 
@@ -523,7 +523,7 @@ def test_a_stranger_stays_one(tokens: TokenFile) -> None:
 
 def test_what_is_kept_for_a_client_is_bounded_whatever_the_transports_default_is(service: Service) -> None:
     """That of TLS is eight times as much."""
-    assert Wire(service).asked_high_water == session_module.HIGH_WATER
+    assert Wire(service).asked_high_water == connection_module.HIGH_WATER
 
 
 def test_a_client_that_does_not_read_is_not_answered_on(service: Service) -> None:
@@ -531,7 +531,7 @@ def test_a_client_that_does_not_read_is_not_answered_on(service: Service) -> Non
     service.engine.space(b"default").set(b"lists", b"ann@a.example", b"A" * 1000)
     sent = [request(number, "get", *ANN) for number in range(1000)]
     wire.send(*sent)
-    assert wire.unread < 10_000 + session_module.READ_SIZE * 50
+    assert wire.unread < 10_000 + connection_module.READ_SIZE * 50
     assert [answer[1] for answer in wire.read()] == list(range(1000))
 
 
@@ -612,7 +612,7 @@ async def test_a_client_that_only_waits_for_its_answers_gets_them_and_the_end() 
     engine = LaterEngine()
     wire = Wire(make_service(engine))
     wire.send(request(1, "set", *ANN, "A"), request(2, "set", *ANN, "B"))
-    assert wire.session.eof_received()  # keeps the connection open
+    assert wire.connection.eof_received()  # keeps the connection open
     for number, answer in enumerate(engine.answers):
         assert not wire.is_closing()
         answer.set_result(None)
@@ -624,7 +624,7 @@ async def test_a_client_that_only_waits_for_its_answers_gets_them_and_the_end() 
 
 def test_a_client_that_sends_no_more_and_waits_for_nothing_has_gone(wire: Wire) -> None:
     wire.ask(request(1, "ping"))
-    assert not wire.session.eof_received()
+    assert not wire.connection.eof_received()
 
 
 # Answers that are held until a commit is durable
@@ -719,11 +719,11 @@ def test_each_request_is_answered_once_with_its_own_answer(data: st.DataObject) 
 def test_a_client_with_many_held_answers_is_read_on_when_they_are_out(
     holding: HoldingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "MAX_HELD", 50)
+    monkeypatch.setattr(connection_module, "MAX_HELD", 50)
     wire = Wire(make_service(holding))
     count = 5000
     wire.send(*[set_(number) for number in range(count)])
-    read_at_once = session_module.READ_SIZE // len(set_(0)) + 1
+    read_at_once = connection_module.READ_SIZE // len(set_(0)) + 1
     rounds = 0
     while len(holding.asked) < count:
         rounds += 1
@@ -745,7 +745,7 @@ def test_a_client_with_much_that_is_held_is_read_on_when_it_is_out(
     holding: HoldingEngine, monkeypatch: pytest.MonkeyPatch, value: list[bytes]
 ) -> None:
     """A thousand answers may be a gigabyte, or answer a gigabyte."""
-    monkeypatch.setattr(session_module, "MAX_HELD_BYTES", 20_000)
+    monkeypatch.setattr(connection_module, "MAX_HELD_BYTES", 20_000)
     holding.value = value
     wire = Wire(make_service(holding))
     pairs = [ANN] * (1 if value else 50)
@@ -764,7 +764,7 @@ def test_a_client_with_much_that_is_held_is_read_on_when_it_is_out(
 def test_a_client_that_only_waits_for_held_answers_gets_them_and_the_end(holding: HoldingEngine) -> None:
     wire = Wire(make_service(holding))
     wire.send(set_(1), set_(2))
-    assert wire.session.eof_received()  # keeps the connection open
+    assert wire.connection.eof_received()  # keeps the connection open
     assert not wire.is_closing()
     holding.commit.settle()
     assert wire.read() == [ok(1, None), ok(2, None)]
@@ -775,9 +775,9 @@ def test_closing_waits_for_held_answers(holding: HoldingEngine) -> None:
     """O1: what was written is acknowledged, and nothing more is executed."""
     wire = Wire(make_service(holding))
     wire.send(set_(1))
-    wire.session.drain()
+    wire.connection.drain()
     assert error_of(wire.ask(set_(2))[0]) == "shutting_down"
-    wire.session.close()
+    wire.connection.close()
     assert not wire.is_closing()
     wire.send(set_(3))
     holding.commit.settle()
@@ -1031,9 +1031,9 @@ def test_a_stranger_has_little_time(holding: HoldingEngine) -> None:
 
 def test_a_hello_in_two_pieces_has_its_time_however_long_the_daemon_runs() -> None:
     """L3."""
-    sessions = Sessions()
-    sessions.watch.now = 1000
-    wire = Wire(make_service(token="sesame"), sessions=sessions)
+    connections = Connections()
+    connections.watch.now = 1000
+    wire = Wire(make_service(token="sesame"), connections=connections)
     said = hello(1, token="sesame")
     wire.send(said[:10])
     wire.look(timeouts.HELLO)
@@ -1074,7 +1074,7 @@ def test_each_message_has_its_own_time(wire: Wire) -> None:
 
 
 def test_a_message_is_not_late_while_we_do_not_read(holding: HoldingEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "MAX_HELD", 3)
+    monkeypatch.setattr(connection_module, "MAX_HELD", 3)
     wire = Wire(make_service(holding))
     wire.send(*[set_(number) for number in range(10)], set_(10)[:-3])
     wire.look(50)
@@ -1086,9 +1086,9 @@ def test_a_message_is_not_late_while_we_do_not_read(holding: HoldingEngine, monk
     assert wire.is_closing()
 
 
-def flood(service: Service, sessions: Sessions | None = None) -> Wire:
+def flood(service: Service, connections: Connections | None = None) -> Wire:
     """A client that asks for much and reads nothing."""
-    wire = Wire(service, high_water=session_module.HIGH_WATER, sessions=sessions)
+    wire = Wire(service, high_water=connection_module.HIGH_WATER, connections=connections)
     wire.send(request(0, "set", *ANN, "A" * 1000))
     wire.send(*[request(number, "get", *ANN) for number in range(3000)])
     assert wire.unread > 0
@@ -1116,7 +1116,7 @@ def test_what_is_answered_to_a_client_that_does_not_read_is_little(service: Serv
 def test_too_much_that_is_not_taken_ends_the_connection_within_a_second(service: Service) -> None:
     """L2: the transport goes on to keep what is written, however often it has said that this is enough."""
     wire = flood(service)
-    wire.write(b"x" * session_module.MAX_UNSENT)
+    wire.write(b"x" * connection_module.MAX_UNSENT)
     wire.look()
     assert wire.is_closing()
 
@@ -1181,7 +1181,7 @@ def test_where_the_budget_is_used_up_nobody_takes_much_more(tight: Service) -> N
     used = tight.budget.used
     slow = [flood(tight) for _ in range(5)]
     assert max(wire.unread for wire in slow) < 40_000
-    assert tight.budget.used - used < 5 * (40_000 + session_module.READ_SIZE)
+    assert tight.budget.used - used < 5 * (40_000 + connection_module.READ_SIZE)
 
 
 def test_whoever_waits_for_the_budget_goes_on_when_there_is_room() -> None:
@@ -1212,8 +1212,8 @@ def test_where_all_wait_for_each_other_the_greediest_goes(tight: Service) -> Non
 
 def test_heavy_requests_of_all_clients_take_turns(service: Service) -> None:
     """L6."""
-    sessions = Sessions()
-    wires = [Wire(service, sessions=sessions) for _ in range(5)]
+    connections = Connections()
+    wires = [Wire(service, connections=connections) for _ in range(5)]
     calls: list[int] = []
     service.engine.space(b"default").count = lambda *_: calls.append(len(calls)) or Counts(0, [], 0)  # type: ignore
     for wire in wires:
@@ -1223,8 +1223,8 @@ def test_heavy_requests_of_all_clients_take_turns(service: Service) -> None:
     # All of them are heard before the first turn ends.
     for wire in wires:
         data = request(1, "count", None, None)
-        wire.session.get_buffer(-1)[: len(data)] = data
-        wire.session.buffer_updated(len(data))
+        wire.connection.get_buffer(-1)[: len(data)] = data
+        wire.connection.buffer_updated(len(data))
     assert len(calls) == 1
     for expected in range(2, 6):
         for wire in wires:
@@ -1243,7 +1243,7 @@ def test_heavy_requests_of_all_clients_take_turns(service: Service) -> None:
 
 def test_a_draining_session_says_so_and_changes_nothing(wire: Wire, service: Service) -> None:
     wire.ask(request(1, "set", *ANN, "A"))
-    wire.session.drain()
+    wire.connection.drain()
     writes = request(2, "set", *ANN, "B"), request(3, "set", *ANN, "B", {"seq": 1, "oldest": 1})
     answers = wire.ask(*writes, request(4, "get", *ANN), request(5, "hello", {}))
     assert [error_of(answer) for answer in answers] == ["shutting_down"] * 4
@@ -1252,13 +1252,13 @@ def test_a_draining_session_says_so_and_changes_nothing(wire: Wire, service: Ser
 
 def test_sessions_say_when_the_last_one_has_gone(service: Service) -> None:
     wire = Wire(service)
-    other = session_module.Session(service, wire.sessions, lambda _: None)
+    other = connection_module.Connection(service, wire.connections, lambda _: None)
     other.connection_made(wire)
     assert service.connections == 2
     wire.hang_up()
-    assert not wire.sessions.emptied.is_set()
+    assert not wire.connections.emptied.is_set()
     other.connection_lost(None)
-    assert wire.sessions.emptied.is_set()
+    assert wire.connections.emptied.is_set()
     assert (service.connections, service.connections_total) == (0, 2)
 
 

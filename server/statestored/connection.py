@@ -78,7 +78,7 @@ _buffer = memoryview(bytearray(READ_SIZE))
 _NOBODY = asyncio.BufferedProtocol()
 
 
-class Sessions(set["Session"]):
+class Connections(set["Connection"]):
     """Those that are open.
 
     ending: the daemon is about to: nobody is let in any more.
@@ -90,17 +90,17 @@ class Sessions(set["Session"]):
     def __init__(self) -> None:
         super().__init__()
         self.ending = False
-        self.strangers: dict[Session, None] = {}
+        self.strangers: dict[Connection, None] = {}
         self.decoder = new_decoder()
         self.emptied = asyncio.Event()
         self.watch = Watch()
         self.turns = HeavyTurns()
 
-    def remove(self, session: Session) -> None:
-        super().remove(session)
-        self.strangers.pop(session, None)
-        self.turns.forget(session)
-        self.watch.discard(session)
+    def remove(self, connection: Connection) -> None:
+        super().remove(connection)
+        self.strangers.pop(connection, None)
+        self.turns.forget(connection)
+        self.watch.discard(connection)
         if not self:
             self.emptied.set()
 
@@ -114,16 +114,18 @@ class Sessions(set["Session"]):
         return True
 
 
-class Session(asyncio.BufferedProtocol):
-    """Puts itself into `sessions` when it opens, and takes itself out when it is closed.
+class Connection(asyncio.BufferedProtocol):
+    """Puts itself into `connections` when it opens, and takes itself out when it is closed.
 
     `call_soon` is the loop's: it calls back when the others have had their turn.
     """
 
-    def __init__(self, service: Service, sessions: Sessions, call_soon: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(
+        self, service: Service, connections: Connections, call_soon: Callable[[Callable[[], None]], object]
+    ) -> None:
         self._service = service
-        self._sessions = sessions
-        self._watch = sessions.watch
+        self._connections = connections
+        self._watch = connections.watch
         self._budget = service.budget
         self._call_soon = call_soon
         self._caller = Caller(service)
@@ -155,25 +157,25 @@ class Session(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._caller.peer = _address(transport.get_extra_info("peername"))
         self._responses = Responses(service, self._transport)
-        if self._sessions.ending:
+        if self._connections.ending:
             self.abort()
             return
-        if service.connections >= service.max_connections and not self._sessions.drop_a_stranger():
+        if service.connections >= service.max_connections and not self._connections.drop_a_stranger():
             self._give_up(Dropped.TOO_MANY)
             return
         self._transport.set_write_buffer_limits(HIGH_WATER)
-        self._sessions.add(self)
+        self._connections.add(self)
         service.connections += 1
         service.connections_total += 1
         if self._stranger:
             self._since.connected = self._since.message = self._watch.add(self)
-            self._sessions.strangers[self] = None
-            if len(self._sessions.strangers) > MAX_STRANGERS:
-                self._sessions.drop_a_stranger()
+            self._connections.strangers[self] = None
+            if len(self._connections.strangers) > MAX_STRANGERS:
+                self._connections.drop_a_stranger()
 
     def connection_lost(self, _error: Exception | None) -> None:
-        if self in self._sessions:
-            self._sessions.remove(self)
+        if self in self._connections:
+            self._connections.remove(self)
             self._budget.forget(self)
             self._service.connections -= 1
             self._caller.leave()
@@ -190,7 +192,7 @@ class Session(asyncio.BufferedProtocol):
             self._call_soon(self._read_on)
         if self._stranger:
             self._take_from_stranger(size)
-        elif size < MUCH or self._sessions.turns.take(self._call_soon):
+        elif size < MUCH or self._connections.turns.take(self._call_soon):
             self._take(_buffer[:size])
         else:
             self._rest += _buffer[:size]
@@ -288,7 +290,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _answer(self, data: memoryview | bytearray) -> bool:
         """The whole messages in it, as long as nothing makes us stop. Returns whether more are left in the rest."""
-        decoder, caller, responses, heads = self._sessions.decoder, self._caller, self._responses, _HEADS
+        decoder, caller, responses, heads = self._connections.decoder, self._caller, self._responses, _HEADS
         out = responses.out
         sets: list[tuple[object, ...]] = []  # the parameters of those that came last, one after the other
         set_heads: list[bytes] = []
@@ -347,7 +349,7 @@ class Session(asyncio.BufferedProtocol):
         if gets:
             self._service.calls[GET_NAME] += gets
         if start < end or broken is not None:
-            self._sessions.decoder = new_decoder()  # there is something in this one
+            self._connections.decoder = new_decoder()  # there is something in this one
         responses.flush()
         if broken is not None:
             self._drop(broken)
@@ -425,7 +427,7 @@ class Session(asyncio.BufferedProtocol):
             return self._hello(command, params)
         params, options = check_params(command, params)
         if command.heavy:
-            if not (self._has_turn or self._sessions.turns.take(self._call_soon)):
+            if not (self._has_turn or self._connections.turns.take(self._call_soon)):
                 self._wait_for_turn()
                 raise NotYet
             self._has_turn = False
@@ -447,7 +449,7 @@ class Session(asyncio.BufferedProtocol):
             self._refused = self._stop = True
             raise
         self._stranger = False
-        self._sessions.strangers.pop(self, None)
+        self._connections.strangers.pop(self, None)
         self._extent = None
         return reply
 
@@ -528,7 +530,7 @@ class Session(asyncio.BufferedProtocol):
     def _wait_for_turn(self) -> None:
         self._stop = True
         self._transport.pause_reading()
-        self._sessions.turns.wait(self)
+        self._connections.turns.wait(self)
 
     def have_turn(self) -> None:
         """Called when it may do one thing that takes a while."""

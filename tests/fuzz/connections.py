@@ -1,4 +1,4 @@
-"""Targets: a session of the real service on the real engine, and anything as a stream, in pieces of any size."""
+"""Targets: a connection of the real service on the real engine, and anything as a stream, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from statestore.errors import BY_WIRE_CODE
 from statestored import commands
 from statestored.budget import Budget
 from statestored.commands import Service
+from statestored.connection import Connections
 from statestored.datadir import DataDirectory
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.quota import Quota
-from statestored.session import Sessions
 from statestored.timeouts import READING
 from tests.fuzz.choices import Choices
 from tests.fuzz.model import REFUSAL, Entries, Expected, Figures, Model, Page, Total, Welcome
@@ -39,21 +39,21 @@ MAX_NAMESPACES = 10_000
 QUOTA = Quota(modules=1000)
 
 
-def session_bytes(data: bytes) -> None:
+def connection_bytes(data: bytes) -> None:
     """A stream as it is."""
     choices = Choices(data)
     with_token, plan = choices.once_in(4), choices.random()
     play([choices.rest()], plan, with_token=with_token)
 
 
-def session_messages(data: bytes) -> None:
+def connection_messages(data: bytes) -> None:
     """A stream of requests, nearly all of which are as they should be."""
     choices = Choices(data)
     with_token, plan = choices.once_in(4), choices.random()
     play([stream(choices)], plan, with_token=with_token)
 
 
-def sessions_together(data: bytes) -> None:
+def connections_together(data: bytes) -> None:
     """Several of these, each in a namespace of its own, and little memory for all of them."""
     choices = Choices(data)
     plan = choices.random()
@@ -62,7 +62,7 @@ def sessions_together(data: bytes) -> None:
 
 
 def play(streams: Sequence[bytes], plan: Random, *, with_token: bool) -> None:
-    """What sessions answer to these, held against the model; and whether others are answered afterwards."""
+    """What connections answer to these, held against the model; and whether others are answered afterwards."""
     try:
         with capture_logs() as logs:
             _server().run(streams, plan, TOKEN if with_token else None)
@@ -136,8 +136,10 @@ class Server:
         budget = Budget(plan.choice((2**14, 2**16, 2**20)) if is_impatient else 2**25)
         text = None if token is None else token.decode()
         service = make_service(self._engine, allow_clear=True, token=text, budget=budget)
-        sessions, high_water = Sessions(), plan.choice((64, 65536))
-        players = [Player(Wire(service, high_water=high_water, sessions=sessions), one, token, plan) for one in streams]
+        connections, high_water = Connections(), plan.choice((64, 65536))
+        players = [
+            Player(Wire(service, high_water=high_water, connections=connections), one, token, plan) for one in streams
+        ]
         sending = list(players)
         while sending:
             player = plan.choice(sending)
@@ -146,12 +148,12 @@ class Server:
             if plan.random() < 0.1:
                 await asyncio.sleep(0)
             if is_impatient and plan.random() < 0.1:
-                sessions.watch.tick()
+                connections.watch.tick()
                 budget.tick()
         await _turns_until(lambda: all(player.is_through() for player in players), players)
         if is_impatient:
             for _ in range(READING + 2):
-                sessions.watch.tick()
+                connections.watch.tick()
                 budget.tick()
             await _turns_until(lambda: True, players)
         for player in players:
