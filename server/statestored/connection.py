@@ -8,73 +8,32 @@ later.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, cast
 
-from statestore.errors import (
-    BadRequest,
-    ShuttingDown,
-    StateStoreError,
-)
-from statestore.wire import (
-    DECODE_ERRORS,
-    MAX_MESSAGE,
-    MAX_MSGID,
-    NOTIFICATION,
-    REQUEST,
-    Decoder,
-    Incomplete,
-    text_packer,
-)
+from statestore.errors import BadRequest, ShuttingDown, StateStoreError
+from statestore.wire import Incomplete
 from statestored import audit, timeouts
 from statestored.budget import OWN
-from statestored.commands import (
-    COMMANDS,
-    NIL,
-    Caller,
-    Command,
-    Service,
-    check_params,
-    find_command,
-    get,
-    hello,
-    set_,
-    set_together,
-)
+from statestored.commands import Caller, Command, Service, check_params, find_command, hello
 from statestored.engines.base import Reply
 from statestored.extent import Extent, Garbage
-from statestored.heavy import HeavyTurns, NotYet
-from statestored.responses import Responses
+from statestored.heavy import CallSoon, HeavyTurns, NotYet
+from statestored.intake import MAX_ITEMS, READ_SIZE, Intake
+from statestored.responses import MAX_HELD, Responses
 from statestored.timeouts import Dropped, Watch
 from statestored.tokens import Role
 from statestored.writes import run_with
 
-# What is read at once: a client that sends without end gets so much, then the others have their turn.
-READ_SIZE = 16_384
 MUCH = 4096  # bytes read at once; a good part of a millisecond to answer
 # Before a client is known it gets little.
 MAX_BYTES_AT_FIRST, MAX_ITEMS_AT_FIRST = 1024, 16
 MAX_STRANGERS = 2048  # twice what the system hands over at once, so that a crowd that says hello at once gets in
-MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
-# So many states are looked up before we see whether the client takes its answers; and where buffers are short.
-GETS_AT_ONCE, GETS_AT_ONCE_IF_SHORT = 256, 16
-# Answers that wait for the disk, and bytes of them and of what they answer: a client that has more is not read from
-# until they are out.
-MAX_HELD, MAX_HELD_BYTES = 1024, 2**20
+MAX_HELD_BYTES = 2**20  # of answers that wait for the disk, and of what they answer, as `MAX_HELD`
 # Above this nothing is read from a client that does not take its answers. What it has more than the second, although
 # it is not read from, ends the connection.
 HIGH_WATER, MAX_UNSENT = 2**14, 2**22
 FIRST_BYTES = b"\x93\x94\xdc\xdd"  # of a message: those of an array of three or four, or of one of any length
 
-_pack = text_packer()
-GET_NAME, SET_NAME = b"get", b"set"
-GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
-KNOWN_HEADS = 2**16
-_HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
-
-# The loop has one thread, and what is read is used up at once: all connections can read into the same place, and use
-# the same decoder, which holds nothing between two turns.
-_buffer = memoryview(bytearray(READ_SIZE))
 _NOBODY = asyncio.BufferedProtocol()
 
 
@@ -83,15 +42,13 @@ class Connections(set["Connection"]):
 
     ending: the daemon is about to: nobody is let in any more.
     strangers: those that have to show a token, and did not yet; who came first stands first.
-    watch: those in a state that may not last; turns: those that wait to execute something heavy; decoder: of all of
-    them, since none leaves anything in it.
+    watch: those in a state that may not last; turns: those that wait to execute something heavy.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.ending = False
         self.strangers: dict[Connection, None] = {}
-        self.decoder = new_decoder()
         self.emptied = asyncio.Event()
         self.watch = Watch()
         self.turns = HeavyTurns()
@@ -120,26 +77,24 @@ class Connection(asyncio.BufferedProtocol):
     `call_soon` is the loop's: it calls back when the others have had their turn.
     """
 
-    def __init__(
-        self, service: Service, connections: Connections, call_soon: Callable[[Callable[[], None]], object]
-    ) -> None:
+    def __init__(self, service: Service, connections: Connections, intake: Intake, call_soon: CallSoon) -> None:
         self._service = service
         self._connections = connections
         self._watch = connections.watch
         self._budget = service.budget
+        self._intake = intake
         self._call_soon = call_soon
-        self._caller = Caller(service)
-        self._stranger = self._caller.role is Role.NOBODY
+        self.caller = Caller(service)
+        self._stranger = self.caller.role is Role.NOBODY
         self._bytes_at_first = 0  # received from a stranger
         self._rest = bytearray()  # what came and is not answered
         # Of the message that this begins with, where not all of it has come. Nothing of a stranger's is decoded before.
         self._extent = Extent(MAX_ITEMS_AT_FIRST) if self._stranger else None
-        self._asked = 0  # bytes of requests since the first one that still waits for the disk
         self._held_of_budget = 0
         self._since = timeouts.Since()
         self._unsent = 0  # bytes that were at the last look
         self._refused = False  # its hello was: nothing more is executed
-        self._stop = False  # answering what came has to wait, or to end
+        self.stopped = False  # answering what came has to wait, or to end
         self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
         self._held_back = False  # too many answers wait for the disk: do nothing more for now
@@ -148,15 +103,15 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = False  # once nothing waits any more
         self._eof = False  # the client sends no more
         self._transport: asyncio.Transport
-        self._responses: Responses
+        self.responses: Responses
 
     # Called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         service = self._service
         self._transport = cast(asyncio.Transport, transport)
-        self._caller.peer = _address(transport.get_extra_info("peername"))
-        self._responses = Responses(service, self._transport)
+        self.caller.peer = _address(transport.get_extra_info("peername"))
+        self.responses = Responses(service, self._transport)
         if self._connections.ending:
             self.abort()
             return
@@ -174,39 +129,46 @@ class Connection(asyncio.BufferedProtocol):
                 self._connections.drop_a_stranger()
 
     def connection_lost(self, _error: Exception | None) -> None:
+        self._intake.answer()
         if self in self._connections:
             self._connections.remove(self)
             self._budget.forget(self)
             self._service.connections -= 1
-            self._caller.leave()
+            self.caller.leave()
         # What leads back here would keep all of this, and what TLS has for it, until the collector comes.
-        self._responses.then = None
+        self.responses.then = None
         self._transport.set_protocol(_NOBODY)
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        return _buffer
+        return self._intake.room()
 
     def buffer_updated(self, size: int) -> None:
+        if size < MUCH and not (self._rest or self.stopped or self._stranger):
+            self._intake.add(self, size)
+            return
+        data = self._intake.read(size)
+        self._intake.answer()  # what came before this
         if size == READ_SIZE:
             self._transport.pause_reading()
             self._call_soon(self._read_on)
         if self._stranger:
-            self._take_from_stranger(size)
+            self._take_from_stranger(data)
         elif size < MUCH or self._connections.turns.take(self._call_soon):
-            self._take(_buffer[:size])
+            self._take(data)
         else:
-            self._rest += _buffer[:size]
+            self._rest += data
             self._wait_for_turn()
             self._count_held()
 
     def eof_received(self) -> bool:
         """The answers under way still go out, but with TLS, where one side cannot end alone."""
+        self._intake.answer()
         self._eof = True
-        self._responses.then = self._after_waiting
-        return self._responses.waiting > 0 and self._transport.can_write_eof()
+        self.responses.then = self._after_waiting
+        return self.responses.waiting > 0 and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
-        self._paused = self._stop = True
+        self._paused = self.stopped = True
         self._transport.pause_reading()
         self._since.paused = self._watch.add(self)
         self._unsent = 0
@@ -222,19 +184,20 @@ class Connection(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """From now on every request is answered `shutting_down`."""
         self._draining = True
-        self._caller.allowed = {}
+        self.caller.allowed = {}
 
     def renew(self) -> None:
         """The tokens have changed: whoever's is gone, or does not open its namespace any more, has to go."""
-        if not self._draining and not self._caller.renew():
+        if not self._draining and not self.caller.renew():
             self.close()
 
     def close(self) -> None:
         """What was answered, or is held, still goes out, if the client reads."""
+        self._intake.answer()
         self._closing = True
         self._since.closing = self._watch.add(self)
-        self._responses.then = self._after_waiting
-        if self._responses.waiting:
+        self.responses.then = self._after_waiting
+        if self.responses.waiting:
             self._transport.pause_reading()
         else:
             self._transport.close()
@@ -245,26 +208,25 @@ class Connection(asyncio.BufferedProtocol):
 
     # From here on the way of a request
 
-    def _take_from_stranger(self, size: int) -> None:
+    def _take_from_stranger(self, data: memoryview) -> None:
         """So much of it is heard; the rest only where that made him known."""
         room = MAX_BYTES_AT_FIRST - self._bytes_at_first
-        self._bytes_at_first += size
-        self._take(_buffer[: min(size, room)])
-        if size <= room or self._closing:
+        self._bytes_at_first += len(data)
+        self._take(data[:room])
+        if len(data) <= room or self._closing:
             return
         if self._stranger:
             self._drop(Garbage(f"more than {MAX_BYTES_AT_FIRST} bytes before a hello"))
         else:
-            self._take(_buffer[room:size])
+            self._take(data[room:])
 
     def _take(self, data: memoryview) -> None:
         """Behind what came before."""
-        if not (self._rest or self._stop or self._stranger):
-            if self._answer(data):
-                self._answer_rest()
+        if not (self._rest or self.stopped or self._stranger):
+            self._intake.answer_one(self, data)
             return
         self._rest += data
-        if not self._stop and self._has_whole():
+        if not self.stopped and self._has_whole():
             self._answer_rest()
         else:
             self._mind_what_is_held()
@@ -283,86 +245,29 @@ class Connection(asyncio.BufferedProtocol):
         return is_whole
 
     def _answer_rest(self) -> None:
-        more = True
-        while more:
-            data, self._rest = self._rest, bytearray()
-            more = self._answer(data)
+        data, self._rest = self._rest, bytearray()
+        self._intake.answer_one(self, data)
 
-    def _answer(self, data: memoryview | bytearray) -> bool:
-        """The whole messages in it, as long as nothing makes us stop. Returns whether more are left in the rest."""
-        decoder, caller, responses, heads = self._connections.decoder, self._caller, self._responses, _HEADS
-        out = responses.out
-        sets: list[tuple[object, ...]] = []  # the parameters of those that came last, one after the other
-        set_heads: list[bytes] = []
-        broken: Exception | None = None
-        gets = 0
-        most_gets = GETS_AT_ONCE_IF_SHORT if self._budget.used_up else GETS_AT_ONCE
-        # Not `for message in decoder`: its end is an exception, which costs as much as two messages.
-        unpack, tell = decoder.unpack, decoder.tell
-        first = start = tell()
-        end = first + len(data)
-        is_cut = False
-        try:
-            decoder.feed(data)
-            while (start := tell()) < end and gets < most_gets:
-                message = unpack()
-                # The usual cases stand here, and not in functions, for the sake of the many small gets and sets.
-                try:
-                    kind, msgid, name, params = message
-                    head = heads[msgid] if type(msgid) is int and 0 <= msgid < KNOWN_HEADS else _head(msgid)
-                    command = caller.allowed.get(name) if type(name) is bytes else None
-                except (TypeError, ValueError):
-                    _pass_over(message)
-                    continue
-                if kind != REQUEST:
-                    raise Garbage("a message is neither a request nor a notification")
-                if command is SET and type(params) is tuple and len(params) == 3:
-                    sets.append(params)
-                    set_heads.append(head)
-                    continue
-                if sets:
-                    self._set_each(set_heads, sets)
-                    sets, set_heads = [], []
-                if command is GET and type(params) is tuple and len(params) == 2:
-                    gets += 1
-                    try:
-                        reply = get(caller, params[0], params[1])
-                    except Exception as error:
-                        responses.refuse(head, error)
-                    else:
-                        if type(reply) is bytes:
-                            out += (head, reply)
-                        else:
-                            responses.add(head, reply)
-                    continue
-                if not self._run(head, command, message):
-                    break  # it has to come again
-                if self._stop:
-                    start = tell()
-                    break
-        except Incomplete:
-            is_cut = True
-        except (*DECODE_ERRORS, Garbage) as error:
-            broken = error.with_traceback(None)  # which has this frame, and that has `broken`
-        if sets:
-            self._set_each(set_heads, sets)
-        if gets:
-            self._service.calls[GET_NAME] += gets
-        if start < end or broken is not None:
-            self._connections.decoder = new_decoder()  # there is something in this one
-        responses.flush()
-        if broken is not None:
-            self._drop(broken)
-            return False
+    # Called by the intake
+
+    def answered(self) -> None:
+        """All that has come is, or waits for the disk."""
         if self._refused:
             self.close()
-            return False
-        if start < end:
-            self._keep(data[start - first :], is_cut)
-        self._asked = self._asked + start - first if responses.waiting else 0
-        if self._rest or self._held_of_budget or responses.held_bytes + self._asked > OWN or responses.held > MAX_HELD:
+            return
+        responses = self.responses
+        if self._held_of_budget or responses.held_bytes > OWN or responses.held > MAX_HELD:
             self._mind_what_is_held()
-        return start < end and not (is_cut or self._stop)
+
+    def broke_off(self, rest: memoryview | bytearray, trouble: Exception | None) -> None:
+        """That much of it is not answered; `trouble`: what came out of decoding it, if that is why."""
+        if trouble is not None and not isinstance(trouble, Incomplete):
+            self._drop(trouble)
+        elif self._refused:
+            self.close()
+        else:
+            self._keep(rest, is_cut=trouble is not None)
+            self._mind_what_is_held()
 
     def _keep(self, rest: memoryview | bytearray, is_cut: bool) -> None:
         """What is not answered; `is_cut`: for the message that it begins with has not come as a whole."""
@@ -375,23 +280,7 @@ class Connection(asyncio.BufferedProtocol):
             self._since.message = self._watch.add(self)
             self._has_whole()
 
-    def _set_each(self, heads: list[bytes], sets: list[tuple[object, ...]]) -> None:
-        """Sets that came one after the other, as one write where that is the same."""
-        caller, responses = self._caller, self._responses
-        try:
-            reply = set_(caller, *sets[0]) if len(sets) == 1 else set_together(caller, sets)
-        except Exception as error:
-            for head in heads:
-                responses.refuse(head, error)
-        else:
-            if reply is None:
-                for head, params in zip(heads, sets, strict=True):
-                    self._set_each([head], [params])
-                return
-            responses.add_same(heads, reply)
-        self._service.calls[SET_NAME] += len(sets)
-
-    def _run(self, head: bytes, command: Command | None, message: Any) -> bool:
+    def run(self, head: bytes, command: Command | None, message: Any) -> bool:
         """Returns whether it was, or has to wait for its turn."""
         try:
             params = None if command is None else message[3]
@@ -399,10 +288,10 @@ class Connection(asyncio.BufferedProtocol):
                 reply = self._run_unusual(message)
             elif len(params) == command.arity:
                 self._service.calls[message[2]] += 1
-                reply = command.run(self._caller, *params)
+                reply = command.run(self.caller, *params)
             elif len(params) == command.arity + 1 and type(params[-1]) is dict:
                 self._service.calls[message[2]] += 1
-                reply = run_with(self._caller, command, params[:-1], params[-1])
+                reply = run_with(self.caller, command, params[:-1], params[-1])
             else:
                 reply = self._run_unusual(message)
         except Garbage:
@@ -410,9 +299,9 @@ class Connection(asyncio.BufferedProtocol):
         except NotYet:
             return False
         except Exception as error:
-            self._responses.refuse(head, error)
+            self.responses.refuse(head, error)
         else:
-            self._responses.add(head, reply)
+            self.responses.add(head, reply)
         return True
 
     def _run_unusual(self, message: Any) -> Reply:
@@ -422,7 +311,7 @@ class Connection(asyncio.BufferedProtocol):
         _, _, name, params = message
         if self._draining:
             raise ShuttingDown("the server is about to end")
-        command = find_command(self._caller, name)
+        command = find_command(self.caller, name)
         if command.run is hello:
             return self._hello(command, params)
         params, options = check_params(command, params)
@@ -431,22 +320,22 @@ class Connection(asyncio.BufferedProtocol):
                 self._wait_for_turn()
                 raise NotYet
             self._has_turn = False
-            self._stop = True
+            self.stopped = True
             self._transport.pause_reading()
             self._call_soon(self._go_on)
         self._service.calls[name] += 1
-        return run_with(self._caller, command, params, options) if options else command.run(self._caller, *params)
+        return run_with(self.caller, command, params, options) if options else command.run(self.caller, *params)
 
     def _hello(self, command: Command, params: Any) -> Reply:
         """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
         try:
-            if not self._responses.untouched():
+            if not self.responses.untouched():
                 raise BadRequest("hello must come before everything else")
             self._service.calls[b"hello"] += 1
             params, options = check_params(command, params)
-            reply = run_with(self._caller, command, params, options)
+            reply = run_with(self.caller, command, params, options)
         except StateStoreError:
-            self._refused = self._stop = True
+            self._refused = self.stopped = True
             raise
         self._stranger = False
         self._connections.strangers.pop(self, None)
@@ -474,13 +363,13 @@ class Connection(asyncio.BufferedProtocol):
         """With what came before we stopped; on a connection that is being closed nothing more is executed."""
         if self._must_wait():
             return
-        self._stop = False
+        self.stopped = False
         if self._rest and self._has_whole():
             self._answer_rest()
         self._read_on()
 
     def _read_on(self) -> None:
-        if not (self._stop or self._must_wait()):
+        if not (self.stopped or self._must_wait()):
             self._transport.resume_reading()
 
     def _after_waiting(self) -> None:
@@ -488,7 +377,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._held_of_budget:
             self._count_held()
         if self._eof or self._closing:
-            if not self._responses.waiting:
+            if not self.responses.waiting:
                 self._transport.close()
         elif self._held_back:
             self._held_back = False
@@ -501,15 +390,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _count_held(self) -> None:
         """In the budget of all."""
-        responses = self._responses
-        if not responses.waiting:
-            self._asked = 0
-        held = len(self._rest) + self._asked + responses.held_bytes
+        held = len(self._rest) + self.responses.held_bytes
         if self._paused:
             held += self._transport.get_write_buffer_size()
         if held != self._held_of_budget:
             self._held_of_budget = held
-            responses.then = self._after_waiting
+            self.responses.then = self._after_waiting
             self._budget.hold(self, held)
         if self._short and held <= OWN:
             self.resume()
@@ -517,18 +403,18 @@ class Connection(asyncio.BufferedProtocol):
     def _mind_what_is_held(self) -> None:
         """Where it is too much, for one or for all together, this one has to wait."""
         self._count_held()
-        responses = self._responses
-        if responses.held > MAX_HELD or responses.held_bytes + self._asked > MAX_HELD_BYTES:
-            self._held_back = self._stop = True
+        responses = self.responses
+        if responses.held > MAX_HELD or responses.held_bytes > MAX_HELD_BYTES:
+            self._held_back = self.stopped = True
             responses.then = self._after_waiting
             self._transport.pause_reading()
         elif self._held_of_budget > OWN and self._budget.used_up:
-            self._short = self._stop = True
+            self._short = self.stopped = True
             self._transport.pause_reading()
             self._budget.wait(self)
 
     def _wait_for_turn(self) -> None:
-        self._stop = True
+        self.stopped = True
         self._transport.pause_reading()
         self._connections.turns.wait(self)
 
@@ -565,7 +451,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent = unsent
         if self._paused and (unsent > MAX_UNSENT or now - since.paused > timeouts.READING):
             return Dropped.NOT_READING
-        if self._closing and not self._responses.waiting and now - since.closing > timeouts.CLOSING:
+        if self._closing and not self.responses.waiting and now - since.closing > timeouts.CLOSING:
             return Dropped.NOT_READING
         if self._stranger and now - since.connected > timeouts.HELLO:
             return Dropped.NO_HELLO
@@ -576,22 +462,6 @@ class Connection(asyncio.BufferedProtocol):
         return None
 
 
-def new_decoder() -> Decoder:
-    return Decoder(raw=True, max_buffer=MAX_MESSAGE + READ_SIZE, max_items=MAX_ITEMS)
-
-
 def _address(peername: object) -> str:
     """Of a TCP connection; empty for a unix socket's."""
     return str(peername[0]) if isinstance(peername, tuple) else ""
-
-
-def _head(msgid: Any) -> bytes:
-    if type(msgid) is not int or not 0 <= msgid <= MAX_MSGID:
-        raise Garbage("a request's id is no 32-bit number")
-    return b"\x94\x01" + _pack(msgid) + NIL
-
-
-def _pass_over(message: Any) -> None:
-    """Notifications mean nothing to us, so far. Raises Garbage for anything else."""
-    if type(message) is not tuple or len(message) != 3 or message[0] != NOTIFICATION:
-        raise Garbage("a message is neither a request nor a notification")

@@ -10,6 +10,7 @@ from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.commands import Service
 from statestored.connection import Connection, Connections
 from statestored.errors import StartError
+from statestored.intake import Intake
 from statestored.sockets import bind_unix, notice_dead_peers, reason
 from statestored.timeouts import EVERY
 
@@ -26,6 +27,7 @@ class Listener:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._connections = Connections()
+        self._intake = Intake(service, lambda callback: asyncio.get_running_loop().call_soon(callback))
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
         self._next_look: asyncio.TimerHandle | None = None
@@ -78,7 +80,7 @@ class Listener:
                     await self._connections.emptied.wait()
 
     def _connection(self) -> Connection:
-        return Connection(self._service, self._connections, asyncio.get_running_loop().call_soon)
+        return Connection(self._service, self._connections, self._intake, asyncio.get_running_loop().call_soon)
 
     async def _listen_tcp(self, address: TcpAddress) -> list[Address]:
         loop, tls = asyncio.get_running_loop(), self._service.tls

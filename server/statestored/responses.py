@@ -16,10 +16,12 @@ from statestore.errors import Internal, StateStoreError, Unavailable, to_wire
 from statestore.wire import text_packer
 from statestored.budget import OWN
 from statestored.commands import NIL, Service
-from statestored.engines.base import Commit, Held, Reply
+from statestored.engines.base import Held, Reply
 
 log = structlog.get_logger()
 
+# Answers that wait for the disk: a client that has more is not read from until they are out.
+MAX_HELD = 1024
 LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
 
 _pack = text_packer()
@@ -34,8 +36,7 @@ class Responses:
 
     then: called, where there is one, when something that had to wait has left.
     out: heads and results that `flush` is to write.
-    held: how many responses wait for a commit; held_bytes: of those since nothing waited.
-    waiting: how many writes, of these and of other responses, are to come.
+    waiting: how often some of them are still to be written that cannot leave now; held: how many wait for a commit.
     """
 
     def __init__(self, service: Service, transport: asyncio.WriteTransport) -> None:
@@ -43,10 +44,14 @@ class Responses:
         self._transport = transport
         self.then: Callable[[], None] | None = None
         self.out: list[bytes] = []
-        self.held = self.held_bytes = self.waiting = 0
+        self.held = self.waiting = 0
+        self._kept = 0  # bytes, since nothing waited
         self._begun = False
-        self._until: Commit | None = None  # what these wait for, which lets them go:
-        self._bundle: _Bundle = ([], [])
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what is held, and of the requests that it answers."""
+        return self._kept if self.waiting else 0
 
     def untouched(self) -> bool:
         """Whether nothing was answered yet, or will be."""
@@ -61,33 +66,41 @@ class Responses:
             if len(reply) > LARGE_REPLY:
                 self.flush()
         elif isinstance(reply, Held):
-            self.hold([head], reply)
+            if reply.packed is None:
+                raise TypeError("an answer that nobody has packed")
+            self.keep(len(reply.packed))
+            self.hold([head])
+            reply.until.then(partial(self.let_go, [head]), reply)
         else:
             self._begun = True
             self.waiting += 1
             reply.add_done_callback(partial(self._came, head))
 
-    def add_same(self, heads: list[bytes], reply: Reply) -> None:
-        """One result for several requests."""
-        if isinstance(reply, Held):
-            self.hold(heads, reply)
-        else:
-            for head in heads:
-                self.add(head, reply)
-
-    def hold(self, heads: list[bytes], reply: Held[object]) -> None:
-        if self._until is not reply.until:
-            self._until, self._bundle = reply.until, ([], [])
-            self._until.then(self._let_go, self._bundle)
-            self._begun = True
-            self.waiting += 1
-        packed = reply.packed
-        if packed is None:
-            raise TypeError("an answer that nobody has packed")
-        self._bundle[0].extend(heads)
-        self._bundle[1].extend((packed.join(heads), packed))
+    def hold(self, heads: list[bytes]) -> bool:
+        """There will be responses that begin so: `let_go` is to be called. Returns whether that makes much held."""
+        self._begun = True
+        self.waiting += 1
         self.held += len(heads)
-        self.held_bytes += len(packed) * len(heads)
+        return self.held > MAX_HELD or self._kept > OWN
+
+    def let_go(self, heads: list[bytes], reply: Held[object], error: StateStoreError | None) -> None:
+        """What has been held, and is settled."""
+        self.held -= len(heads)
+        self.waiting -= 1
+        if self._transport.is_closing():
+            return
+        if error is not None:
+            data = b"".join([self._refusal(head, error) for head in heads])
+        else:
+            packed = reply.packed or b""
+            data = packed.join(heads) + packed
+        self._transport.write(data)
+        if self.then is not None:
+            self.then()
+
+    def keep(self, size: int) -> None:
+        """So many bytes more, until nothing waits any more."""
+        self._kept = self.held_bytes + size
 
     def refuse(self, head: bytes, error: BaseException) -> None:
         self.out.append(self._refusal(head, error))
@@ -99,27 +112,8 @@ class Responses:
             self._transport.write(b"".join(self.out))
             self.out.clear()
 
-    def _let_go(self, bundle: _Bundle, error: StateStoreError | None) -> None:
-        if bundle is self._bundle:
-            self._until = None
-        heads, whole = bundle
-        self.held -= len(heads)
-        self._wait_less()
-        if self._transport.is_closing():
-            return
-        if error is not None:
-            whole = [self._refusal(head, error) for head in heads]
-        self._transport.write(b"".join(whole))
-        if self.then is not None:
-            self.then()
-
-    def _wait_less(self) -> None:
-        self.waiting -= 1
-        if not self.waiting:
-            self.held_bytes = 0
-
     def _came(self, head: bytes, reply: Future[bytes]) -> None:
-        self._wait_less()
+        self.waiting -= 1
         error = asyncio.CancelledError("given up") if reply.cancelled() else reply.exception()
         if self._transport.is_closing():
             return

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from statestore.errors import BadRequest, Unavailable
-from statestored.commands import Caller, Command, shown
+from statestored.commands import Caller, Command, set_together, shown
 from statestored.engines.base import MAX_NUMBER, Number, Reply
 
 MAX_UNFINISHED = 1024  # so far may a write be from the first of its session that the client has no answer to
@@ -33,6 +33,32 @@ def run_with(caller: Caller, command: Command, params: tuple[Any, ...], options:
     return run()
 
 
+def set_once_together(callers: Sequence[Caller], sets: Sequence[tuple[Any, ...]]) -> Reply | None:
+    """Sets with options, by these callers, in one namespace, as one write.
+
+    None, and nothing done, where that is not the same or one of them is unusual.
+    """
+    service = callers[0].service
+    now = service.clock.now()
+    numbers = []
+    for caller, params in zip(callers, sets, strict=True):
+        options = params[-1]
+        if type(options) is not dict or options.keys() != OF_WRITES or caller.session is None:
+            return None
+        seq, oldest, not_after = options[SEQ], options[OLDEST], options[NOT_AFTER]
+        if not (
+            type(seq) is type(oldest) is int
+            and 1 <= oldest <= seq <= MAX_NUMBER
+            and seq - oldest < MAX_UNFINISHED
+            and type(not_after) is float
+            and now <= not_after < math.inf
+        ):
+            return None
+        numbers.append((caller.session, seq, oldest))
+    plain = [params[:-1] for params in sets]
+    return service.engine.once_together(numbers, lambda: set_together(callers[0], plain))
+
+
 def _not_after(options: Mapping[Any, Any]) -> float:
     not_after = options[NOT_AFTER]
     if not isinstance(not_after, float) or not math.isfinite(not_after):
@@ -48,4 +74,4 @@ def _number(caller: Caller, options: Mapping[Any, Any]) -> Number:
         raise BadRequest(f"seq may be less than {MAX_UNFINISHED} above oldest")
     if caller.session is None:
         raise BadRequest("seq needs a session: ask for one in hello's map")
-    return Number(caller.session, seq, oldest)
+    return caller.session, seq, oldest

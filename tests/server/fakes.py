@@ -26,6 +26,7 @@ from statestored.engines.quota import Quota
 from statestored.engines.saver import Saver, SnapshotSchedule
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.errors import DiskFailed, NoRoom
+from statestored.intake import Intake
 from tests.server.rpc import messages
 from tests.server.waiting import PATIENCE, eventually
 
@@ -87,6 +88,8 @@ class LaterEngine:
 
     def once(self, _number: Number, write: Callable[[], Reply]) -> Reply:
         return write()
+
+    def once_together(self, _numbers: Sequence[Number], _write: Callable[[], Reply | None]) -> None: ...
 
     def space(self, _name: bytes) -> "LaterEngine":
         return self
@@ -264,7 +267,8 @@ class Wire(asyncio.Transport):
         self.writes = 0
         self.connections = Connections() if connections is None else connections
         self._turns: deque[Callable[[], None]] = deque()
-        self.connection = Connection(service, self.connections, self._turns.append)
+        intake = Intake(service, self._turns.append)
+        self.connection = Connection(service, self.connections, intake, self._turns.append)
         self.connection.connection_made(self)
 
     # The client's side

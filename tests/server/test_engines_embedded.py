@@ -21,7 +21,7 @@ from statestored.datadir import DataDirectory
 from statestored.engines import commits as commits_module
 from statestored.engines import embedded as embedded_module
 from statestored.engines import leases as leases_module
-from statestored.engines.base import START, Counts, Filter, Held, Number, Page, Reply, Sender
+from statestored.engines.base import START, Counts, Filter, Held, Page, Reply, Sender
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
 from statestored.engines.states import MS_A_DAY
@@ -115,7 +115,7 @@ def once(engine: EmbeddedEngine, session: int, seq: int, ask: Ask, oldest: int =
         answer.packed = answer.packed or _pack(answer.value)
         return answer
 
-    return engine.once(Number(session, seq, oldest), write)
+    return engine.once((session, seq, oldest), write)
 
 
 async def packed_once_settled(reply: Any) -> bytes:

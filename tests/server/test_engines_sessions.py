@@ -167,7 +167,7 @@ def test_a_held_answer_is_held_until_it_is_durable() -> None:
     sessions, commit = made((OPENED, 7)), HeldCommit()
     held: Held[None] = Held(None, commit)
     held.packed = b"A"
-    sessions.remember(the_session(sessions), 1, held)
+    sessions.remember([(7, 1, 1)], held)
     assert the_session(sessions).reply(1) is held
     commit.settle()
     assert the_session(sessions).reply(1) == b"A"
@@ -179,7 +179,7 @@ def test_one_that_was_refused_is_no_answer() -> None:
     sessions, commit = made((OPENED, 7)), HeldCommit()
     held: Held[None] = Held(None, commit)
     held.packed = b"A"
-    sessions.remember(the_session(sessions), 1, held)
+    sessions.remember([(7, 1, 1)], held)
     found = []
     commit.then(lambda _, error: found.append((error is not None, the_session(sessions).reply(1))), None)
     commit.settle(Unavailable("no room"))

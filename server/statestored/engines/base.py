@@ -52,14 +52,8 @@ Reply = Union[bytes, Held[Any], "Future[bytes]"]
 
 
 MAX_NUMBER = 2**63 - 1  # of a session, and of a write
-
-
-class Number(NamedTuple):
-    """Which write of which session it is; the client has the answers to all those of the session before `oldest`."""
-
-    session: int
-    seq: int
-    oldest: int
+# Which write of which session it is, and `oldest`: the client has the answers to all those before that.
+Number = tuple[int, int, int]
 
 
 class Entry(NamedTuple):
@@ -169,6 +163,12 @@ class Engine(Protocol):
 
         Raises what the write does; Uncertain where its session has expired, or the client has had its answer;
         Unavailable where no more answers can be remembered.
+        """
+
+    def once_together(self, numbers: Sequence[Number], write: Callable[[], Reply | None]) -> Reply | None:
+        """Carry out the write that is all of these, as if one came after the other; each has its answer.
+
+        None, and nothing carried out, where that is not the same, or the write says so.
         """
 
     def info(self) -> dict[str, Any]:

@@ -175,7 +175,10 @@ class GroupCommit:
         """When the loop has heard everybody who has sent something."""
         if not self._flush_is_near:
             self._flush_is_near = True
-            self._loop.call_soon(self._flush)
+            if self._fsync is Fsync.ALWAYS:
+                self._loop.call_soon(self._loop.call_soon, self._flush)
+            else:
+                self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_is_near = False

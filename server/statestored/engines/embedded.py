@@ -125,10 +125,10 @@ class EmbeddedEngine:
 
     def once(self, number: Number, write: Callable[[], Reply]) -> Reply:
         states, sessions = self.states, self.states.sessions
-        session = sessions.get(number.session)
+        session_id, seq, oldest = number
+        session = sessions.get(session_id)
         if session is None:
             raise Uncertain("the session has expired: whether the write was applied before is not known any more")
-        _, seq, oldest = number
         sessions.tell(session, oldest)
         if seq < session.oldest:
             raise Uncertain(f"the client has had its answer to everything before number {session.oldest}")
@@ -139,14 +139,17 @@ class EmbeddedEngine:
             raise Unavailable("too many answers are remembered: the client has not said that it has them")
         changes = states.changes
         reply = write()
-        if isinstance(reply, Future):
-            raise TypeError("an answer that comes later cannot be remembered")
-        if states.changes == changes:
-            sessions.remember(session, seq, reply)
-        else:
-            # Nobody had a turn since the write: this goes into the same batch.
-            self.commits.commit(((DONE, *number, packed(reply)),))
-            session.done[seq] = reply  # the same, and held
+        self._remember((number,), reply, changed=states.changes != changes)
+        return reply
+
+    def once_together(self, numbers: Sequence[Number], write: Callable[[], Reply | None]) -> Reply | None:
+        states = self.states
+        if states.sessions.size >= MAX_ANSWERS or not states.sessions.are_new(numbers):
+            return None
+        changes = states.changes
+        reply = write()
+        if reply is not None:
+            self._remember(numbers, reply, changed=states.changes != changes)
         return reply
 
     def space(self, name: bytes) -> "EmbeddedSpace":
@@ -166,6 +169,16 @@ class EmbeddedEngine:
             "sessions": len(self.states.sessions),
             **self.saver.info(),
         }
+
+    def _remember(self, numbers: Sequence[Number], reply: Reply, *, changed: bool) -> None:
+        """What the write with these numbers was answered, and whether it changed anything."""
+        if isinstance(reply, Future):
+            raise TypeError("an answer that comes later cannot be remembered")
+        if changed:
+            # Nobody had a turn since the write: this goes into the same batch.
+            answer = packed(reply)
+            self.commits.commit([(DONE, *number, answer) for number in numbers])
+        self.states.sessions.remember(numbers, reply)
 
     def _make_store(self) -> None:
         """The identity comes last: where it is, a journal has to be. Raises StartError where there is no room."""

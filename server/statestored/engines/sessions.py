@@ -12,15 +12,15 @@ that out anew comes to the same as if it had come late.
     (EXPIRED, session)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from statestored.engines.base import MAX_NUMBER, Held
+from statestored.engines.base import MAX_NUMBER, Held, Number
 
 DONE, OPENED, EXPIRED = 3, 4, 5
 ANSWER_SIZE = 300  # bytes of memory that go with an answer, about
 
+Undo = tuple[Any, ...]  # a function, and its arguments
 Dump = tuple[int, int, list[tuple[int, bytes]]]  # session, oldest, and (seq, answer) of what was done from there on
 
 
@@ -53,8 +53,8 @@ class ClientSessions:
     def __init__(self) -> None:
         self.size = 0
         self._sessions: dict[int, ClientSession] = {}
-        self._undo: list[Callable[[], object]] = []  # since the last cut; each takes one effect back
-        self._undo_cut: list[Callable[[], object]] = []  # before that, and not settled
+        self._undo: list[Undo] = []  # since the last cut; each takes one effect back
+        self._undo_cut: list[Undo] = []  # before that, and not settled
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -64,6 +64,17 @@ class ClientSessions:
 
     def get(self, session: int) -> ClientSession | None:
         return self._sessions.get(session)
+
+    def are_new(self, numbers: Sequence[Number]) -> bool:
+        """Whether all of these can be carried out, one after the other. What they tell is heard in any case."""
+        for session, seq, oldest in numbers:
+            found = self._sessions.get(session)
+            if found is None:
+                return False
+            self.tell(found, oldest)
+            if seq < found.oldest or seq in found.done:
+                return False
+        return len({(session, seq) for session, seq, _ in numbers}) == len(numbers)
 
     def tell(self, session: ClientSession, oldest: int) -> None:
         """What the client has the answers to need not be remembered."""
@@ -75,12 +86,10 @@ class ClientSessions:
             self._forget(session, seq)
         session.oldest = oldest
 
-    def remember(self, session: ClientSession, seq: int, reply: bytes | Held[Any]) -> None:
-        """In place of one that was taken back, if any."""
-        if seq in session.done:
-            self._forget(session, seq)
-        session.done[seq] = reply
-        self._grow(session, _size(reply))
+    def remember(self, numbers: Iterable[Number], reply: bytes | Held[Any]) -> None:
+        """In place of what was taken back, or of the same in another form, if any."""
+        for session, seq, _ in numbers:
+            self._remember(self._sessions[session], seq, reply)
 
     def apply(self, effects: Iterable[Sequence[Any]]) -> int:
         """Returns how many changed anything. Raises ValueError or TypeError for what is none of the effects above."""
@@ -95,8 +104,8 @@ class ClientSessions:
         return []
 
     def revert(self) -> None:
-        for undo in reversed(self._undo_cut + self._undo):
-            undo()
+        for undo, *what in reversed(self._undo_cut + self._undo):
+            undo(*what)
         self._undo_cut, self._undo = [], []
 
     def dump(self, session: int) -> Dump | None:
@@ -134,21 +143,21 @@ class ClientSessions:
             return False
         self.tell(found, oldest)
         if seq >= found.oldest and found.reply(seq) is None:
-            self.remember(found, seq, answer)
-            self._undo.append(partial(self._forget, found, seq))
+            self._remember(found, seq, answer)
+            self._undo.append((self._forget, found, seq))
         return True
 
     def _open(self, session: int) -> bool:
         if session in self._sessions:
             return False
         self._put(session, ClientSession())
-        self._undo.append(partial(self._take, session))
+        self._undo.append((self._take, session))
         return True
 
     def _expire(self, session: int) -> bool:
         if session not in self._sessions:
             return False
-        self._undo.append(partial(self._put, session, self._take(session)))
+        self._undo.append((self._put, session, self._take(session)))
         return True
 
     def _put(self, session: int, client: ClientSession) -> None:
@@ -160,10 +169,15 @@ class ClientSessions:
         self.size -= client.size
         return client
 
+    def _remember(self, session: ClientSession, seq: int, reply: bytes | Held[Any]) -> None:
+        before = session.done.get(seq)
+        session.done[seq] = reply
+        self._grow(session, _size(reply) - (0 if before is None else _size(before)))
+
     def _forget(self, session: ClientSession, seq: int) -> None:
-        reply = session.done.pop(seq, None)
-        if reply is not None:
-            self._grow(session, -_size(reply))
+        before = session.done.pop(seq, None)
+        if before is not None:
+            self._grow(session, -_size(before))
 
     def _grow(self, session: ClientSession, size: int) -> None:
         session.size += size

@@ -1,0 +1,293 @@
+"""The requests that came in one turn of the loop, from all connections: decoded, executed and answered together.
+
+Where many clients ask for one small thing each, most of what that costs is not the thing. So they share what can be
+shared: the place that they are read into, a decoder, the loop below, and one write to the engine for sets that came one
+after the other. No answer waits for others by that: this is done as soon as the loop has heard everybody who has sent
+something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from statestore.errors import StateStoreError
+from statestore.wire import (
+    DECODE_ERRORS,
+    MAX_MESSAGE,
+    MAX_MSGID,
+    NOTIFICATION,
+    REQUEST,
+    Decoder,
+    Incomplete,
+    text_packer,
+)
+from statestored.commands import COMMANDS, NIL, Service, get, set_, set_together
+from statestored.engines.base import Held, Reply, Space
+from statestored.extent import Garbage
+from statestored.heavy import CallSoon
+from statestored.writes import run_with, set_once_together
+
+if TYPE_CHECKING:
+    from statestored.connection import Connection
+
+# What is read at once: a client that sends without end gets so much, then the others have their turn.
+READ_SIZE = 2**14
+TURN_SIZE = 2**18  # bytes; when so much has come, it is answered before more is read
+MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
+# So many states are looked up before we see whether the client takes its answers; and where buffers are short.
+GETS_AT_ONCE, GETS_AT_ONCE_IF_SHORT = 256, 16
+
+_pack = text_packer()
+GET_NAME, SET_NAME = b"get", b"set"
+GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
+KNOWN_HEADS = 2**16
+_HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
+
+PLAIN, NUMBERED = 3, 4  # parameters of a set: the second has options
+SIZES_OF_SETS = (PLAIN, NUMBERED)
+
+Part = tuple["Connection", int]  # of some bytes: whose they are, and where they end
+Asked = tuple["Connection", list[bytes]]  # who asks for something, and the heads of the responses to that
+
+
+class Intake:
+    """What came and is not answered yet. One for all connections of a loop, whose `call_soon` it gets."""
+
+    def __init__(self, service: Service, call_soon: CallSoon) -> None:
+        self._service = service
+        self._call_soon = call_soon
+        self._buffer = memoryview(bytearray(TURN_SIZE))
+        self._end = 0  # of what has come and is not answered yet
+        self._parts: list[Part] = []  # of that
+        self._decoder = _new_decoder()  # between two turns nothing is left in it
+        self._sets = _Sets(service)
+
+    def room(self) -> memoryview:
+        """Where a connection may read into next."""
+        return self._buffer[self._end : self._end + READ_SIZE]
+
+    def read(self, size: int) -> memoryview:
+        """What has been read into that; for who does not `add` it."""
+        return self._buffer[self._end : self._end + size]
+
+    def add(self, connection: Connection, size: int) -> None:
+        """So much has been read into that: the beginning of a request, and what stands behind it."""
+        if not self._parts:
+            self._call_soon(self.answer)
+        self._end += size
+        self._parts.append((connection, self._end))
+        if self._end > TURN_SIZE - READ_SIZE:
+            self.answer()
+
+    def answer(self) -> None:
+        """All that was added."""
+        if self._parts:
+            parts, self._parts = self._parts, []
+            end, self._end = self._end, 0
+            self._answer(self._buffer[:end], parts)
+
+    def answer_one(self, connection: Connection, data: memoryview | bytearray) -> None:
+        """This, at once. What was added has been answered before."""
+        self._answer(data, [(connection, len(data))])
+
+    def _answer(self, data: memoryview | bytearray, parts: Sequence[Part]) -> None:
+        try:
+            self._execute(data, parts)
+        except BaseException:  # a fault of ours: nobody knows who was answered
+            self._decoder = _new_decoder()
+            for connection, _ in parts:
+                connection.abort()
+            raise
+
+    def _execute(self, data: memoryview | bytearray, parts: Sequence[Part]) -> None:
+        """The connections are told where that is not all of their part, or was not a get or a set."""
+        service, sets, heads = self._service, self._sets, _HEADS
+        # Not `for message in decoder`: its end is an exception, which costs as much as two messages.
+        unpack, tell = self._decoder.unpack, self._decoder.tell
+        origin = start = tell()
+        self._decoder.feed(data)
+        gets_at_once = GETS_AT_ONCE_IF_SHORT if service.budget.used_up else GETS_AT_ONCE
+        left = iter(parts)
+        for connection, end in left:
+            end += origin
+            first = start
+            caller, responses = connection.caller, connection.responses
+            set_heads: list[bytes] = []  # of those in `sets` that came last, one after the other
+            gets = 0
+            is_usual = len(parts) > 1
+            trouble: Exception | None = None
+            try:
+                while start < end:
+                    message = unpack()
+                    after = tell()
+                    if after > end:
+                        raise Incomplete  # what completes it is not this connection's
+                    begin, start = start, after
+                    # The usual cases stand here, and not in functions, for the sake of the many small gets and sets.
+                    try:
+                        kind, msgid, name, params = message
+                        head = heads[msgid] if type(msgid) is int and 0 <= msgid < KNOWN_HEADS else _head(msgid)
+                        command = caller.allowed.get(name) if type(name) is bytes else None
+                    except (TypeError, ValueError):
+                        _pass_over(message)
+                        continue
+                    if kind != REQUEST:
+                        raise Garbage("a message is neither a request nor a notification")
+                    if command is SET and type(params) is tuple and (size := len(params)) in SIZES_OF_SETS:
+                        if caller.space is not sets.space or size != sets.size:
+                            sets.begin(caller.space, size)
+                            set_heads = []
+                        if not set_heads:
+                            sets.asked.append((connection, set_heads))
+                        set_heads.append(head)
+                        sets.params.append(params)
+                        continue
+                    if set_heads:
+                        sets.execute()
+                        set_heads = []
+                    if command is GET and type(params) is tuple and len(params) == 2:
+                        try:
+                            reply = get(caller, params[0], params[1])
+                        except Exception as error:
+                            responses.refuse(head, error)
+                        else:
+                            if type(reply) is bytes:
+                                responses.out += (head, reply)
+                            else:
+                                responses.add(head, reply)
+                        gets += 1
+                        if gets % gets_at_once:
+                            continue
+                        responses.flush()
+                    else:
+                        is_usual = False
+                        if not connection.run(head, command, message):
+                            start = begin  # it has to come again
+                            break
+                    if connection.stopped:
+                        break
+            except (*DECODE_ERRORS, Garbage) as error:
+                trouble = error.with_traceback(None)  # which has this frame, and that has `trouble`
+            if gets or not is_usual:
+                service.calls[GET_NAME] += gets
+                responses.flush()
+            if set_heads or not is_usual:
+                responses.keep(start - first)
+            if start < end or trouble is not None:
+                rest = data[start - origin : end - origin]
+                self._break_off(connection, rest, trouble, is_alone=len(parts) == 1)
+                for other, end_of_other in left:
+                    own = data[end - origin : end_of_other]
+                    end = end_of_other + origin
+                    self.answer_one(other, own)
+            elif not is_usual:
+                sets.execute()
+                connection.answered()
+        sets.execute()
+
+    def _break_off(
+        self, connection: Connection, rest: memoryview | bytearray, trouble: Exception | None, *, is_alone: bool
+    ) -> None:
+        """Its part, where the rest begins. What the others sent is still in the decoder, which nobody can use again."""
+        self._decoder = _new_decoder()
+        self._sets.execute()
+        if trouble is None or isinstance(trouble, Garbage) or is_alone:
+            connection.broke_off(rest, trouble)
+        else:
+            self.answer_one(connection, rest)  # is the trouble in what it sent, or in what stood behind that?
+
+
+class _Sets:
+    """Sets that came one after the other, in one namespace: one write to the engine, where that is the same.
+
+    params: theirs, of one `size`; asked: whose they are, in this order, and the heads of their responses.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.space: Space | None = None
+        self.size = 0
+        self.params: list[tuple[Any, ...]] = []
+        self.asked: list[Asked] = []
+
+    def begin(self, space: Space, size: int) -> None:
+        """With others than before."""
+        self.execute()
+        self.space, self.size = space, size
+
+    def execute(self) -> None:
+        """All of them."""
+        if not self.params:
+            return
+        params, self.params = self.params, []
+        asked, self.asked = self.asked, []
+        self.space = None
+        self._service.calls[SET_NAME] += len(params)
+        callers = [connection.caller for connection, heads in asked for _ in heads]
+        try:
+            reply = set_together(callers[0], params) if self.size == PLAIN else set_once_together(callers, params)
+        except Exception as error:
+            for connection, heads in asked:
+                for head in heads:
+                    connection.responses.refuse(head, error)
+                connection.responses.flush()
+        else:
+            if reply is None:
+                _set_each(asked, params)
+            else:
+                _answer_all(asked, reply)
+
+
+def _set_each(asked: Sequence[Asked], all_params: Sequence[tuple[Any, ...]]) -> None:
+    left = iter(all_params)
+    for connection, heads in asked:
+        responses = connection.responses
+        for head in heads:
+            params = next(left)
+            try:
+                if len(params) == PLAIN:
+                    reply = set_(connection.caller, *params)
+                else:
+                    reply = run_with(connection.caller, SET, params[:-1], params[-1])
+            except Exception as error:
+                responses.refuse(head, error)
+            else:
+                responses.add(head, reply)
+        responses.flush()
+        connection.answered()
+
+
+def _answer_all(asked: Sequence[Asked], reply: Reply) -> None:
+    if not isinstance(reply, Held):
+        for connection, heads in asked:
+            for head in heads:
+                connection.responses.add(head, reply)
+            connection.responses.flush()
+        return
+    for connection, heads in asked:
+        if connection.responses.hold(heads):
+            connection.answered()
+    reply.until.then(_let_go, (asked, reply))
+
+
+def _let_go(those: tuple[Sequence[Asked], Held[object]], error: StateStoreError | None) -> None:
+    asked, reply = those
+    for connection, heads in asked:
+        connection.responses.let_go(heads, reply, error)
+
+
+def _new_decoder() -> Decoder:
+    return Decoder(raw=True, max_buffer=MAX_MESSAGE + TURN_SIZE, max_items=MAX_ITEMS)
+
+
+def _head(msgid: Any) -> bytes:
+    if type(msgid) is not int or not 0 <= msgid <= MAX_MSGID:
+        raise Garbage("a request's id is no 32-bit number")
+    return b"\x94\x01" + _pack(msgid) + NIL
+
+
+def _pass_over(message: Any) -> None:
+    """Notifications mean nothing to us, so far. Raises Garbage for anything else."""
+    if type(message) is not tuple or len(message) != 3 or message[0] != NOTIFICATION:
+        raise Garbage("a message is neither a request nor a notification")
