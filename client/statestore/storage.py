@@ -95,7 +95,7 @@ class RemoteStorage(StateStorage):
 
     def get(self, module: str, sender: Sender) -> str:
         self._store.limits.check_key(module, sender)
-        state: str = self._ask("get", (module, sender))
+        state: str = self._read("get", module, sender)
         return state
 
     def set(self, module: str, sender: Sender, state: str) -> None:
@@ -182,10 +182,7 @@ class RemoteStorage(StateStorage):
                 return
 
     def _read(self, method: str, *params: Any) -> Any:
-        return self._ask(method, params)
-
-    def _ask(self, method: str, params: tuple[Any, ...]) -> Any:
-        """A read. Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
+        """Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
         store = self._store
         if store.outage is not None or store.refusals or self._patience <= 2 * TICK:
             return self._repeat(Call(self._store, method, params, Deadline(self._deadline)), None)
