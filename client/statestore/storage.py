@@ -14,7 +14,7 @@ from statestore.connection import Connection
 from statestore.deadline import Deadline
 from statestore.dial import TICK
 from statestore.errors import StateStoreError
-from statestore.pool import Pool
+from statestore.pool import Place, Pool
 from statestore.protocol import ConnectionLost, Response
 from statestore.results import fits
 from statestore.settings import Settings
@@ -91,6 +91,7 @@ class RemoteStorage(StateStorage):
         self._write_deadline = settings.write_deadline
         self._store = Store(",".join(map(str, settings.address)), settings.store_id)
         self._patience = min(settings.deadline, FIRST_PATIENCE)  # with the first attempt of a read
+        self._is_in_haste = self._patience <= 2 * TICK  # no time for a look whether the answer comes at once
         self._pool = Pool(self._connect, settings.pool)
 
     def get(self, module: str, sender: Sender) -> str:
@@ -183,18 +184,19 @@ class RemoteStorage(StateStorage):
 
     def _read(self, method: str, *params: Any) -> Any:
         """Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
-        store = self._store
-        if store.outage is not None or store.refusals or self._patience <= 2 * TICK:
-            return self._repeat(Call(self._store, method, params, Deadline(self._deadline)), None)
+        store, pool = self._store, self._pool
+        if store.outage is not None or store.refusals or pool.waiting or self._is_in_haste:
+            return self._repeat(Call(store, method, params, Deadline(self._deadline)), None)
         start = time.monotonic()
         outcome: Response | Exception | None
         try:
-            outcome = self._pool.ask(method, params, partial(Deadline, self._patience, start))
+            question = (method, params, None, partial(Deadline, self._patience, start))
+            outcome = pool.use(Place.ask, question)
             if outcome is not None and outcome.error is None and fits(method, params, outcome.result):
                 return outcome.result
         except Exception as failure:
             outcome = failure
-        return self._repeat(Call(self._store, method, params, Deadline(self._deadline, start)), outcome)
+        return self._repeat(Call(store, method, params, Deadline(self._deadline, start)), outcome)
 
     def _write(self, method: str, *params: Any) -> Any:
         return self._repeat(Call(self._store, method, params, Deadline(self._write_deadline)), None)
