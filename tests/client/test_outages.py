@@ -12,6 +12,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -54,7 +55,7 @@ def proxy(shared_daemon: Daemon) -> Iterator[Proxy]:
 @pytest.fixture
 def remote(proxy: Proxy, store: RemoteStorage) -> Iterator[RemoteStorage]:
     """Goes through `proxy`; `store` goes by another way, to see what came of it."""
-    with RemoteStorage(proxy.address, namespace=store._namespace) as remote:
+    with RemoteStorage(proxy.address, namespace=store._settings.namespace) as remote:
         remote.set("m", "a", "BEFORE")
         proxy.methods.clear()
         yield remote
@@ -443,7 +444,7 @@ def test_an_address_that_cannot_answer_now_is_passed_over(
 ) -> None:
     with answers(lambda *_: (f"{code}: not now", None)) as server:
         addresses = f"{server.address},{shared_daemon.address}"
-        with RemoteStorage(addresses, namespace=store._namespace, deadline=0.3) as storage:
+        with RemoteStorage(addresses, namespace=store._settings.namespace, deadline=0.3) as storage:
             assert storage.get("m", "a") == START
 
 
@@ -619,7 +620,7 @@ def test_a_write_whose_answer_comes_too_late_is_uncertain(
         writer.write(first_bytes)
 
     proxy.write_reply = too_late
-    remote._write_deadline = 0.3
+    remote._settings = replace(remote._settings, write_deadline=0.3)
     with pytest.raises(Uncertain):
         write(remote)
     proxy.write_reply = write_all
@@ -628,7 +629,7 @@ def test_a_write_whose_answer_comes_too_late_is_uncertain(
 
 def test_a_write_that_is_always_cut_is_uncertain(remote: RemoteStorage, proxy: Proxy, store: RemoteStorage) -> None:
     proxy.cuts["set"] = [Cut(reply=0)] * 1000
-    remote._write_deadline = 0.2
+    remote._settings = replace(remote._settings, write_deadline=0.2)
     with pytest.raises(Uncertain, match="set may have been applied"):
         remote.set("m", "a", "AFTER")
     assert store.get("m", "a") == "AFTER"
@@ -653,7 +654,7 @@ def test_garbage_in_place_of_an_answer_leaves_a_write_uncertain(remote: RemoteSt
         writer.write(b"\xc1\xc1\xc1")
 
     proxy.write_reply = garbage
-    remote._write_deadline = 0.3
+    remote._settings = replace(remote._settings, write_deadline=0.3)
     with pytest.raises(Uncertain):
         remote.compare_and_set("m", "a", "BEFORE", "AFTER")
 
@@ -684,9 +685,9 @@ def test_another_store_at_the_same_address_is_refused_at_once(daemon: Daemon, tm
 
 def test_a_store_can_be_named_beforehand(shared_daemon: Daemon, store: RemoteStorage) -> None:
     store_id = store.info()["store_id"]
-    with RemoteStorage(shared_daemon.address, namespace=store._namespace, store_id=store_id) as ours:
+    with RemoteStorage(shared_daemon.address, namespace=store._settings.namespace, store_id=store_id) as ours:
         ours.set("m", "a", "A")
-    another = RemoteStorage(shared_daemon.address, namespace=store._namespace, store_id="another")
+    another = RemoteStorage(shared_daemon.address, namespace=store._settings.namespace, store_id="another")
     with takes(0), pytest.raises(Unavailable, match="answers where another was expected"):
         another.get("m", "a")
 
@@ -695,7 +696,7 @@ def test_two_stores_behind_one_list_of_addresses_are_found_out(
     daemon: Daemon, shared_daemon: Daemon, store: RemoteStorage
 ) -> None:
     addresses = f"{daemon.address},{shared_daemon.address}"
-    with RemoteStorage(addresses, namespace=store._namespace) as storage:
+    with RemoteStorage(addresses, namespace=store._settings.namespace) as storage:
         storage.set("m", "a", "A")
         daemon.stop()
         with takes(0), pytest.raises(Unavailable, match="was expected"):
