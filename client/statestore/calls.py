@@ -171,7 +171,7 @@ class Call:
             if not self._sent:
                 raise error
         else:
-            self._store.refused()
+            self._store.reached()
         # Where an earlier attempt had no answer, this is not its: it may still be under way, and be applied.
         raise self._end(None) from error
 
@@ -218,10 +218,14 @@ class Call:
         text = f"{self._store.where}: {getattr(failure, 'detail', failure)}"
         if self.deadline.passed:
             text += f"; gave up after {self.deadline.seconds:g} s"
-        self._store.gone(text, outage, writing=self.method in WRITES)
+        refusal = failure if isinstance(failure, REFUSALS) else None
+        if refusal is not None and outage is None:
+            self._store.refused(refusal.wire_code, text)
+        else:
+            self._store.gone(text, outage, writing=self.method in WRITES)
         if self._sent:
             return Uncertain(f"{text}; {self.method} may have been applied")
-        return type(failure)(text) if isinstance(failure, REFUSALS) else Unavailable(text)
+        return Unavailable(text) if refusal is None else type(refusal)(text)
 
 
 def _is_of_the_store(failure: Exception) -> bool:
