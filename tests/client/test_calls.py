@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from statestore import (
 )
 from statestore.calls import FIRST_PATIENCE, LAST_ATTEMPT, STEP, WRITES, Call
 from statestore.deadline import Deadline
+from statestore.errors import from_wire
 from statestore.protocol import ConnectionLost, Response, Welcome, WrongServer
 from statestore.store import CALM, Store
 from tests.client.test_deadline import Clock
@@ -274,6 +276,32 @@ def test_each_reason_of_a_refusal_is_in_the_log(store: Store, caplog: pytest.Log
         with pytest.raises(type(refusal)):
             call(store).answered(Response(1, refusal, None))
     assert caplog.messages == ["state store refuses: there:1: no room", "state store refuses: there:1: not you"]
+
+
+@pytest.mark.parametrize("method", ["get", "set"])
+@pytest.mark.parametrize(
+    "ended_by",
+    [lambda asking, error: asking.failed(error), lambda asking, error: asking.answered(Response(1, error, None))],
+    ids=["hello", "request"],
+)
+def test_an_error_that_we_do_not_know_is_no_reason_to_ask_again(
+    store: Store, caplog: pytest.LogCaptureFixture, method: str, ended_by: Callable[[Call, StateStoreError], Any]
+) -> None:
+    """As any refusal: it is said as it is, and not that the store is away."""
+    asking, error = call(store, method), from_wire("out_of_cheese: again")
+    with pytest.raises(StateStoreError, match=r"^there:1: out_of_cheese: again$") as caught:
+        ended_by(asking, error)
+    assert type(caught.value) is StateStoreError
+    assert not caught.value.retry
+    assert len(caplog.messages) == 1
+
+
+def test_an_error_that_we_do_not_know_says_nothing_of_an_earlier_attempt(store: Store) -> None:
+    asking = call(store)
+    asking.parameters(welcome())
+    asking.failed(LOST)
+    with pytest.raises(Uncertain, match=r"out_of_cheese: again; set may have been applied$"):
+        asking.answered(Response(1, from_wire("out_of_cheese: again"), None))
 
 
 @pytest.mark.parametrize("refusal", [BadRequest, TooLong, UnknownMethod])
