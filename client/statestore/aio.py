@@ -1,6 +1,7 @@
 """`AsyncRemoteStorage`: as `RemoteStorage`, for coroutines."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from statestore.address import Address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.base import Entry, Pair, Sender, Swap, Triple
-from statestore.calls import Call
+from statestore.calls import WRITES, Call
 from statestore.deadline import Deadline
 from statestore.dial import Candidates
 from statestore.errors import BadRequest, Unavailable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import os
     import ssl
 
+# Seconds after which a connection's `hello` is too old to be sure that the server's clock and ours still run alike.
+CLOCK_AGE = 1.0
 WRITES_AT_ONCE = 1000  # a session remembers 1,024 numbers; the rest is for those that are answered out of turn
 
 
@@ -211,6 +214,10 @@ class AsyncRemoteStorage:
                 else:
                     if call.answered(response):
                         return response.result
+                    if method in WRITES and time.monotonic() - connection.welcome.received > CLOCK_AGE:
+                        # It may have come too late by the server's clock: ours stands still while this machine is
+                        # suspended. The `hello` of a new connection sets it; the pool of threads makes one anyway.
+                        connection.give_up()
         finally:
             self._store.session.unanswered.pop(call, None)
             if (outage := self._store.outage) is not None:

@@ -46,7 +46,8 @@ class Place:
         except BaseException:
             connection.close()
             raise
-        # Where it cannot be done now, another connection may find a server that can.
+        # Where it cannot be done now, another connection may find a server that can; and its `hello` tells the server's
+        # time anew, for ours stands still while this machine is suspended, and what is sent then seems to be too late.
         if response.error is None or not response.error.retry:
             self.connection = connection
         else:

@@ -128,12 +128,25 @@ def answers(answer: Callable[[str, list[Any]], tuple[Any, Any]], tls: ssl.SSLCon
     """A server that speaks our protocol: `answer(method, params)` is (error, result), or raises to hang up."""
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
-        messages = Messages(reader)
-        while True:
-            _, msgid, method, params = msgpack.unpackb(await messages.read(), raw=False)
-            writer.write(msgpack.packb((RESPONSE, msgid, *answer(method, params))))
+        requests = msgpack.Unpacker()
+        while received := await reader.read(2**16):
+            requests.feed(received)
+            for _, msgid, method, params in requests:
+                writer.write(msgpack.packb((RESPONSE, msgid, *answer(method, params))))
 
     return Server(serve, tls)
+
+
+def punctual(clock: Callable[[], float]) -> Server:
+    """A server that takes no `set` after its `not_after`, by its own `clock`."""
+
+    def answer(method: str, params: list[Any]) -> tuple[str | None, Any]:
+        if method == "hello":
+            return None, WELCOME | {"features": ["sessions", "not_after"], "session": 7, "time": clock()}
+        is_late = method == "set" and clock() > params[-1]["not_after"]
+        return "unavailable: too late" if is_late else None, None
+
+    return answers(answer)
 
 
 class Messages:

@@ -36,7 +36,17 @@ from statestore.address import Address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.calls import Call
 from tests.client.scripts import run_script
-from tests.client.servers import WELCOME, Server, Severing, answers, black_hole, hanging_look_up, refused, says
+from tests.client.servers import (
+    WELCOME,
+    Server,
+    Severing,
+    answers,
+    black_hole,
+    hanging_look_up,
+    punctual,
+    refused,
+    says,
+)
 from tests.daemon import Daemon
 from tests.server.waiting import eventually
 
@@ -514,6 +524,35 @@ async def test_while_the_store_is_known_to_be_away_calls_fail_at_once_and_few_co
         await in_all_tasks(fail)
         assert time.monotonic() - started < 20 * 0.2 / 2  # else they would have waited for their deadlines
         assert len(attempts) <= 3
+
+
+async def test_after_the_machine_was_suspended_writes_are_not_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's clock went on meanwhile, and ours did not."""
+    monkeypatch.setattr("statestore.aio.CLOCK_AGE", 0.0)
+    suspended = 0.0
+    with punctual(lambda: time.monotonic() + suspended) as server:
+        async with storage_at(server.address, write_deadline=20.0) as storage:
+            await storage.set("m", "a", "A")
+            suspended = 3600.0
+            await in_all_tasks(lambda number: storage.set("m", str(number), "A"))
+            assert server.connections == 2
+
+
+async def test_a_store_that_cannot_write_now_is_not_asked_on_ever_new_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("statestore.aio.CLOCK_AGE", 1000.0)
+    refusals = iter(range(2 * TASKS))
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        if method == "hello":
+            return None, WELCOME
+        return None if next(refusals, None) is None else "unavailable: no disk", None
+
+    with answers(answer) as server:
+        async with storage_at(server.address) as storage:
+            await in_all_tasks(lambda number: storage.set("m", str(number), "A"))
+            assert server.connections == 1
 
 
 async def test_another_store_is_refused_at_once(daemon: Daemon, tmp_path: Path) -> None:

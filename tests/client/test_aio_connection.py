@@ -489,6 +489,17 @@ async def test_closing_ends_what_is_under_way_at_once() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+async def test_what_is_under_way_when_it_is_given_up_counts_as_sent() -> None:
+    async with answered_by_hand() as (requests, connection):
+        calls = [ask(connection, "a")]
+        await eventually(lambda: requests.ids)
+        calls.append(ask(connection, "b"))
+        await asyncio.sleep(0)
+        connection.give_up()
+        failures = await asyncio.gather(*calls, return_exceptions=True)
+        assert [getattr(each, "sent", None) for each in failures] == [True, True]
+
+
 async def test_a_child_of_a_fork_gives_its_copy_back_and_leaves_the_parents_alone() -> None:
     async with answered_by_hand() as (requests, connection):
         assert connection._transport is not None

@@ -34,6 +34,7 @@ from tests.client.servers import (
     found,
     hanging_look_up,
     never_accepting,
+    punctual,
     refused,
     says,
     write_all,
@@ -657,6 +658,20 @@ def test_garbage_in_place_of_an_answer_leaves_a_write_uncertain(remote: RemoteSt
     remote._settings = replace(remote._settings, write_deadline=0.3)
     with pytest.raises(Uncertain):
         remote.compare_and_set("m", "a", "BEFORE", "AFTER")
+
+
+def test_after_the_machine_was_suspended_writes_are_not_too_late() -> None:
+    """The server's clock went on meanwhile, and ours did not; nor do the connections that were idle know of it."""
+    suspended = 0.0
+    with (
+        punctual(lambda: time.monotonic() + suspended) as server,
+        RemoteStorage(server.address, write_deadline=20) as storage,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        connect_at_once(storage, 4)
+        suspended = 3600.0
+        list(threads.map(lambda number: storage.set("m", str(number), "A"), range(20)))
+        assert 4 < server.connections <= 8
 
 
 # Another store
