@@ -33,16 +33,19 @@ from tests.client.servers import (
     black_hole,
     found,
     hanging_look_up,
+    hanging_up,
     never_accepting,
+    nobody,
     punctual,
     refused,
     says,
+    silent,
     write_all,
 )
+from tests.client.timing import READ_DEADLINE, WRITE_DEADLINE, at_once, takes
 from tests.daemon import Daemon
 from tests.server.waiting import wait_until
 
-READ_DEADLINE, WRITE_DEADLINE, TOLERANCE = 0.4, 0.7, 0.2  # seconds
 PATIENCE = 60.0  # seconds after which a test has hung
 DRIP = 0.01  # seconds from one byte to the next
 
@@ -60,13 +63,6 @@ def remote(proxy: Proxy, store: RemoteStorage) -> Iterator[RemoteStorage]:
         remote.set("m", "a", "BEFORE")
         proxy.methods.clear()
         yield remote
-
-
-@contextmanager
-def takes(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started == pytest.approx(seconds, abs=TOLERANCE)
 
 
 def once_back(call: Callable[[], Any]) -> Any:
@@ -92,17 +88,6 @@ async def drip(writer: StreamWriter, data: bytes) -> None:
 
 
 @contextmanager
-def nobody() -> Iterator[str]:
-    yield refused()
-
-
-@contextmanager
-def silent() -> Iterator[str]:
-    with says(b"") as server:
-        yield server.address
-
-
-@contextmanager
 def dripping_from_the_first_byte() -> Iterator[str]:
     async def serve(_: StreamReader, writer: StreamWriter) -> None:
         await drip(writer, b"\x94\x01\x01\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
@@ -119,15 +104,6 @@ def dripping_after_the_hello() -> Iterator[str]:
         writer.write(msgpack.packb([1, 1, None, WELCOME]))
         await messages.read()
         await drip(writer, b"\x94\x01\x02\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
-
-    with Server(serve) as server:
-        yield server.address
-
-
-@contextmanager
-def hanging_up() -> Iterator[str]:
-    async def serve(reader: StreamReader, _: StreamWriter) -> None:
-        await Messages(reader).read()
 
     with Server(serve) as server:
         yield server.address
@@ -234,7 +210,7 @@ def test_a_daemon_that_comes_back_just_before_the_deadline_is_in_time(monkeypatc
     monkeypatch.setattr(socket, "getaddrinfo", note_and_look_up)
     with RemoteStorage("states.example", deadline=1.2) as storage, takes(1.2), pytest.raises(Unavailable):
         storage.get("m", "a")
-    assert attempts[-1] - attempts[0] == pytest.approx(1.2, abs=TOLERANCE)
+    assert attempts[-1] - attempts[0] == pytest.approx(1.2, abs=0.2)
     assert len(attempts) < 15
 
 
@@ -389,7 +365,7 @@ def test_connections_that_a_restart_broke_are_replaced_without_a_word(
         for state in ("A", "B"):
             daemon.stop()
             daemon.start()
-            with takes(0):
+            with at_once():
                 storage.set("m", "a", state)
                 assert storage.get("m", "a") == state
     assert caplog.messages == []
@@ -688,7 +664,7 @@ def test_another_store_at_the_same_address_is_refused_at_once(daemon: Daemon, tm
         with other, RemoteStorage(other.address) as newcomer:
             found = newcomer.info()["store_id"]
             for _ in range(2):
-                with takes(0), pytest.raises(Unavailable) as caught:
+                with at_once(), pytest.raises(Unavailable) as caught:
                     storage.get("m", "a")
                 assert f"the store {found} answers where {expected} was expected" in caught.value.detail
             with pytest.raises(Unavailable):
@@ -703,7 +679,7 @@ def test_a_store_can_be_named_beforehand(shared_daemon: Daemon, store: RemoteSto
     with RemoteStorage(shared_daemon.address, namespace=store._settings.namespace, store_id=store_id) as ours:
         ours.set("m", "a", "A")
     another = RemoteStorage(shared_daemon.address, namespace=store._settings.namespace, store_id="another")
-    with takes(0), pytest.raises(Unavailable, match="answers where another was expected"):
+    with at_once(), pytest.raises(Unavailable, match="answers where another was expected"):
         another.get("m", "a")
 
 
@@ -714,7 +690,7 @@ def test_two_stores_behind_one_list_of_addresses_are_found_out(
     with RemoteStorage(addresses, namespace=store._settings.namespace) as storage:
         storage.set("m", "a", "A")
         daemon.stop()
-        with takes(0), pytest.raises(Unavailable, match="was expected"):
+        with at_once(), pytest.raises(Unavailable, match="was expected"):
             storage.get("m", "a")
     assert store.count() == 0
 
