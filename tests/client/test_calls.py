@@ -26,7 +26,7 @@ from statestore.deadline import Deadline
 from statestore.errors import from_wire
 from statestore.protocol import ConnectionLost, Response, Welcome, WrongServer
 from statestore.store import CALM, Store
-from tests.client.test_deadline import Clock
+from tests.client.timing import Clock
 
 KEY = ("m", "a", "A")
 RESULTS = {"get": "A", "set_all": 1, "compare_and_set": [True, "A"]}
@@ -34,12 +34,9 @@ SESSIONS = frozenset({"sessions", "not_after"})
 LOST, REFUSED = ConnectionLost("reset", sent=True), ConnectionLost("refused", sent=False)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+@pytest.fixture(autouse=True)
+def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda _, longest: longest)
-    return clock
 
 
 @pytest.fixture

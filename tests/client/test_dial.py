@@ -15,7 +15,7 @@ from statestore.errors import ShuttingDown, Unauthorized
 from statestore.protocol import ConnectionLost, WrongServer
 from tests.client.scripts import run_script
 from tests.client.servers import black_hole, found, refused, says
-from tests.client.test_deadline import Clock
+from tests.client.timing import Clock
 
 
 @pytest.fixture
@@ -65,9 +65,7 @@ def test_the_next_address_of_a_name_has_its_turn(listening: str, monkeypatch: py
         assert "{}:{}".format(*sock.getpeername()) == listening
 
 
-def test_each_of_many_addresses_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+def test_each_of_many_addresses_has_its_share_of_the_time(clock: Clock) -> None:
     addresses = parse_addresses("a:1, b:2, c:3")
     shares = []
     for address, share in (candidates := Candidates(addresses, Deadline(6))):
