@@ -171,7 +171,7 @@ class RemoteStorage(StateStorage):
     def _read(self, method: str, *params: Any) -> Any:
         """Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
         store, pool = self._store, self._pool
-        if store.outage is not None or store.refusals or pool.waiting or self._is_in_haste:
+        if store.outage is not None or store.unable or pool.waiting or self._is_in_haste:
             return self._repeat(Call(store, method, params, Deadline(self._settings.deadline)), None)
         start = time.monotonic()
         outcome: Response | Exception | None

@@ -28,7 +28,7 @@ class Store:
         self.session = Session()
         self.after_fork_in_child()
         begin_anew_in_child(self)
-        self.refusals: set[bool] = set()  # what it answers that it cannot do now: to write (True), to read (False)
+        self.unable: set[bool] = set()  # now, as it says: to write (True), to read (False)
         self._refused: set[str] = set()  # for which reasons, since it was calm last
         self._refused_last = 0.0  # when, on the monotonic clock
 
@@ -62,8 +62,8 @@ class Store:
         outage: None where the store does answer, but that it cannot do it now.
         """
         if outage is None:
-            news = writing not in self.refusals
-            self.refusals.add(writing)
+            news = writing not in self.unable
+            self.unable.add(writing)
         else:
             news = not outage.reported
             outage.reported = True
@@ -87,10 +87,10 @@ class Store:
 
     def answered(self, *, writing: bool) -> None:
         """It did what it was asked for, or will never, as the request is wrong."""
-        if self.outage is None and not self.refusals and not self._refused:
+        if self.outage is None and not self.unable and not self._refused:
             return
-        was_away = self._ends_outage() or writing in self.refusals
-        self.refusals.discard(writing)
+        was_away = self._ends_outage() or writing in self.unable
+        self.unable.discard(writing)
         if was_away:
             log.warning("state store is back: %s", self.where)
         if self._refused and time.monotonic() - self._refused_last > CALM:
