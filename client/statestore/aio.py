@@ -1,6 +1,7 @@
 """`AsyncRemoteStorage`: as `RemoteStorage`, for coroutines."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 from statestore.address import Address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.base import Entry, Pair, Sender, Swap, Triple
-from statestore.calls import Call
+from statestore.calls import WRITES, Call
 from statestore.deadline import Deadline
-from statestore.errors import BadRequest, StateStoreError, Unavailable
+from statestore.dial import Candidates
+from statestore.errors import BadRequest, Unavailable
 from statestore.forks import begin_anew_in_child
 from statestore.protocol import ConnectionLost
+from statestore.results import counted, counted_by_state
 from statestore.settings import Settings
-from statestore.storage import CONNECT_PATIENCE
 from statestore.store import Store
 from statestore.tls import client_context
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import os
     import ssl
 
+# Seconds after which a connection's `hello` is too old to be sure that the server's clock and ours still run alike.
+CLOCK_AGE = 1.0
 WRITES_AT_ONCE = 1000  # a session remembers 1,024 numbers; the rest is for those that are answered out of turn
 
 
@@ -51,7 +55,7 @@ class AsyncRemoteStorage:
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        settings = Settings.gather(
+        settings = self._settings = Settings.gather(
             address=address,
             namespace=namespace,
             token=token,
@@ -62,13 +66,8 @@ class AsyncRemoteStorage:
             write_deadline=write_deadline,
             store_id=store_id,
         )
-        self._addresses = settings.address
-        self._namespace = settings.namespace
-        self._token = settings.token
         self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
-        self._deadline = settings.deadline
-        self._write_deadline = settings.write_deadline
-        self._store = Store(",".join(map(str, settings.address)), settings.store_id)
+        self._store = Store(settings.where, settings.store_id)
         self._closings = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that this belongs to
         self._connection: AsyncConnection | None = None
@@ -114,18 +113,13 @@ class AsyncRemoteStorage:
 
     async def count(self, module: str | None = None, state: str | None = None) -> int:
         self._store.limits.check_filter(module, "", state)
-        answer = await self._read("count", module, state)
-        if state is not None and answer["uncounted"]:
-            return len([entry async for entry in self.scan(module, state=state)])
-        count: int = answer["total"]
-        return count
+        count = counted(await self._read("count", module, state), state)
+        return len([entry async for entry in self.scan(module, state=state)]) if count is None else count
 
     async def counts(self) -> dict[tuple[str, str], int]:
         """Exact; slow where there are over a thousand pairs, for then every entry is looked at."""
-        answer = await self._read("count", None, None)
-        if answer["uncounted"]:
-            return dict(Counter([(entry.module, entry.state) async for entry in self.scan()]))
-        return {(module, state): count for module, state, count in answer["rows"]}
+        counts = counted_by_state(await self._read("count", None, None))
+        return dict(Counter([(entry.module, entry.state) async for entry in self.scan()])) if counts is None else counts
 
     async def clear(self) -> None:
         """Forget all states of this namespace. Raises Forbidden unless the daemon was started with --allow-clear."""
@@ -163,8 +157,7 @@ class AsyncRemoteStorage:
         await self.close()
 
     def __repr__(self) -> str:
-        tls = "" if self._tls is None else " with TLS"
-        return f"<AsyncRemoteStorage {self._store.where} namespace={self._namespace!r}{tls}>"
+        return f"<AsyncRemoteStorage {self._settings}>"
 
     async def _scan(self, module: str | None, prefix: str, state: str | None) -> AsyncIterator[Entry]:
         cursor = None
@@ -176,12 +169,12 @@ class AsyncRemoteStorage:
                 return
 
     async def _read(self, method: str, *params: Any) -> Any:
-        return await self._call(method, params, Deadline(self._deadline))
+        return await self._call(method, params, Deadline(self._settings.deadline))
 
     async def _write(self, method: str, *params: Any) -> Any:
         """No more of them at once than a session bears; the others wait here, in their order."""
         self._enter_loop()
-        deadline, room = Deadline(self._write_deadline), self._room
+        deadline, room = Deadline(self._settings.write_deadline), self._room
         if room.locked():
             try:
                 async with asyncio.timeout(deadline.left()):
@@ -221,6 +214,10 @@ class AsyncRemoteStorage:
                 else:
                     if call.answered(response):
                         return response.result
+                    if method in WRITES and time.monotonic() - connection.welcome.received > CLOCK_AGE:
+                        # It may have come too late by the server's clock: ours stands still while this machine is
+                        # suspended. The `hello` of a new connection sets it; the pool of threads makes one anyway.
+                        connection.give_up()
         finally:
             self._store.session.unanswered.pop(call, None)
             if (outage := self._store.outage) is not None:
@@ -246,7 +243,7 @@ class AsyncRemoteStorage:
         """Returns what went wrong: nobody may be left to raise it for."""
         try:
             # A little less than a call may take, so that who waits for it learns what came of it.
-            patience = Deadline(0.9 * min(self._deadline, self._write_deadline))
+            patience = Deadline(0.9 * min(self._settings.deadline, self._settings.write_deadline))
             self._connection = await self._try_all(patience)
             return self._connection
         except Exception as failure:
@@ -257,23 +254,20 @@ class AsyncRemoteStorage:
 
     async def _try_all(self, deadline: Deadline) -> AsyncConnection:
         """A connection to the first address that gives one, and to the right store."""
-        failures = []
-        for number, address in enumerate(self._addresses):
+        candidates = Candidates(self._settings.address, deadline)
+        for address, share in candidates:
             try:
-                share = deadline.left() / (len(self._addresses) - number)
-                return await self._greet(address, deadline.within(min(share, CONNECT_PATIENCE)))
-            except (ConnectionLost, TimeoutError) as failure:
-                failures.append(str(failure))
-            except StateStoreError as refused:
-                if not refused.retry:
+                return await self._greet(address, share)
+            except Exception as failure:
+                if not candidates.may_go_on(failure):
                     raise
-                failures.append(refused.detail)
-        raise ConnectionLost("; ".join(failures), sent=False)
+        raise candidates.exhausted()
 
     async def _greet(self, address: Address, deadline: Deadline) -> AsyncConnection:
+        namespace, token = self._settings.namespace, self._settings.token
         while True:
             session = self._store.session.id
-            connection = await connect(address, self._namespace, self._token, deadline, session, self._tls)
+            connection = await connect(address, namespace, token, deadline, session, self._tls)
             try:
                 if self._store.accepts(connection.welcome, session):
                     return connection

@@ -80,6 +80,11 @@ class AsyncConnection(asyncio.Protocol):
         """At once; what is under way raises ConnectionLost."""
         self._lose(ConnectionLost("it was closed", sent=False))
 
+    def give_up(self) -> None:
+        """As `close`, but all that is under way counts as sent: that it was not says nothing of the server."""
+        self._unsent.clear()
+        self._lose(ConnectionLost("it was given up for a new one", sent=True))
+
     async def wait_closed(self) -> None:
         """Until the socket is closed, which after `close` takes a turn of the loop or two."""
         if self._transport is not None:

@@ -34,7 +34,7 @@ WRITES = frozenset({"set", "set_all", "set_many", "compare_and_set", "clear"})
 HARMLESS_TWICE = WRITES - {"compare_and_set"}
 
 FAULTS_OF_THE_CALLER = (BadRequest, UnknownMethod, TooLong)
-REFUSALS = (Unauthorized, Forbidden, Full, Internal, Uncertain)  # that say more than that it is away
+REFUSALS = (Unauthorized, Forbidden, Full, Internal, Uncertain)
 
 
 class Call:
@@ -171,7 +171,7 @@ class Call:
             if not self._sent:
                 raise error
         else:
-            self._store.refused()
+            self._store.reached()
         # Where an earlier attempt had no answer, this is not its: it may still be under way, and be applied.
         raise self._end(None) from error
 
@@ -218,12 +218,21 @@ class Call:
         text = f"{self._store.where}: {getattr(failure, 'detail', failure)}"
         if self.deadline.passed:
             text += f"; gave up after {self.deadline.seconds:g} s"
-        self._store.gone(text, outage, writing=self.method in WRITES)
+        refusal = failure if isinstance(failure, StateStoreError) and _says_more(failure) else None
+        if refusal is not None and outage is None:
+            self._store.refused(refusal.wire_code, text)
+        else:
+            self._store.gone(text, outage, writing=self.method in WRITES)
         if self._sent:
             return Uncertain(f"{text}; {self.method} may have been applied")
-        return type(failure)(text) if isinstance(failure, REFUSALS) else Unavailable(text)
+        return Unavailable(text) if refusal is None else type(refusal)(text)
 
 
 def _is_of_the_store(failure: Exception) -> bool:
     """Whether it was asked in vain, or is not to be asked by us; else the fault lies with this call or client."""
     return isinstance(failure, ConnectionLost | StateStoreError) and not isinstance(failure, Uncertain | TooLong)
+
+
+def _says_more(error: StateStoreError) -> bool:
+    """More than that the store is away: the caller gets it as it is. So one that we do not know (it has no code)."""
+    return isinstance(error, REFUSALS) or not error.wire_code

@@ -1,4 +1,4 @@
-"""Connected sockets: made within a deadline, and closed in the child of a fork."""
+"""Connected sockets: made within a deadline, by one address or another, and closed in the child of a fork."""
 
 import contextlib
 import os
@@ -7,15 +7,16 @@ import struct
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
-from statestore.errors import Unavailable
+from statestore.errors import StateStoreError, Unavailable
 from statestore.forks import begin_anew_in_child, hold_while_forking
 from statestore.protocol import ConnectionLost
 
+CONNECT_PATIENCE = 3.0  # seconds for one address: for a lost packet or two, not for a host that is down
 # Seconds that a send or a receive may take; then it raises BlockingIOError. This way the usual one is a single system
 # call, and still nobody is stuck in one.
 TICK = 0.1
@@ -68,6 +69,37 @@ class OpenSockets:
 
 
 open_sockets = OpenSockets()
+
+
+class Candidates:
+    """The addresses of one store, to be tried in turn until one gives a connection.
+
+    Iterating gives each with the deadline of its share of the time, or raises TimeoutError where none is left. After
+    the last one: `raise candidates.exhausted()`.
+    """
+
+    def __init__(self, addresses: Sequence[Address], deadline: Deadline) -> None:
+        self._addresses = addresses
+        self._deadline = deadline
+        self._failures: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[Address, Deadline]]:
+        for number, address in enumerate(self._addresses):
+            share = self._deadline.left() / (len(self._addresses) - number)
+            yield address, self._deadline.within(min(share, CONNECT_PATIENCE))
+
+    def may_go_on(self, failure: Exception) -> bool:
+        """Whether another address may do better than this one did; else raise `failure`."""
+        if isinstance(failure, ConnectionLost | TimeoutError):
+            self._failures.append(str(failure))
+            return True
+        if isinstance(failure, StateStoreError) and failure.retry:
+            self._failures.append(failure.detail)
+            return True
+        return False
+
+    def exhausted(self) -> ConnectionLost:
+        return ConnectionLost("; ".join(self._failures), sent=False)
 
 
 def connect(address: Address, deadline: Deadline) -> ClientSocket:

@@ -148,10 +148,11 @@ def to_wire(error: StateStoreError) -> str:
     return f"{error.wire_code}: {error.detail}"
 
 
-def from_wire(text: object) -> StateStoreError:
-    """The error that a response carries; one with a code that we do not know is a plain `StateStoreError`."""
-    if not isinstance(text, str):
-        return StateStoreError(f"an error of an unknown form: {text!r}")
+def from_wire(text: str) -> StateStoreError:
+    """The error that a response carries. One with an unknown code is a plain `StateStoreError` with all of it.
+
+    The protocol says of it that nothing was applied, and that asking again does not help.
+    """
     code, _, detail = text.partition(": ")
     cls = BY_WIRE_CODE.get(code)
     return StateStoreError(text) if cls is None else cls(detail)

@@ -18,6 +18,7 @@ from statestore.protocol import Response
 BY = "by"
 T = TypeVar("T")
 R = TypeVar("R")
+Question = tuple[str, tuple[Any, ...], Deadline | None, Callable[[], Deadline]]  # what `Connection.call` takes
 
 
 class Place:
@@ -33,22 +34,20 @@ class Place:
         self.connection: Connection | None = None
         self.taken: dict[str, object] = {}
 
-    def call(
-        self,
-        connection: Connection,
-        method: str,
-        params: tuple[Any, ...],
-        deadline: Deadline | None,
-        patience: Callable[[], Deadline],
-    ) -> Response:
-        """`connection.call`; the connection is the one that is here."""
+    def ask(self, question: Question) -> Response | None:
+        """What the connection that is here answers; None where there is none. Raises what `Connection.call` raises."""
+        connection = self.connection
+        if connection is None:
+            return None
         self.connection = None
         try:
+            method, params, deadline, patience = question
             response = connection.call(method, params, deadline, patience)
         except BaseException:
             connection.close()
             raise
-        # Where it cannot be done now, another connection may find a server that can.
+        # Where it cannot be done now, another connection may find a server that can; and its `hello` tells the server's
+        # time anew, for ours stands still while this machine is suspended, and what is sent then seems to be too late.
         if response.error is None or not response.error.retry:
             self.connection = connection
         else:
@@ -68,7 +67,7 @@ class Pool:
     def after_fork_in_child(self) -> None:
         """The connections are the parent's, and its threads are in places that they will not leave here."""
         self._places = [Place() for _ in range(self._size)]
-        self._waiting: dict[object, None] = {}  # for a place
+        self.waiting: dict[object, None] = {}  # for a place; who comes later leaves it to them first
         self._left: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes them
 
     @property
@@ -76,65 +75,52 @@ class Pool:
         """Places that nobody is in."""
         return sum(1 for place in self._places if not place.taken)
 
-    def ask(self, method: str, params: tuple[Any, ...], patience: Callable[[], Deadline]) -> Response | None:
-        """One attempt at a read on a connection that is free; None where there is none.
+    def use(self, use: Callable[[Place, T], R | None], who: T) -> R | None:
+        """`use(place, who)` in one place after the other that nobody is in, until it is not None.
 
-        params: a tuple that no other call has. Raises what `Connection.call` raises.
+        who: an object that no other call has.
         """
-        if self._waiting:
-            return None
         for place in self._places:
-            # As in `_use`: the usual way is short.
+            taken = place.taken
             try:
-                if place.taken.setdefault(BY, params) is params and (connection := place.connection) is not None:
-                    return place.call(connection, method, params, None, patience)
+                if taken.setdefault(BY, who) is who and (outcome := use(place, who)) is not None:
+                    return outcome
             finally:
-                if BY in place.taken and place.taken[BY] is params:
-                    del place.taken[BY]
-                    if self._waiting:
+                # No call comes before it is left, so no handler does.
+                if BY in taken and taken[BY] is who:
+                    del taken[BY]
+                    if self.waiting:
                         self._left.put(None)
         return None
 
     def call(self, call: Call) -> Response:
         """One attempt. Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
-        places = self._places  # a handler may fork, and its child have others
-        behind = bool(self._waiting)  # then it is their turn first
+        behind = bool(self.waiting)
         try:
             while True:
                 if not behind:
-                    for place in sorted(places, key=_is_empty):
-                        response = self._use(place, call, self._attempt)
-                        if response is not None:
-                            return response
-                if call not in self._waiting:
-                    self._waiting[call] = None
+                    response = self.use(self._ask_if_open, call) or self.use(self._ask, call)
+                    if response is not None:
+                        return response
+                if call not in self.waiting:
+                    self.waiting[call] = None
                     if not behind:
                         continue  # one may have left just before
                 self._wait(call)
                 behind = False
         finally:
-            self._waiting.pop(call, None)
+            self.waiting.pop(call, None)
 
     def drop_idle(self) -> None:
         """Close what is not in use: after one connection broke, the others have most likely broken too."""
-        for place in self._places:
-            self._use(place, object(), _close)
+        self.use(_close, object())
 
-    def _use(self, place: Place, who: T, use: Callable[[Place, T], R]) -> R | None:
-        """`use(place, who)`, unless somebody else is in it."""
-        try:
-            if place.taken.setdefault(BY, who) is who:
-                return use(place, who)
-        finally:
-            # No call comes before it is left, so no handler does.
-            if BY in place.taken and place.taken[BY] is who:
-                del place.taken[BY]
-                if self._waiting:
-                    self._left.put(None)
-        return None
+    def _ask_if_open(self, place: Place, call: Call) -> Response | None:
+        """Where there is a connection."""
+        return None if place.connection is None else self._ask(place, call)
 
-    def _attempt(self, place: Place, call: Call) -> Response:
-        self._waiting.pop(call, None)
+    def _ask(self, place: Place, call: Call) -> Response | None:
+        self.waiting.pop(call, None)
         connection = place.connection
         if connection is not None and call.must_not_be_lost(connection.welcome) and connection.is_stale:
             _close(place, call)
@@ -142,8 +128,7 @@ class Pool:
         if connection is None:
             call.check_turn()
             connection = place.connection = self._connect(call)
-        params = call.parameters(connection.welcome)
-        return place.call(connection, call.method, params, call.deadline, call.patience)
+        return place.ask((call.method, call.parameters(connection.welcome), call.deadline, call.patience))
 
     def _wait(self, call: Call) -> None:
         try:
@@ -152,10 +137,6 @@ class Pool:
             raise TimeoutError(f"all {self._size} connections were busy for {call.deadline.seconds:g} s") from None
         with suppress(queue.Empty):
             self._left.get(timeout=min(left, STEP))  # STEP: whoever left may have been interrupted
-
-
-def _is_empty(place: Place) -> bool:
-    return place.connection is None
 
 
 def _close(place: Place, _who: object) -> None:

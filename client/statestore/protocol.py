@@ -168,7 +168,11 @@ def _response(message: Any) -> Response | None:
     if isinstance(message, list):
         if len(message) == 4 and message[0] == wire.RESPONSE and type(message[1]) is int:
             _, msgid, refusal, result = message
-            return Response(msgid, None, result) if refusal is None else Response(msgid, from_wire(refusal), None)
+            if refusal is None:
+                return Response(msgid, None, result)
+            if isinstance(refusal, str):
+                return Response(msgid, from_wire(refusal), None)
+            raise WrongServer(f"what answers is not statestored: its errors are no str but {type(refusal).__name__}")
         if len(message) == 3 and message[0] == wire.NOTIFICATION:
             return None
     raise WrongServer("what answers does not speak MessagePack-RPC")

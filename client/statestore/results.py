@@ -6,8 +6,26 @@ from typing import Any
 
 def fits(method: str, params: tuple[Any, ...], result: Any) -> bool:
     """Whether `result` can be the answer to `method(*params)`."""
-    check = _CHECKS.get(method)
-    return check is None or check(result, params)
+    return _CHECKS.get(method, _is_anything)(result, params)
+
+
+def counted(answer: dict[str, Any], state: str | None) -> int | None:
+    """How many entries in `state` a `count` has found; None where it did not look at all of them: then scan."""
+    if state is not None and answer["uncounted"]:
+        return None
+    total: int = answer["total"]
+    return total
+
+
+def counted_by_state(answer: dict[str, Any]) -> dict[tuple[str, str], int] | None:
+    """How many entries of each (module, state) it has found; None where it did not look at all."""
+    if answer["uncounted"]:
+        return None
+    return {(module, state): count for module, state, count in answer["rows"]}
+
+
+def _is_anything(_result: Any, _params: tuple[Any, ...]) -> bool:
+    return True
 
 
 def _is_text(result: Any, _: Any = None) -> bool:

@@ -65,6 +65,14 @@ class Settings:
     pool: int = _setting(_connections, 8)
     store_id: str | None = _setting(_text, None)
 
+    @property
+    def where(self) -> str:
+        return ",".join(map(str, self.address))
+
+    def __str__(self) -> str:
+        """For the client's repr."""
+        return f"{self.where} namespace={self.namespace!r}{' with TLS' if self.tls else ''}"
+
     @classmethod
     def gather(cls, environment: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
         """What is None, or an empty variable, is not given. Raises ValueError that names what is wrong."""

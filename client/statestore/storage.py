@@ -12,11 +12,10 @@ from statestore.base import Entry, Pair, Sender, StateStorage, Swap, Triple
 from statestore.calls import FIRST_PATIENCE, Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.dial import TICK
-from statestore.errors import StateStoreError
-from statestore.pool import Pool
+from statestore.dial import TICK, Candidates
+from statestore.pool import Place, Pool
 from statestore.protocol import ConnectionLost, Response
-from statestore.results import fits
+from statestore.results import counted, counted_by_state, fits
 from statestore.settings import Settings
 from statestore.store import Store
 from statestore.tls import client_context
@@ -24,8 +23,6 @@ from statestore.tls import client_context
 if TYPE_CHECKING:
     import os
     import ssl
-
-CONNECT_PATIENCE = 3.0  # seconds for one address: for a lost packet or two, not for a host that is down
 
 
 class RemoteStorage(StateStorage):
@@ -71,7 +68,7 @@ class RemoteStorage(StateStorage):
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        settings = Settings.gather(
+        settings = self._settings = Settings.gather(
             address=address,
             namespace=namespace,
             token=token,
@@ -83,19 +80,15 @@ class RemoteStorage(StateStorage):
             pool=pool,
             store_id=store_id,
         )
-        self._addresses = settings.address
-        self._namespace = settings.namespace
-        self._token = settings.token
         self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
-        self._deadline = settings.deadline
-        self._write_deadline = settings.write_deadline
-        self._store = Store(",".join(map(str, settings.address)), settings.store_id)
+        self._store = Store(settings.where, settings.store_id)
         self._patience = min(settings.deadline, FIRST_PATIENCE)  # with the first attempt of a read
+        self._is_in_haste = self._patience <= 2 * TICK  # no time for a look whether the answer comes at once
         self._pool = Pool(self._connect, settings.pool)
 
     def get(self, module: str, sender: Sender) -> str:
         self._store.limits.check_key(module, sender)
-        state: str = self._ask("get", (module, sender))
+        state: str = self._read("get", module, sender)
         return state
 
     def set(self, module: str, sender: Sender, state: str) -> None:
@@ -132,18 +125,13 @@ class RemoteStorage(StateStorage):
 
     def count(self, module: str | None = None, state: str | None = None) -> int:
         self._store.limits.check_filter(module, "", state)
-        answer = self._read("count", module, state)
-        if state is not None and answer["uncounted"]:
-            return sum(1 for _ in self.scan(module, state=state))
-        count: int = answer["total"]
-        return count
+        count = counted(self._read("count", module, state), state)
+        return sum(1 for _ in self.scan(module, state=state)) if count is None else count
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Exact; slow where there are over a thousand pairs, for then every entry is looked at."""
-        answer = self._read("count", None, None)
-        if answer["uncounted"]:
-            return dict(Counter((entry.module, entry.state) for entry in self.scan()))
-        return {(module, state): count for module, state, count in answer["rows"]}
+        counts = counted_by_state(self._read("count", None, None))
+        return dict(Counter((entry.module, entry.state) for entry in self.scan())) if counts is None else counts
 
     def clear(self) -> None:
         """Forget all states of this namespace. Raises Forbidden unless the daemon was started with --allow-clear."""
@@ -169,8 +157,7 @@ class RemoteStorage(StateStorage):
         self.close()
 
     def __repr__(self) -> str:
-        tls = "" if self._tls is None else " with TLS"
-        return f"<RemoteStorage {self._store.where} namespace={self._namespace!r}{tls}>"
+        return f"<RemoteStorage {self._settings}>"
 
     def _scan(self, module: str | None, prefix: str, state: str | None) -> Iterator[Entry]:
         cursor = None
@@ -182,25 +169,23 @@ class RemoteStorage(StateStorage):
                 return
 
     def _read(self, method: str, *params: Any) -> Any:
-        return self._ask(method, params)
-
-    def _ask(self, method: str, params: tuple[Any, ...]) -> Any:
-        """A read. Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
-        store = self._store
-        if store.outage is not None or store.refusals or self._patience <= 2 * TICK:
-            return self._repeat(Call(self._store, method, params, Deadline(self._deadline)), None)
+        """Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
+        store, pool = self._store, self._pool
+        if store.outage is not None or store.unable or pool.waiting or self._is_in_haste:
+            return self._repeat(Call(store, method, params, Deadline(self._settings.deadline)), None)
         start = time.monotonic()
         outcome: Response | Exception | None
         try:
-            outcome = self._pool.ask(method, params, partial(Deadline, self._patience, start))
+            question = (method, params, None, partial(Deadline, self._patience, start))
+            outcome = pool.use(Place.ask, question)
             if outcome is not None and outcome.error is None and fits(method, params, outcome.result):
                 return outcome.result
         except Exception as failure:
             outcome = failure
-        return self._repeat(Call(self._store, method, params, Deadline(self._deadline, start)), outcome)
+        return self._repeat(Call(store, method, params, Deadline(self._settings.deadline, start)), outcome)
 
     def _write(self, method: str, *params: Any) -> Any:
-        return self._repeat(Call(self._store, method, params, Deadline(self._write_deadline)), None)
+        return self._repeat(Call(self._store, method, params, Deadline(self._settings.write_deadline)), None)
 
     def _repeat(self, call: Call, outcome: Response | Exception | None) -> Any:
         """Ask until there is an answer, or the deadline passes. outcome: of the first attempt, if it was made."""
@@ -226,24 +211,21 @@ class RemoteStorage(StateStorage):
 
     def _connect(self, call: Call) -> Connection:
         """A connection to the first address that gives one, and to the right store."""
-        failures = []
-        for number, address in enumerate(self._addresses):
-            share = Deadline(min(call.deadline.left() / (len(self._addresses) - number), CONNECT_PATIENCE))
+        candidates = Candidates(self._settings.address, call.deadline)
+        for address, share in candidates:
             try:
                 return self._greet(address, share)
-            except (ConnectionLost, TimeoutError) as failure:
-                failures.append(str(failure))
-            except StateStoreError as refused:
-                if not refused.retry:
+            except Exception as failure:
+                if not candidates.may_go_on(failure):
                     raise
-                failures.append(refused.detail)
-        raise ConnectionLost("; ".join(failures), sent=False)
+        raise candidates.exhausted()
 
     def _greet(self, address: Address, deadline: Deadline) -> Connection:
         """A connection in the session that all of them are in."""
+        namespace, token = self._settings.namespace, self._settings.token
         while True:
             session = self._store.session.id
-            connection = Connection(address, self._namespace, self._token, deadline, session, self._tls)
+            connection = Connection(address, namespace, token, deadline, session, self._tls)
             try:
                 if self._store.accepts(connection.welcome, session):
                     return connection

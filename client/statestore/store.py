@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 
 from statestore.base import Limits
 from statestore.forks import begin_anew_in_child
@@ -10,6 +11,8 @@ from statestore.protocol import Welcome, WrongServer
 from statestore.session import Session
 
 log = logging.getLogger("statestore")
+
+CALM = 60.0  # seconds without a refusal after which the log says that they are over
 
 # Until the daemon has said what its limits are; it refuses itself what is over them.
 UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize)
@@ -25,7 +28,9 @@ class Store:
         self.session = Session()
         self.after_fork_in_child()
         begin_anew_in_child(self)
-        self.refusals: set[bool] = set()  # what it answers that it cannot do now: to write (True), to read (False)
+        self.unable: set[bool] = set()  # now, as it says: to write (True), to read (False)
+        self._refused: set[str] = set()  # for which reasons, since it was calm last
+        self._refused_last = 0.0  # when, on the monotonic clock
 
     def after_fork_in_child(self) -> None:
         """Nobody has been reached yet; so one connection is made before all others, and gives them their session."""
@@ -57,24 +62,42 @@ class Store:
         outage: None where the store does answer, but that it cannot do it now.
         """
         if outage is None:
-            news = writing not in self.refusals
-            self.refusals.add(writing)
+            news = writing not in self.unable
+            self.unable.add(writing)
         else:
             news = not outage.reported
             outage.reported = True
         if news:
             log.warning("state store unavailable: %s", why)
 
-    def refused(self) -> None:
-        """It answers, but will not do what it was asked for, until somebody changes something; `gone` says so."""
-        self.outage = None
+    def reached(self) -> None:
+        """It answers, whatever that is."""
+        if self._ends_outage():
+            log.warning("state store is back: %s", self.where)
+
+    def refused(self, code: str, why: str) -> None:
+        """It answers, but will not do this, until somebody changes something. Others it may do: that is no outage.
+
+        As some calls are refused and some are not, the log has one line, and one when all has been calm for a while.
+        """
+        if code not in self._refused:
+            log.warning("state store refuses: %s", why)
+        self._refused.add(code)
+        self._refused_last = time.monotonic()
 
     def answered(self, *, writing: bool) -> None:
         """It did what it was asked for, or will never, as the request is wrong."""
-        if self.outage is None and not self.refusals:
+        if self.outage is None and not self.unable and not self._refused:
             return
-        outage, self.outage = self.outage, None
-        news = (outage is not None and outage.reported) or writing in self.refusals
-        self.refusals.discard(writing)
-        if news:
+        was_away = self._ends_outage() or writing in self.unable
+        self.unable.discard(writing)
+        if was_away:
             log.warning("state store is back: %s", self.where)
+        if self._refused and time.monotonic() - self._refused_last > CALM:
+            self._refused = set()
+            log.warning("state store has refused nothing for %g s: %s", CALM, self.where)
+
+    def _ends_outage(self) -> bool:
+        """Whether there was one that is in the log."""
+        outage, self.outage = self.outage, None
+        return outage is not None and outage.reported

@@ -3,10 +3,14 @@
 import asyncio
 import gc
 import inspect
+import time
 from typing import Any
 
 import pytest
 import uvloop
+
+from tests.certificates import Authority
+from tests.client.timing import Clock
 
 PATIENCE = 30.0  # seconds after which a test has hung: a signal, as pytest-timeout's, does not get through to uvloop
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -44,3 +48,15 @@ async def _run(test: Any) -> list[str]:
 def namespace(request: pytest.FixtureRequest) -> str:
     """One that no other test uses."""
     return str(request.node.nodeid[-200:])
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))

@@ -8,6 +8,7 @@ from asyncio import StreamReader, StreamWriter
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from unittest.mock import patch
@@ -15,6 +16,7 @@ from unittest.mock import patch
 import msgpack
 
 from statestore.wire import RESPONSE, Decoder
+from tests.certificates import Identity
 
 PATIENCE = 20.0  # seconds after which a test has hung
 WELCOME = {"store_id": "s1", "version": 1, "limits": {"module": 1024, "sender": 4096, "state": 1024, "items": 1000}}
@@ -124,16 +126,73 @@ def says(data: bytes) -> Server:
     return Server(serve)
 
 
+@contextmanager
+def nobody() -> Iterator[str]:
+    """An address where nobody listens."""
+    yield refused()
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """One where connections are accepted, and that is all."""
+    with says(b"") as server:
+        yield server.address
+
+
+@contextmanager
+def silent_after_the_hello() -> Iterator[str]:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        await Messages(reader).read()
+        writer.write(msgpack.packb([RESPONSE, 1, None, WELCOME]))
+        await reader.read()
+
+    with Server(serve) as server:
+        yield server.address
+
+
+@contextmanager
+def hanging_up() -> Iterator[str]:
+    """One where connections end as soon as something is asked."""
+
+    async def serve(reader: StreamReader, _: StreamWriter) -> None:
+        await Messages(reader).read()
+
+    with Server(serve) as server:
+        yield server.address
+
+
 def answers(answer: Callable[[str, list[Any]], tuple[Any, Any]], tls: ssl.SSLContext | None = None) -> Server:
     """A server that speaks our protocol: `answer(method, params)` is (error, result), or raises to hang up."""
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
-        messages = Messages(reader)
-        while True:
-            _, msgid, method, params = msgpack.unpackb(await messages.read(), raw=False)
-            writer.write(msgpack.packb((RESPONSE, msgid, *answer(method, params))))
+        requests = msgpack.Unpacker()
+        while received := await reader.read(2**16):
+            requests.feed(received)
+            for _, msgid, method, params in requests:
+                writer.write(msgpack.packb((RESPONSE, msgid, *answer(method, params))))
 
     return Server(serve, tls)
+
+
+def punctual(clock: Callable[[], float]) -> Server:
+    """A server that takes no `set` after its `not_after`, by its own `clock`."""
+
+    def answer(method: str, params: list[Any]) -> tuple[str | None, Any]:
+        if method == "hello":
+            return None, WELCOME | {"features": ["sessions", "not_after"], "session": 7, "time": clock()}
+        is_late = method == "set" and clock() > params[-1]["not_after"]
+        return "unavailable: too late" if is_late else None, None
+
+    return answers(answer)
+
+
+def server_context(identity: Identity, client_ca: Path | None = None) -> ssl.SSLContext:
+    """For a server that is `identity`. client_ca: the authority whose certificates clients have to show."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
+    context.load_cert_chain(identity.certificate, identity.key)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 class Messages:

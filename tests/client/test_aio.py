@@ -7,7 +7,6 @@ import random
 import signal
 import sys
 import time
-from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-import msgpack
 import pytest
 
 from statestore import (
@@ -36,11 +34,24 @@ from statestore.address import Address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.calls import Call
 from tests.client.scripts import run_script
-from tests.client.servers import WELCOME, Server, Severing, answers, black_hole, hanging_look_up, refused, says
+from tests.client.servers import (
+    WELCOME,
+    Severing,
+    answers,
+    black_hole,
+    hanging_look_up,
+    hanging_up,
+    nobody,
+    punctual,
+    refused,
+    says,
+    silent,
+    silent_after_the_hello,
+)
+from tests.client.timing import READ_DEADLINE, WRITE_DEADLINE, at_once, takes
 from tests.daemon import Daemon
 from tests.server.waiting import eventually
 
-READ_DEADLINE, WRITE_DEADLINE, TOLERANCE = 0.4, 0.7, 0.2  # seconds
 TASKS = 100
 OPERATIONS = 20_000
 SEED = 20
@@ -52,13 +63,6 @@ Storages = Callable[..., AsyncRemoteStorage]
 async def storage_at(address: str, **settings: Any) -> AsyncIterator[AsyncRemoteStorage]:
     async with AsyncRemoteStorage(address, **settings) as storage:
         yield storage
-
-
-@contextmanager
-def takes(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started == pytest.approx(seconds, abs=TOLERANCE)
 
 
 async def in_all_tasks(work: Callable[[int], Coroutine[Any, Any, None]]) -> None:
@@ -178,7 +182,7 @@ async def test_a_token_is_given_and_a_wrong_one_refused_at_once(tmp_path: Path) 
                 await storage.clear()
         async with storage_at(daemon.address, token="open barley") as storage:
             for _ in range(2):
-                with takes(0), pytest.raises(Unauthorized):
+                with at_once(), pytest.raises(Unauthorized):
                     await storage.get("m", "a")
 
 
@@ -332,7 +336,7 @@ async def test_who_was_to_find_out_whether_the_store_is_back_may_be_cancelled() 
             await eventually(finding_out)
             first = finding_out()
             calls[0].cancel()
-            with takes(0):
+            with at_once():
                 await eventually(lambda: finding_out() not in (None, first))
             await eventually(lambda: server.connections)
             calls[1].cancel()
@@ -401,37 +405,6 @@ async def test_a_restart_within_the_deadline_is_invisible(daemon: Daemon, caplog
         is_over = True
         await working
     assert caplog.messages == []
-
-
-@contextmanager
-def nobody() -> Iterator[str]:
-    yield refused()
-
-
-@contextmanager
-def silent() -> Iterator[str]:
-    with says(b"") as server:
-        yield server.address
-
-
-@contextmanager
-def silent_after_the_hello() -> Iterator[str]:
-    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.read(1000)
-        writer.write(msgpack.packb([1, 1, None, WELCOME]))
-        await reader.read()
-
-    with Server(serve) as server:
-        yield server.address
-
-
-@contextmanager
-def hanging_up() -> Iterator[str]:
-    async def serve(reader: StreamReader, _: StreamWriter) -> None:
-        await reader.read(1000)
-
-    with Server(serve) as server:
-        yield server.address
 
 
 @contextmanager
@@ -516,6 +489,35 @@ async def test_while_the_store_is_known_to_be_away_calls_fail_at_once_and_few_co
         assert len(attempts) <= 3
 
 
+async def test_after_the_machine_was_suspended_writes_are_not_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's clock went on meanwhile, and ours did not."""
+    monkeypatch.setattr("statestore.aio.CLOCK_AGE", 0.0)
+    suspended = 0.0
+    with punctual(lambda: time.monotonic() + suspended) as server:
+        async with storage_at(server.address, write_deadline=20.0) as storage:
+            await storage.set("m", "a", "A")
+            suspended = 3600.0
+            await in_all_tasks(lambda number: storage.set("m", str(number), "A"))
+            assert server.connections == 2
+
+
+async def test_a_store_that_cannot_write_now_is_not_asked_on_ever_new_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("statestore.aio.CLOCK_AGE", 1000.0)
+    refusals = iter(range(2 * TASKS))
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        if method == "hello":
+            return None, WELCOME
+        return None if next(refusals, None) is None else "unavailable: no disk", None
+
+    with answers(answer) as server:
+        async with storage_at(server.address) as storage:
+            await in_all_tasks(lambda number: storage.set("m", str(number), "A"))
+            assert server.connections == 1
+
+
 async def test_another_store_is_refused_at_once(daemon: Daemon, tmp_path: Path) -> None:
     async with storage_at(daemon.address) as storage:
         await storage.set("m", "a", "A")
@@ -526,12 +528,12 @@ async def test_another_store_is_refused_at_once(daemon: Daemon, tmp_path: Path) 
         other.address = daemon.address
         with other:
             for _ in range(2):
-                with takes(0), pytest.raises(Unavailable, match=f"answers where {expected} was expected"):
+                with at_once(), pytest.raises(Unavailable, match=f"answers where {expected} was expected"):
                     await storage.get("m", "a")
         await asyncio.to_thread(daemon.start)
         assert await storage.get("m", "a") == "A"
     async with storage_at(daemon.address, store_id="another") as storage:
-        with takes(0), pytest.raises(Unavailable, match="answers where another was expected"):
+        with at_once(), pytest.raises(Unavailable, match="answers where another was expected"):
             await storage.get("m", "a")
 
 
@@ -641,7 +643,7 @@ async def test_closing_ends_what_is_under_way_and_leaves_nothing(
         else:
             await eventually(lambda: storage._attempt)
         connection = storage._connection
-        with takes(0):
+        with at_once():
             await storage.close()
             assert connection is None or connection._closed.is_set()
             for call, expected in ((reading, Unavailable), (writing, error)):

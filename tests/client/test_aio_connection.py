@@ -9,7 +9,6 @@ import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -23,8 +22,18 @@ from statestore.deadline import Deadline
 from statestore.dial import open_sockets
 from statestore.protocol import ConnectionLost, WrongServer
 from statestore.tls import client_context
-from tests.certificates import Authority, Identity
-from tests.client.servers import WELCOME, Server, answers, black_hole, found, hanging_look_up, refused, says
+from tests.certificates import Authority
+from tests.client.servers import (
+    WELCOME,
+    Server,
+    answers,
+    black_hole,
+    found,
+    hanging_look_up,
+    refused,
+    says,
+    server_context,
+)
 from tests.daemon import Daemon
 from tests.server.waiting import eventually
 
@@ -386,19 +395,6 @@ async def stalled(requests: Requests) -> AsyncIterator[Callable[[], None]]:
 # TLS
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-def server_context(identity: Identity, client_ca: Path | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
-    context.load_cert_chain(identity.certificate, identity.key)
-    if client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_what_is_said_over_tls_comes_through(authority: Authority, version: ssl.TLSVersion) -> None:
     own = authority.issue("client")
@@ -489,6 +485,17 @@ async def test_closing_ends_what_is_under_way_at_once() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+async def test_what_is_under_way_when_it_is_given_up_counts_as_sent() -> None:
+    async with answered_by_hand() as (requests, connection):
+        calls = [ask(connection, "a")]
+        await eventually(lambda: requests.ids)
+        calls.append(ask(connection, "b"))
+        await asyncio.sleep(0)
+        connection.give_up()
+        failures = await asyncio.gather(*calls, return_exceptions=True)
+        assert [getattr(each, "sent", None) for each in failures] == [True, True]
+
+
 async def test_a_child_of_a_fork_gives_its_copy_back_and_leaves_the_parents_alone() -> None:
     async with answered_by_hand() as (requests, connection):
         assert connection._transport is not None

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,9 +23,10 @@ from statestore import (
 )
 from statestore.calls import FIRST_PATIENCE, LAST_ATTEMPT, STEP, WRITES, Call
 from statestore.deadline import Deadline
+from statestore.errors import from_wire
 from statestore.protocol import ConnectionLost, Response, Welcome, WrongServer
-from statestore.store import Store
-from tests.client.test_deadline import Clock
+from statestore.store import CALM, Store
+from tests.client.timing import Clock
 
 KEY = ("m", "a", "A")
 RESULTS = {"get": "A", "set_all": 1, "compare_and_set": [True, "A"]}
@@ -32,12 +34,9 @@ SESSIONS = frozenset({"sessions", "not_after"})
 LOST, REFUSED = ConnectionLost("reset", sent=True), ConnectionLost("refused", sent=False)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+@pytest.fixture(autouse=True)
+def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda _, longest: longest)
-    return clock
 
 
 @pytest.fixture
@@ -253,16 +252,53 @@ def test_that_a_repeated_write_is_refused_says_nothing_of_its_first_attempt(
 
 
 @pytest.mark.parametrize("refusal", [Full, Forbidden, Unauthorized, Internal, Uncertain])
-def test_what_is_refused_is_in_the_log_when_it_begins_and_when_it_ends(
-    store: Store, caplog: pytest.LogCaptureFixture, refusal: type[StateStoreError]
+def test_that_some_is_refused_while_other_is_done_is_one_line_and_another_when_it_is_over(
+    store: Store, clock: Clock, caplog: pytest.LogCaptureFixture, refusal: type[StateStoreError]
 ) -> None:
     for _ in range(3):
         with pytest.raises(refusal, match=r"^there:1: no$"):
             call(store).answered(Response(1, refusal("no"), None))
+        clock.now += CALM
         assert call(store, "get").answered(Response(1, None, "A"))
-    assert caplog.messages == ["state store unavailable: there:1: no"]
-    assert call(store).answered(Response(1, None, None))
-    assert caplog.messages[1:] == ["state store is back: there:1"]
+        assert call(store).answered(Response(1, None, None))
+    assert caplog.messages == ["state store refuses: there:1: no"]
+    clock.now += 1
+    for _ in range(3):
+        assert call(store).answered(Response(1, None, None))
+    assert caplog.messages[1:] == ["state store has refused nothing for 60 s: there:1"]
+
+
+def test_each_reason_of_a_refusal_is_in_the_log(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    for refusal in (Full("no room"), Forbidden("not you"), Full("no room")):
+        with pytest.raises(type(refusal)):
+            call(store).answered(Response(1, refusal, None))
+    assert caplog.messages == ["state store refuses: there:1: no room", "state store refuses: there:1: not you"]
+
+
+@pytest.mark.parametrize("method", ["get", "set"])
+@pytest.mark.parametrize(
+    "ended_by",
+    [lambda asking, error: asking.failed(error), lambda asking, error: asking.answered(Response(1, error, None))],
+    ids=["hello", "request"],
+)
+def test_an_error_that_we_do_not_know_is_no_reason_to_ask_again(
+    store: Store, caplog: pytest.LogCaptureFixture, method: str, ended_by: Callable[[Call, StateStoreError], Any]
+) -> None:
+    """As any refusal: it is said as it is, and not that the store is away."""
+    asking, error = call(store, method), from_wire("out_of_cheese: again")
+    with pytest.raises(StateStoreError, match=r"^there:1: out_of_cheese: again$") as caught:
+        ended_by(asking, error)
+    assert type(caught.value) is StateStoreError
+    assert not caught.value.retry
+    assert len(caplog.messages) == 1
+
+
+def test_an_error_that_we_do_not_know_says_nothing_of_an_earlier_attempt(store: Store) -> None:
+    asking = call(store)
+    asking.parameters(welcome())
+    asking.failed(LOST)
+    with pytest.raises(Uncertain, match=r"out_of_cheese: again; set may have been applied$"):
+        asking.answered(Response(1, from_wire("out_of_cheese: again"), None))
 
 
 @pytest.mark.parametrize("refusal", [BadRequest, TooLong, UnknownMethod])
@@ -274,11 +310,16 @@ def test_a_fault_of_the_caller_says_nothing_of_the_store(
     assert caplog.messages == []
 
 
-def test_whoever_refuses_answers(store: Store) -> None:
-    call(store).failed(REFUSED)
+def test_whoever_refuses_answers(store: Store, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    asking = call(store)
+    asking.failed(REFUSED)
+    clock.now += 10
+    with pytest.raises(Unavailable):
+        asking.failed(REFUSED)
     with pytest.raises(Full):
         call(store).answered(Response(1, Full("no room"), None))
     assert store.outage is None
+    assert caplog.messages[1:] == ["state store is back: there:1", "state store refuses: there:1: no room"]
 
 
 @pytest.mark.parametrize(("method", "error"), [("get", Unavailable), ("set_all", Uncertain)])

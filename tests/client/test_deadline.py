@@ -1,21 +1,9 @@
 """Time that runs out, on a clock that the test turns."""
 
-import time
-
 import pytest
 
 from statestore.deadline import Deadline
-
-
-class Clock:
-    now = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
-    return clock
+from tests.client.timing import Clock
 
 
 def test_what_is_left_grows_less(clock: Clock) -> None:

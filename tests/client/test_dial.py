@@ -8,12 +8,14 @@ from contextlib import suppress
 import pytest
 
 from statestore import forks
-from statestore.address import parse_address
+from statestore.address import parse_address, parse_addresses
 from statestore.deadline import Deadline
-from statestore.dial import TICK, connect
-from statestore.protocol import ConnectionLost
+from statestore.dial import CONNECT_PATIENCE, TICK, Candidates, connect
+from statestore.errors import ShuttingDown, Unauthorized
+from statestore.protocol import ConnectionLost, WrongServer
 from tests.client.scripts import run_script
 from tests.client.servers import black_hole, found, refused, says
+from tests.client.timing import Clock
 
 
 @pytest.fixture
@@ -63,6 +65,36 @@ def test_the_next_address_of_a_name_has_its_turn(listening: str, monkeypatch: py
         assert "{}:{}".format(*sock.getpeername()) == listening
 
 
+def test_each_of_many_addresses_has_its_share_of_the_time(clock: Clock) -> None:
+    addresses = parse_addresses("a:1, b:2, c:3")
+    shares = []
+    for address, share in (candidates := Candidates(addresses, Deadline(6))):
+        shares.append((str(address), share.left()))
+        clock.now += 0.5
+        assert candidates.may_go_on(ConnectionLost(f"{address} refused", sent=False))
+    assert shares == [("a:1", 2.0), ("b:2", 2.75), ("c:3", CONNECT_PATIENCE)]
+    assert str(candidates.exhausted()) == "a:1 refused; b:2 refused; c:3 refused"
+    clock.now += 10
+    with pytest.raises(TimeoutError, match="no answer within 6 s"):
+        next(iter(candidates))
+
+
+@pytest.mark.parametrize(
+    ("failure", "may_go_on"),
+    [
+        (TimeoutError("late"), True),
+        (ShuttingDown("late"), True),
+        (Unauthorized("late"), False),
+        (WrongServer("late"), False),
+        (ZeroDivisionError("late"), False),
+    ],
+)
+def test_another_address_is_of_no_use_where_somebody_refuses_us(failure: Exception, may_go_on: bool) -> None:
+    candidates = Candidates(parse_addresses("a:1, b:2"), Deadline(20))
+    assert candidates.may_go_on(failure) == may_go_on
+    assert str(candidates.exhausted()) == ("late" if may_go_on else "")
+
+
 def test_a_child_closes_what_it_has_inherited(listening: str) -> None:
     sock = dial(listening)
     forks._after_fork_in_child()
@@ -73,7 +105,7 @@ def test_sockets_that_other_threads_are_about_to_make_do_not_get_into_a_child() 
     script = """
         import os, sys, threading, time
         from statestore import dial
-        from statestore.address import parse_address
+        from statestore.address import parse_address, parse_addresses
         from statestore.deadline import Deadline
         from statestore.dial import connect
 

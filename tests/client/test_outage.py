@@ -1,7 +1,6 @@
 """Whose turn it is to look whether the store is back, on a clock that the test turns."""
 
 import random
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -9,16 +8,9 @@ import pytest
 
 from statestore.deadline import Deadline
 from statestore.outage import LONGEST_TURN, Outage
-from tests.client.test_deadline import Clock
+from tests.client.timing import Clock
 
 FAILURE = ConnectionRefusedError("refused")
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
-    return clock
 
 
 def begin(*, is_slip: bool) -> Outage:

@@ -12,6 +12,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -32,15 +33,19 @@ from tests.client.servers import (
     black_hole,
     found,
     hanging_look_up,
+    hanging_up,
     never_accepting,
+    nobody,
+    punctual,
     refused,
     says,
+    silent,
     write_all,
 )
+from tests.client.timing import READ_DEADLINE, WRITE_DEADLINE, at_once, takes
 from tests.daemon import Daemon
 from tests.server.waiting import wait_until
 
-READ_DEADLINE, WRITE_DEADLINE, TOLERANCE = 0.4, 0.7, 0.2  # seconds
 PATIENCE = 60.0  # seconds after which a test has hung
 DRIP = 0.01  # seconds from one byte to the next
 
@@ -54,17 +59,10 @@ def proxy(shared_daemon: Daemon) -> Iterator[Proxy]:
 @pytest.fixture
 def remote(proxy: Proxy, store: RemoteStorage) -> Iterator[RemoteStorage]:
     """Goes through `proxy`; `store` goes by another way, to see what came of it."""
-    with RemoteStorage(proxy.address, namespace=store._namespace) as remote:
+    with RemoteStorage(proxy.address, namespace=store._settings.namespace) as remote:
         remote.set("m", "a", "BEFORE")
         proxy.methods.clear()
         yield remote
-
-
-@contextmanager
-def takes(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started == pytest.approx(seconds, abs=TOLERANCE)
 
 
 def once_back(call: Callable[[], Any]) -> Any:
@@ -90,17 +88,6 @@ async def drip(writer: StreamWriter, data: bytes) -> None:
 
 
 @contextmanager
-def nobody() -> Iterator[str]:
-    yield refused()
-
-
-@contextmanager
-def silent() -> Iterator[str]:
-    with says(b"") as server:
-        yield server.address
-
-
-@contextmanager
 def dripping_from_the_first_byte() -> Iterator[str]:
     async def serve(_: StreamReader, writer: StreamWriter) -> None:
         await drip(writer, b"\x94\x01\x01\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
@@ -117,15 +104,6 @@ def dripping_after_the_hello() -> Iterator[str]:
         writer.write(msgpack.packb([1, 1, None, WELCOME]))
         await messages.read()
         await drip(writer, b"\x94\x01\x02\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
-
-    with Server(serve) as server:
-        yield server.address
-
-
-@contextmanager
-def hanging_up() -> Iterator[str]:
-    async def serve(reader: StreamReader, _: StreamWriter) -> None:
-        await Messages(reader).read()
 
     with Server(serve) as server:
         yield server.address
@@ -232,7 +210,7 @@ def test_a_daemon_that_comes_back_just_before_the_deadline_is_in_time(monkeypatc
     monkeypatch.setattr(socket, "getaddrinfo", note_and_look_up)
     with RemoteStorage("states.example", deadline=1.2) as storage, takes(1.2), pytest.raises(Unavailable):
         storage.get("m", "a")
-    assert attempts[-1] - attempts[0] == pytest.approx(1.2, abs=TOLERANCE)
+    assert attempts[-1] - attempts[0] == pytest.approx(1.2, abs=0.2)
     assert len(attempts) < 15
 
 
@@ -387,7 +365,7 @@ def test_connections_that_a_restart_broke_are_replaced_without_a_word(
         for state in ("A", "B"):
             daemon.stop()
             daemon.start()
-            with takes(0):
+            with at_once():
                 storage.set("m", "a", state)
                 assert storage.get("m", "a") == state
     assert caplog.messages == []
@@ -443,7 +421,7 @@ def test_an_address_that_cannot_answer_now_is_passed_over(
 ) -> None:
     with answers(lambda *_: (f"{code}: not now", None)) as server:
         addresses = f"{server.address},{shared_daemon.address}"
-        with RemoteStorage(addresses, namespace=store._namespace, deadline=0.3) as storage:
+        with RemoteStorage(addresses, namespace=store._settings.namespace, deadline=0.3) as storage:
             assert storage.get("m", "a") == START
 
 
@@ -615,11 +593,11 @@ def test_a_write_whose_answer_comes_too_late_is_uncertain(
 
     async def too_late(writer: StreamWriter, _: bytes) -> None:
         nonlocal late
-        late += 0.0 if first_bytes == b"" else 1000.0
+        late += 1000.0
         writer.write(first_bytes)
 
+    monkeypatch.setattr("statestore.calls.FIRST_PATIENCE", 0.3)  # then it is looked how late it is
     proxy.write_reply = too_late
-    remote._write_deadline = 0.3
     with pytest.raises(Uncertain):
         write(remote)
     proxy.write_reply = write_all
@@ -628,7 +606,7 @@ def test_a_write_whose_answer_comes_too_late_is_uncertain(
 
 def test_a_write_that_is_always_cut_is_uncertain(remote: RemoteStorage, proxy: Proxy, store: RemoteStorage) -> None:
     proxy.cuts["set"] = [Cut(reply=0)] * 1000
-    remote._write_deadline = 0.2
+    remote._settings = replace(remote._settings, write_deadline=0.2)
     with pytest.raises(Uncertain, match="set may have been applied"):
         remote.set("m", "a", "AFTER")
     assert store.get("m", "a") == "AFTER"
@@ -653,9 +631,23 @@ def test_garbage_in_place_of_an_answer_leaves_a_write_uncertain(remote: RemoteSt
         writer.write(b"\xc1\xc1\xc1")
 
     proxy.write_reply = garbage
-    remote._write_deadline = 0.3
+    remote._settings = replace(remote._settings, write_deadline=0.3)
     with pytest.raises(Uncertain):
         remote.compare_and_set("m", "a", "BEFORE", "AFTER")
+
+
+def test_after_the_machine_was_suspended_writes_are_not_too_late() -> None:
+    """The server's clock went on meanwhile, and ours did not; nor do the connections that were idle know of it."""
+    suspended = 0.0
+    with (
+        punctual(lambda: time.monotonic() + suspended) as server,
+        RemoteStorage(server.address, write_deadline=20) as storage,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        connect_at_once(storage, 4)
+        suspended = 3600.0
+        list(threads.map(lambda number: storage.set("m", str(number), "A"), range(20)))
+        assert 4 < server.connections <= 8
 
 
 # Another store
@@ -672,7 +664,7 @@ def test_another_store_at_the_same_address_is_refused_at_once(daemon: Daemon, tm
         with other, RemoteStorage(other.address) as newcomer:
             found = newcomer.info()["store_id"]
             for _ in range(2):
-                with takes(0), pytest.raises(Unavailable) as caught:
+                with at_once(), pytest.raises(Unavailable) as caught:
                     storage.get("m", "a")
                 assert f"the store {found} answers where {expected} was expected" in caught.value.detail
             with pytest.raises(Unavailable):
@@ -684,10 +676,10 @@ def test_another_store_at_the_same_address_is_refused_at_once(daemon: Daemon, tm
 
 def test_a_store_can_be_named_beforehand(shared_daemon: Daemon, store: RemoteStorage) -> None:
     store_id = store.info()["store_id"]
-    with RemoteStorage(shared_daemon.address, namespace=store._namespace, store_id=store_id) as ours:
+    with RemoteStorage(shared_daemon.address, namespace=store._settings.namespace, store_id=store_id) as ours:
         ours.set("m", "a", "A")
-    another = RemoteStorage(shared_daemon.address, namespace=store._namespace, store_id="another")
-    with takes(0), pytest.raises(Unavailable, match="answers where another was expected"):
+    another = RemoteStorage(shared_daemon.address, namespace=store._settings.namespace, store_id="another")
+    with at_once(), pytest.raises(Unavailable, match="answers where another was expected"):
         another.get("m", "a")
 
 
@@ -695,10 +687,10 @@ def test_two_stores_behind_one_list_of_addresses_are_found_out(
     daemon: Daemon, shared_daemon: Daemon, store: RemoteStorage
 ) -> None:
     addresses = f"{daemon.address},{shared_daemon.address}"
-    with RemoteStorage(addresses, namespace=store._namespace) as storage:
+    with RemoteStorage(addresses, namespace=store._settings.namespace) as storage:
         storage.set("m", "a", "A")
         daemon.stop()
-        with takes(0), pytest.raises(Unavailable, match="was expected"):
+        with at_once(), pytest.raises(Unavailable, match="was expected"):
             storage.get("m", "a")
     assert store.count() == 0
 

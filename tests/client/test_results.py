@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from statestore.results import fits
+from statestore.results import counted, counted_by_state, fits
 
 COUNTS = {"total": 3, "uncounted": 0, "rows": [["m", "A", 3]]}
 RIGHT = [
@@ -54,3 +54,10 @@ def test_what_a_server_answers_fits(method: str, result: Any) -> None:
 @pytest.mark.parametrize(("method", "result"), WRONG + NOTHING_BUT_WRONG)
 def test_what_no_caller_could_use_does_not(method: str, result: Any) -> None:
     assert not fits(method, ([("m", "a"), ("m", "b")],), result)
+
+
+def test_a_count_that_is_not_of_all_is_none() -> None:
+    partly = COUNTS | {"uncounted": 2}
+    assert counted(COUNTS, None) == counted(COUNTS, "A") == counted(partly, None) == 3
+    assert counted(partly, "A") is counted_by_state(partly) is None
+    assert counted_by_state(COUNTS) == {("m", "A"): 3}

@@ -403,7 +403,7 @@ except server.SMTPError as error:
 def test_salmon_loses_no_mail_to_a_change_by_another_process(
     shared_daemon: Daemon, store: RemoteStorage, mode: str, handled: list[str]
 ) -> None:
-    salmon = start_script(LIST, shared_daemon.address, store._namespace, mode)
+    salmon = start_script(LIST, shared_daemon.address, store._settings.namespace, mode)
     assert salmon.stdout is not None
     assert salmon.stdout.readline() == "archive\n"
     store.set("__main__", "a@b.example", "POSTING")
@@ -412,7 +412,7 @@ def test_salmon_loses_no_mail_to_a_change_by_another_process(
 
 def test_salmon_is_attached_and_keeps_states(shared_daemon: Daemon, store: RemoteStorage) -> None:
     for handled in (["archive", "START"], ["archive", "CONFIRMING"]):
-        printed = run_script(LIST, shared_daemon.address, store._namespace, "attach")
+        printed = run_script(LIST, shared_daemon.address, store._settings.namespace, "attach")
         assert printed.split() == handled
     assert store.counts() == {("__main__", "CONFIRMING"): 1}
 

@@ -124,7 +124,7 @@ def test_a_storage_is_set_up_by_the_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("STATESTORE_NAMESPACE", "shop")
     monkeypatch.setenv("STATESTORE_DEADLINE", "0.25")
     assert repr(RemoteStorage()) == f"<RemoteStorage {address} namespace='shop'>"
-    assert RemoteStorage()._deadline == 0.25
+    assert RemoteStorage()._settings.deadline == 0.25
     monkeypatch.setenv("STATESTORE_POOL", "none")
     with pytest.raises(ValueError, match="STATESTORE_POOL"):
         RemoteStorage()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -22,9 +23,12 @@ from statestore import (
     Unauthorized,
     Unavailable,
 )
+from statestore.connection import Connection
+from statestore.protocol import Response
 from tests.client.scripts import run_script
-from tests.client.servers import Proxy, black_hole, refused
+from tests.client.servers import WELCOME, Proxy, answers, black_hole, refused
 from tests.daemon import Daemon
+from tests.server.waiting import wait_until
 
 TOKEN = "a-secret-of-the-site"
 PATIENCE = 60.0  # seconds after which a test has hung
@@ -265,6 +269,39 @@ def test_many_threads_share_few_connections_and_each_gets_its_own_answers(shared
                 done.result(PATIENCE)
         assert proxy.connections <= 8
         assert store.count() == 64
+
+
+def test_a_read_waits_behind_those_who_wait_already() -> None:
+    with (
+        answers(lambda method, _: (None, WELCOME if method == "hello" else "AT ONCE")) as server,
+        RemoteStorage(server.address) as storage,
+    ):
+        assert storage.get("m", "a") == "AT ONCE"
+        storage._pool.waiting[object()] = None
+        with patch.object(storage._pool, "call", return_value=Response(1, None, "IN TURN")):
+            assert storage.get("m", "a") == "IN TURN"
+
+
+def test_calls_without_parameters_do_not_get_into_each_others_place() -> None:
+    """Their empty tuples are one and the same object."""
+    with (
+        answers(lambda method, _: (None, WELCOME if method == "hello" else None)) as server,
+        RemoteStorage(server.address, pool=1) as storage,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        storage.ping()
+        call, others = Connection.call, []
+
+        def call_while_another_does(*args: Any) -> Any:
+            if not others:
+                others.append(threads.submit(storage.ping))
+                wait_until(lambda: storage._pool.waiting or others[0].done())
+            return call(*args)
+
+        with patch.object(Connection, "call", call_while_another_does):
+            storage.ping()
+            others[0].result(PATIENCE)
+        assert server.connections == 1
 
 
 def test_an_interrupt_between_question_and_answer_gives_nobody_a_wrong_answer(shared_daemon: Daemon) -> None:

@@ -13,28 +13,14 @@ import pytest
 from statestore import RemoteStorage, Unavailable
 from statestore.protocol import WrongServer
 from statestore.tls import Tls, client_context
-from tests.certificates import Authority, Identity
+from tests.certificates import Authority
 from tests.client.scripts import run_script
-from tests.client.servers import WELCOME, Server, answers
-from tests.client.test_connection import banner
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
+from tests.client.servers import WELCOME, Server, answers, says, server_context
 
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
-
-
-def server_context(identity: Identity, client_ca: Path | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
-    context.load_cert_chain(identity.certificate, identity.key)
-    if client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def store(context: ssl.SSLContext | None) -> Server:
@@ -132,8 +118,8 @@ def test_a_server_without_tls_is_not_spoken_to(authority: Authority) -> None:
     ):
         storage.get("m", "a")
     with (
-        banner(b"220 mx.example ESMTP\r\n") as address,
-        RemoteStorage(address, tls=authority.certificate) as storage,
+        says(b"220 mx.example ESMTP\r\n") as server,
+        RemoteStorage(server.address, tls=authority.certificate) as storage,
         pytest.raises(Unavailable, match=r"does not speak TLS, but is an SMTP or LMTP server: leave tls out"),
     ):
         storage.get("m", "a")
