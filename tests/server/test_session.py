@@ -26,7 +26,7 @@ from statestored.budget import Budget
 from statestored.commands import Caller, Role, Service
 from statestored.datadir import DataDirectory
 from statestored.engines import embedded
-from statestored.engines.base import START, Counts, Held
+from statestored.engines.base import START, Held
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.journal import Journal
@@ -39,6 +39,7 @@ from tests.server.fakes import (
     HeldCommit,
     HoldingEngine,
     LaterEngine,
+    Loop,
     Wire,
     engine_without_files,
     make_service,
@@ -1191,7 +1192,7 @@ def test_whoever_waits_for_the_budget_goes_on_when_there_is_room() -> None:
     one.send(call[:-10])
     other.send(call)  # its second half is not read
     assert other.read() == []
-    assert other._unsent
+    assert other.unsent
     one.send(call[-10:])
     assert one.read() == [ok(1, None)]
     assert other.ask() == [ok(1, None)]
@@ -1207,35 +1208,53 @@ def test_where_all_wait_for_each_other_the_greediest_goes(tight: Service) -> Non
     assert tight.dropped["no_buffers"] == dropped + 1
 
 
-# One heavy thing in a turn
+# Fairness, in turns of the loop
+
+GET = request(1, "get", *ANN)
+SCAN = request(1, "scan", None, None, None, None)
+A_READ_OF_GETS = session_module.READ_SIZE // len(GET) + 1
+# What some send without end, and how many calls may be executed for all of them in a turn.
+WITHOUT_END = {
+    "gets": (GET, A_READ_OF_GETS),
+    "sets": (request(1, "set", *ANN, "A"), A_READ_OF_GETS),
+    "scans": (SCAN, 1),
+    "scans among gets": (GET * 100 + SCAN, 2 * 101),  # of one who had the turn before, too
+    "large ones": (request(1, "set_many", [[*ANN, "A" * 900]] * 100), 1),
+    "what is not answered": (msgpack.packb([2, "x", ["y" * 100]]), 0),
+}
+
+
+@pytest.mark.parametrize(("asked", "at_once"), WITHOUT_END.values(), ids=WITHOUT_END)
+def test_who_asks_for_little_is_answered_in_the_same_turn(service: Service, asked: bytes, at_once: int) -> None:
+    """L6: whatever others ask for without end; and all of these are served."""
+    loop, sessions, turns = Loop(), Sessions(), 30
+    floods = [Wire(service, high_water=2**30, sessions=sessions, loop=loop) for _ in range(3)]
+    other = Wire(service, sessions=sessions, loop=loop)
+    sent = asked * (turns * session_module.READ_SIZE // len(asked) + 1)
+    for flood in floods:
+        flood.send(sent)
+    for turn in range(turns):
+        calls, unsent = sum(service.calls.values()), [flood.unsent for flood in floods]
+        other.send(request(turn, "get", "lists", "ben"))
+        loop.turn()
+        assert other.read()[turn:] == [ok(turn, "START")]
+        assert sum(service.calls.values()) - calls <= at_once + 1
+        for flood, before in zip(floods, unsent, strict=True):
+            assert before - flood.unsent <= session_module.READ_SIZE
+    answers = [flood.unread for flood in floods]
+    assert 2 * min(answers) >= max(answers)
+    assert (max(answers) > 0) == (at_once > 0)
 
 
 def test_heavy_requests_of_all_clients_take_turns(service: Service) -> None:
     """L6."""
-    sessions = Sessions()
-    wires = [Wire(service, sessions=sessions) for _ in range(5)]
-    calls: list[int] = []
-    service.engine.space(b"default").count = lambda *_: calls.append(len(calls)) or Counts(0, [], 0)  # type: ignore
+    loop, sessions = Loop(), Sessions()
+    wires = [Wire(service, sessions=sessions, loop=loop) for _ in range(5)]
     for wire in wires:
-        wire._is_reading_paused = True
-        wire.send()
-        wire._is_reading_paused = False
-    # All of them are heard before the first turn ends.
-    for wire in wires:
-        data = request(1, "count", None, None)
-        wire.session.get_buffer(-1)[: len(data)] = data
-        wire.session.buffer_updated(len(data))
-    assert len(calls) == 1
-    for expected in range(2, 6):
-        for wire in wires:
-            for _ in range(len(wire._turns)):
-                wire._turns.popleft()()
-        assert len(calls) >= expected - 1
-    for _ in range(10):
-        for wire in wires:
-            wire.send()
-    assert len(calls) == 5
-    assert [len(wire.read()) for wire in wires] == [1] * 5
+        wire.send(SCAN)
+    for turn in range(1, 6):
+        loop.turn()
+        assert [len(wire.read()) for wire in wires] == [1] * turn + [0] * (5 - turn)
 
 
 # The end
