@@ -51,6 +51,19 @@ async def writes_during_a_sync(client: Client) -> None:
     await client.answered()
 
 
+async def full_during_a_sync(client: Client) -> None:
+    """For `everysec`: the sync before a new segment has not all that the old one holds."""
+    client.set(b"ann", client.value(700))
+    client.recorder.syncs_end.clear()
+    await eventually(lambda: client.recorder.syncing)
+    rotated = client.fill_segment()
+    await client.answered()
+    client.recorder.syncs_end.set()
+    await eventually(rotated)
+    client.set(b"ann", client.value())
+    await client.answered()
+
+
 async def a_bit_of_everything(client: Client) -> None:
     """So short that every moment of it can be a life's last."""
     client.open_session()
