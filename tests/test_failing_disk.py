@@ -4,6 +4,7 @@ import re
 import resource
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -380,10 +381,26 @@ def test_a_second_daemon_ends_within_a_second_and_leaves_the_first_alone(tmp_pat
 # D8: a long load
 
 BATCHES, EFFECTS = 300, 1000
+# It begins to replay when there is the file that is named first on the command line.
+REPLAYING_WHEN_TOLD = """
+import asyncio, sys
+from pathlib import Path
+from statestored.engines import recovery
+
+async def replay_when_told(*arguments, replay=recovery._replay, told=Path(sys.argv.pop(1))):
+    while not told.exists():
+        await asyncio.sleep(0.001)
+    await replay(*arguments)
+
+recovery._replay = replay_when_told
+from statestored.__main__ import main
+main()
+"""
 
 
 def test_nobody_is_let_in_before_the_journal_is_replayed(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path)
+    daemon, told = Daemon(tmp_path), tmp_path / "told"
+    daemon.program = (sys.executable, "-c", REPLAYING_WHEN_TOLD, str(told))
     write_journal(daemon.data_dir)
     seen = []
     with daemon.launch().wait_until_live():
@@ -394,9 +411,11 @@ def test_nobody_is_let_in_before_the_journal_is_replayed(tmp_path: Path) -> None
             seen.append((listens, ready, status(f"{daemon.admin}/live")))
             if listens or ready == 200:
                 assert "event=replayed" in daemon.log()
+            if len(seen) == 3:
+                told.touch()
         daemon.wait_until_listening()
         assert {live for _, _, live in seen} == {200}
-        assert seen.count((False, 503, 200)) >= 3
+        assert seen[:3] == [(False, 503, 200)] * 3
         with RawClient(daemon.unix_address) as client:
             assert client.ask("count", None, None)["total"] == BATCHES * EFFECTS
         assert re.search(r"event=replaying .*bytes=\d{8} entries=\d{6}", daemon.log()), "progress"

@@ -27,6 +27,7 @@ from tests.server.waiting import wait_until
 TOKEN = "open sesame, please"
 MIB = 2**20
 SLOWEST = 1.0  # seconds that nearly all answers to a well-behaved client take at most, on whatever machine
+LATE = 10.0  # seconds more than something should take; the machine may be busy
 
 
 def resident(daemon: Daemon) -> int:
@@ -134,7 +135,7 @@ def test_clients_that_say_nothing_or_half_a_message(tmp_path: Path) -> None:
         message = request(2, "set", "lists", "ben", "A" * 50)
         started = time.monotonic()
         closed_after: dict[str, float] = {}
-        for byte in message[:20]:  # a byte a second
+        for byte in message[: 10 + int(LATE)]:  # a byte a second
             for client in known:
                 send(client, bytes([byte]))
             time.sleep(1)
@@ -143,8 +144,8 @@ def test_clients_that_say_nothing_or_half_a_message(tmp_path: Path) -> None:
                     closed_after[name] = time.monotonic() - started
             if len(closed_after) == 2:
                 break
-        assert 3.5 < closed_after["silent"] < 9
-        assert 8.5 < closed_after["dripping"] < 15
+        assert 3.5 < closed_after["silent"] < 5 + LATE
+        assert 8.5 < closed_after["dripping"] < 10 + LATE
         assert not is_closed(quiet)
         found = dropped(daemon, TOKEN)
         assert (found["no_hello"], found["unfinished"]) == (50, 50)
@@ -178,9 +179,9 @@ def test_messages_that_never_end_share_a_budget(tmp_path: Path) -> None:
             for client, sent in clients.items():
                 clients[client] += send(client, half[sent:])
 
-        for_a_while(go_on, 4)
+        for_a_while(go_on, 2)
+        wait_until(lambda: go_on() or dropped(daemon)["no_buffers"])
         assert resident(daemon) - before < 40 * MIB
-        assert dropped(daemon)["no_buffers"] > 0
         with RawClient(daemon.address) as client:
             assert client.ask("info")["buffered_bytes"] < 10 * MIB
     assert "Traceback" not in daemon.log()

@@ -24,6 +24,8 @@ BUSY = (scenarios.busy, Fsync.ALWAYS)
 BUSY_EVERYSEC = (scenarios.busy, Fsync.EVERYSEC)
 TWO_CRASHES = (scenarios.two_crashes, Fsync.ALWAYS)
 DURING_A_SYNC = (scenarios.writes_during_a_sync, Fsync.EVERYSEC)
+FULL_DURING_A_SYNC = (scenarios.full_during_a_sync, Fsync.EVERYSEC)
+SNAPSHOT_OF_WHAT_IS_NOT_SYNCED = (scenarios.snapshot_of_what_is_not_synced, Fsync.EVERYSEC)
 FULL_DISK = (scenarios.full_disk, Fsync.ALWAYS)
 BAD_SNAPSHOT = (scenarios.bad_snapshot, Fsync.ALWAYS)
 
@@ -33,13 +35,13 @@ NOTICED_BY: dict[Fault, Check] = {
     faults.segment_never_synced: BUSY,
     faults.mark_too_high: BUSY_EVERYSEC,
     faults.mark_of_what_came_during_the_sync: DURING_A_SYNC,
-    faults.full_segment_not_synced: BUSY_EVERYSEC,
+    faults.full_segment_not_synced: FULL_DURING_A_SYNC,
     faults.directory_never_synced: BUSY,
     faults.names_found_not_synced: TWO_CRASHES,
     faults.snapshot_renamed_before_synced: BUSY,
     faults.segments_removed_before_snapshot: BUSY,
     faults.snapshot_not_verified: BAD_SNAPSHOT,
-    faults.snapshot_before_journal: BUSY_EVERYSEC,
+    faults.snapshot_before_journal: SNAPSHOT_OF_WHAT_IS_NOT_SYNCED,
     faults.tail_not_copied: TWO_CRASHES,
     faults.copies_synced_too_late: TWO_CRASHES,
     faults.batch_applied_twice: TWO_CRASHES,

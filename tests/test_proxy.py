@@ -12,6 +12,7 @@ from tests.server.waiting import wait_until
 
 REQUESTS, REPLIES = Direction.REQUESTS, Direction.REPLIES
 SOON = 0.05  # seconds in which on this machine a byte would have come
+LATER = 0.25  # seconds; for so long even a busy machine does not stand still
 
 
 class Echo:
@@ -219,7 +220,7 @@ def test_half_open_towards_the_daemon(proxy: Proxy, echo: Echo, client: socket.s
 
 def test_drip(proxy: Proxy, client: socket.socket) -> None:
     proxy.drip()
-    proxy.delay(SOON)
+    proxy.delay(LATER)
     client.sendall(b"hello")
     received = []
     while sum(map(len, received)) < 5:
@@ -229,7 +230,7 @@ def test_drip(proxy: Proxy, client: socket.socket) -> None:
 
 
 def test_delay(proxy: Proxy, client: socket.socket) -> None:
-    proxy.delay(2 * SOON)
+    proxy.delay(LATER)
     client.sendall(b"hello")
     assert is_silent(client)
     assert read(client, 5) == b"hello"

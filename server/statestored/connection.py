@@ -143,8 +143,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._intake.room()
 
     def buffer_updated(self, size: int) -> None:
-        if size < MUCH and not (self._rest or self.stopped or self._stranger):
-            self._intake.add(self, size)
+        if size < MUCH and not (self._rest or self.stopped or self._stranger) and self._intake.add(self, size):
             return
         data = self._intake.read(size)
         self._intake.answer()  # what came before this

@@ -9,7 +9,7 @@ something.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from statestore.errors import StateStoreError
 from statestore.wire import (
@@ -22,14 +22,12 @@ from statestore.wire import (
     Incomplete,
     text_packer,
 )
-from statestored.commands import COMMANDS, NIL, Service, get, set_, set_together
+from statestored.commands import COMMANDS, NIL, Caller, Command, Service, get, set_, set_together
 from statestored.engines.base import Held, Reply, Space
 from statestored.extent import Garbage
 from statestored.heavy import CallSoon
+from statestored.responses import Responses
 from statestored.writes import run_with, set_once_together
-
-if TYPE_CHECKING:
-    from statestored.connection import Connection
 
 # What is read at once: a client that sends without end gets so much, then the others have their turn.
 READ_SIZE = 2**14
@@ -44,11 +42,31 @@ GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
 KNOWN_HEADS = 2**16
 _HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
-PLAIN, NUMBERED = 3, 4  # parameters of a set: the second has options
-SIZES_OF_SETS = (PLAIN, NUMBERED)
+PLAIN, WITH_OPTIONS = 3, 4  # parameters of a set
 
-Part = tuple["Connection", int]  # of some bytes: whose they are, and where they end
-Asked = tuple["Connection", list[bytes]]  # who asks for something, and the heads of the responses to that
+
+class Asker(Protocol):
+    """A connection. caller: who asks on it; stopped: nothing more of its requests may be executed for now."""
+
+    caller: Caller
+    responses: Responses
+    stopped: bool
+
+    def run(self, head: bytes, command: Command | None, message: Any) -> bool:
+        """Execute what is neither a usual get nor a set. Returns False where it has to come again."""
+
+    def answered(self) -> None:
+        """All that came is, or waits for the disk."""
+
+    def broke_off(self, rest: memoryview | bytearray, trouble: Exception | None) -> None:
+        """So much is not answered: what came is no whole request, or no request, which is the `trouble`; or stopped."""
+
+    def abort(self) -> None:
+        """Close it at once."""
+
+
+Parts = dict[Asker, int]  # of some bytes, one after the other: whose they are, and where they end
+Asked = tuple[Asker, list[bytes]]  # who asks for something, and the heads of the responses to that
 
 
 class Intake:
@@ -59,7 +77,7 @@ class Intake:
         self._call_soon = call_soon
         self._buffer = memoryview(bytearray(TURN_SIZE))
         self._end = 0  # of what has come and is not answered yet
-        self._parts: list[Part] = []  # of that
+        self._parts: Parts = {}  # of that
         self._decoder = _new_decoder()  # between two turns nothing is left in it
         self._sets = _Sets(service)
 
@@ -71,36 +89,42 @@ class Intake:
         """What has been read into that; for who does not `add` it."""
         return self._buffer[self._end : self._end + size]
 
-    def add(self, connection: Connection, size: int) -> None:
-        """So much has been read into that: the beginning of a request, and what stands behind it."""
-        if not self._parts:
+    def add(self, connection: Asker, size: int) -> bool:
+        """So much has been read into that: the beginning of a request, and what stands behind it.
+
+        Returns False where it has to be answered by itself, for there is something of the connection already.
+        """
+        parts = self._parts
+        if not parts:
             self._call_soon(self.answer)
-        self._end += size
-        self._parts.append((connection, self._end))
+        elif connection in parts:
+            return False
+        self._end = parts[connection] = self._end + size
         if self._end > TURN_SIZE - READ_SIZE:
             self.answer()
+        return True
 
     def answer(self) -> None:
         """All that was added."""
         if self._parts:
-            parts, self._parts = self._parts, []
+            parts, self._parts = self._parts, {}
             end, self._end = self._end, 0
             self._answer(self._buffer[:end], parts)
 
-    def answer_one(self, connection: Connection, data: memoryview | bytearray) -> None:
+    def answer_one(self, connection: Asker, data: memoryview | bytearray) -> None:
         """This, at once. What was added has been answered before."""
-        self._answer(data, [(connection, len(data))])
+        self._answer(data, {connection: len(data)})
 
-    def _answer(self, data: memoryview | bytearray, parts: Sequence[Part]) -> None:
+    def _answer(self, data: memoryview | bytearray, parts: Parts) -> None:
         try:
             self._execute(data, parts)
         except BaseException:  # a fault of ours: nobody knows who was answered
             self._decoder = _new_decoder()
-            for connection, _ in parts:
+            for connection in parts:
                 connection.abort()
             raise
 
-    def _execute(self, data: memoryview | bytearray, parts: Sequence[Part]) -> None:
+    def _execute(self, data: memoryview | bytearray, parts: Parts) -> None:
         """The connections are told where that is not all of their part, or was not a get or a set."""
         service, sets, heads = self._service, self._sets, _HEADS
         # Not `for message in decoder`: its end is an exception, which costs as much as two messages.
@@ -108,7 +132,7 @@ class Intake:
         origin = start = tell()
         self._decoder.feed(data)
         gets_at_once = GETS_AT_ONCE_IF_SHORT if service.budget.used_up else GETS_AT_ONCE
-        left = iter(parts)
+        left = iter(parts.items())
         for connection, end in left:
             end += origin
             first = start
@@ -134,7 +158,11 @@ class Intake:
                         continue
                     if kind != REQUEST:
                         raise Garbage("a message is neither a request nor a notification")
-                    if command is SET and type(params) is tuple and (size := len(params)) in SIZES_OF_SETS:
+                    if (
+                        command is SET
+                        and type(params) is tuple
+                        and ((size := len(params)) == PLAIN or (size == WITH_OPTIONS and type(params[3]) is dict))
+                    ):
                         if caller.space is not sets.space or size != sets.size:
                             sets.begin(caller.space, size)
                             set_heads = []
@@ -187,7 +215,7 @@ class Intake:
         sets.execute()
 
     def _break_off(
-        self, connection: Connection, rest: memoryview | bytearray, trouble: Exception | None, *, is_alone: bool
+        self, connection: Asker, rest: memoryview | bytearray, trouble: Exception | None, *, is_alone: bool
     ) -> None:
         """Its part, where the rest begins. What the others sent is still in the decoder, which nobody can use again."""
         self._decoder = _new_decoder()

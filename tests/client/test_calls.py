@@ -100,7 +100,7 @@ def test_a_server_is_sent_what_it_knows(store: Store) -> None:
 # A failed attempt
 
 
-@pytest.mark.parametrize("method", [*WRITES, "get"])
+@pytest.mark.parametrize("method", [*sorted(WRITES), "get"])
 def test_a_lost_connection_is_no_reason_to_give_up(store: Store, method: str) -> None:
     asking = call(store, method)
     for _ in range(20):

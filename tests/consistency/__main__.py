@@ -1,7 +1,6 @@
 """`python -m tests.consistency`: exits 1 where a history is not linearizable, and shows why."""
 
 import argparse
-import secrets
 import shutil
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.command import add_seed, add_store, say
 from tests.consistency.clients import client_processes
 from tests.consistency.history import lines
 from tests.consistency.runs import Result, run
@@ -28,11 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
             result = run(of_run, clients, seed=seed, operations=options.operations, fsync=options.fsync)
             results.append(result)
             if _is_bad(result):
-                _say(f"\nFAILED in run {number}, seed {seed}; its directory is kept: {of_run}", *_explain(result), "")
+                say(f"\nFAILED in run {number}, seed {seed}; its directory is kept: {of_run}", *_explain(result), "")
             else:
                 shutil.rmtree(of_run, ignore_errors=True)
-    _say(*_summary(results))
-    _say(f"seed {options.seed}, fsync {options.fsync}, {time.monotonic() - started:.0f} seconds")
+    say(*_summary(results))
+    say(f"seed {options.seed}, fsync {options.fsync}, {time.monotonic() - started:.0f} seconds")
     if any(map(_is_bad, results)):
         return 1
     if options.directory is None:
@@ -45,9 +45,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--operations", type=int, default=2000, help="of each run (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="processes (default: %(default)s)")
-    parser.add_argument("--fsync", choices=["always", "everysec", "never"], default="always")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="default: another each time")
-    parser.add_argument("--directory", type=Path, help="for what is to be kept (default: a temporary one)")
+    add_seed(parser)
+    add_store(parser)
     options = parser.parse_args(arguments)
     if min(options.runs, options.clients) < 1 or options.operations < 2 * options.clients:
         parser.error("--runs and --clients must be at least 1, --operations twice the clients")
@@ -85,10 +84,6 @@ def _summary(results: list[Result]) -> Iterator[str]:
 
 def _row(name: str, count: int) -> str:
     return f"{name:{WIDTH}}{count:>12,}"
-
-
-def _say(*printed: str) -> None:
-    print(*printed, sep="\n", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

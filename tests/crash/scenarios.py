@@ -50,6 +50,14 @@ def writes_during_a_sync(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed:
     explorer.explore(explorer.first_life(fsync, scripts.writes_during_a_sync), picks)
 
 
+def full_during_a_sync(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed: int, picks: int) -> None:
+    explorer.explore(explorer.first_life(fsync, scripts.full_during_a_sync), picks)
+
+
+def snapshot_of_what_is_not_synced(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed: int, picks: int) -> None:
+    explorer.explore(explorer.first_life(fsync, scripts.snapshot_of_what_is_not_synced), picks)
+
+
 def pick(life: Life, rng: Random) -> Moment:
     """Any moment. It is only good for the next thing that is done with it."""
     number = rng.randrange(sum(1 for _ in moments(life)))

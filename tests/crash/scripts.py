@@ -3,13 +3,17 @@
 from contextlib import suppress
 from random import Random
 
+import pytest
+
 from statestore.errors import Unavailable
+from statestored.engines import commits
 from statestored.engines.base import Sender
 from statestored.errors import DamagedFile
 from tests.crash.workload import OTHER, SENDERS, Client, Clock, Script
 from tests.server.waiting import eventually
 
 COMMITS_IN_A_SNAPSHOT = 15
+NEVER = 3600.0  # seconds
 SESSIONS = 3  # at the same time, at most
 WRITES = ("set", "set", "large", "many", "many", "wide", "module", "all", "remove", "clear")
 WRITES += ("once", "once", "repeat", "session")
@@ -48,6 +52,38 @@ async def writes_during_a_sync(client: Client) -> None:
     client.recorder.syncs_end.set()
     await eventually(lambda: not client.recorder.syncing)
     client.set(b"cid", client.value(700))
+    await client.answered()
+
+
+async def full_during_a_sync(client: Client) -> None:
+    """For `everysec`: the sync before a new segment has not all that the old one holds."""
+    client.set(b"ann", client.value(700))
+    client.recorder.syncs_end.clear()
+    await eventually(lambda: client.recorder.syncing)
+    rotated = client.fill_segment()
+    await client.answered()
+    client.recorder.syncs_end.set()
+    await eventually(rotated)
+    client.set(b"ann", client.value())
+    await client.answered()
+
+
+async def snapshot_of_what_is_not_synced(client: Client) -> None:
+    """For `everysec`: a write comes right behind the rotation, and it is the snapshot alone that has it synced."""
+    client.set(b"ann", client.value())
+    await client.answered()
+    await client.marked()
+    rotate = client.engine.commits.rotate
+
+    async def rotate_and_write() -> tuple[int, int]:
+        rotated = await rotate()
+        client.set(b"ann", client.value())
+        return rotated
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commits, "SYNC_EVERY", NEVER)
+        patch.setattr(client.engine.commits, "rotate", rotate_and_write)
+        await client.snapshot()
     await client.answered()
 
 

@@ -136,6 +136,12 @@ class Client:
         for session in self.sessions:
             self.repeat(session)
 
+    def fill_segment(self) -> Callable[[], bool]:
+        """Returns what says whether the journal goes on in another one."""
+        before = self.directory.segments()
+        self.set_many({sender: self.value(journal.SEGMENT_SIZE // 4) for sender in SENDERS[:4]})
+        return lambda: self.directory.segments() != before
+
     def value(self, size: int = 0) -> bytes:
         """One that was never used before, of about this size, in which no sector is like another."""
         self._values += 1
@@ -157,9 +163,7 @@ class Client:
 
     async def rotated(self) -> None:
         """The journal goes on in another segment, since the last one is full."""
-        before = self.directory.segments()
-        self.set_many({sender: self.value(journal.SEGMENT_SIZE // 4) for sender in SENDERS[:4]})
-        await eventually(lambda: self.directory.segments() != before)
+        await eventually(self.fill_segment())
 
     async def writable(self) -> None:
         """Writes are taken again."""

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import resource
-import secrets
 import sys
 import time
 from functools import partial
@@ -13,6 +12,7 @@ from typing import NoReturn
 
 import structlog
 
+from tests.command import add_seed, say
 from tests.fuzz.driver import Run, at_random, fuzz
 from tests.fuzz.guided import fuzz_guided
 from tests.fuzz.targets import TARGETS
@@ -26,23 +26,23 @@ def main(arguments: list[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     if options.replay is not None:
         TARGETS[options.targets[0]](bytes.fromhex(options.replay))
-        _say("nothing is wrong with it")
+        say("nothing is wrong with it")
         return 0
     failed = False
     for name in options.targets or TARGETS:
         more = " --guided" if options.guided else ""
-        _say(f"python -m tests.fuzz {name} --inputs {options.inputs} --seed {options.seed}{more}")
+        say(f"python -m tests.fuzz {name} --inputs {options.inputs} --seed {options.seed}{more}")
         if options.guided:
-            fuzz_guided(TARGETS[name], options.inputs, options.seed, _say, partial(_finish, name))
-        run = fuzz(TARGETS[name], at_random(Random(f"{options.seed}/{name}")), options.inputs, _say)
-        _say(*_summary(name, run))
+            fuzz_guided(TARGETS[name], options.inputs, options.seed, say, partial(_finish, name))
+        run = fuzz(TARGETS[name], at_random(Random(f"{options.seed}/{name}")), options.inputs, say)
+        say(*_summary(name, run))
         failed = failed or bool(run.faults)
     return int(failed)
 
 
 def _finish(name: str, run: Run) -> NoReturn:
     """The fuzzer that is guided never returns."""
-    _say(*_summary(name, run))
+    say(*_summary(name, run))
     os._exit(int(bool(run.faults)))
 
 
@@ -62,7 +62,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--inputs", type=int, default=10_000, help="for each of them (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="default: another each time")
+    add_seed(parser)
     parser.add_argument("--guided", action="store_true", help="by what the code does with them; needs atheris")
     parser.add_argument("--replay", metavar="HEX", help="this input alone")
     options = parser.parse_args(arguments)
@@ -73,10 +73,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     if options.guided and len(options.targets) != 1:
         parser.error("--guided is for one target")
     return options
-
-
-def _say(*lines: str) -> None:
-    print(*lines, sep="\n", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

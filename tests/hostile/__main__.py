@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from tests.certificates import Authority
+from tests.command import say
 from tests.daemon import Daemon
 from tests.hostile.attack import ENVIRONMENT, Outcome, attack, fill
 from tests.hostile.bystander import Latency
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             fill(daemon)
             beside = daemon.unix_address if kind == HALF_SECURE else None
             outcome = attack(daemon, {kind: count}, seconds=seconds, calm=CALM, beside=beside)
-            _say(*_lines(f"{kind}, {count} clients, {seconds:g} s", outcome))
+            say(*_lines(f"{kind}, {count} clients, {seconds:g} s", outcome))
             failed = daemon.stop() != 0 or failed or outcome.memory_growth > MAX_GROWTH
     return int(failed)
 
@@ -84,10 +85,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     if unknown := set(options.kinds) - set(KINDS):
         parser.error(f"there is no kind {', '.join(sorted(unknown))}")
     return options
-
-
-def _say(*lines: str) -> None:
-    print(*lines, sep="\n", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

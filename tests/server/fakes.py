@@ -4,7 +4,6 @@ import asyncio
 import errno
 import threading
 from asyncio import Future
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -252,10 +251,48 @@ async def some_turns() -> None:
         await asyncio.sleep(0)
 
 
-class Wire(asyncio.Transport):
-    """A connection's transport, and the client behind it: reads what it is sent when the test says so."""
+class Loop:
+    """Turns when it is told to. As libuv's, it reads from one socket again and again, as long as something is there and
+    nobody stops it.
+    """
 
-    def __init__(self, service: Service, *, high_water: int = 65536, connections: Connections | None = None) -> None:
+    READS = 32  # from one socket, before the next has its turn
+
+    def __init__(self) -> None:
+        self.wires: list[Wire] = []
+        self._soon: list[Callable[[], None]] = []
+        self.intake: Intake | None = None  # of all connections
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def turn(self) -> None:
+        for wire in self.wires:
+            for _ in range(self.READS):
+                wire.deliver()
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            callback()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._soon) or any(wire.can_deliver for wire in self.wires)
+
+
+class Wire(asyncio.Transport):
+    """A connection's transport, and the client behind it: reads what it is sent when the test says so.
+
+    With a `loop` that it shares with others, it turns when that does; without, until there is nothing left to do.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        high_water: int = 65536,
+        connections: Connections | None = None,
+        loop: Loop | None = None,
+    ) -> None:
         super().__init__()
         self._high_water = high_water
         self._unsent = bytearray()
@@ -266,16 +303,19 @@ class Wire(asyncio.Transport):
         self._is_reading_paused = False
         self.writes = 0
         self.connections = Connections() if connections is None else connections
-        self._turns: deque[Callable[[], None]] = deque()
-        intake = Intake(service, self._turns.append)
-        self.connection = Connection(service, self.connections, intake, self._turns.append)
+        self._loop = Loop() if loop is None else loop
+        self._has_own_loop = loop is None
+        self._loop.wires.append(self)
+        call_soon = self._loop.call_soon
+        intake = self._loop.intake = self._loop.intake or Intake(service, call_soon)
+        self.connection = Connection(service, self.connections, intake, call_soon)
         self.connection.connection_made(self)
 
     # The client's side
 
     def send(self, *parts: bytes) -> None:
         self._unsent += b"".join(parts)
-        self._deliver()
+        self._turn()
 
     def ask(self, *parts: bytes) -> list[Any]:
         """What is answered to exactly this."""
@@ -292,8 +332,13 @@ class Wire(asyncio.Transport):
             if self._is_paused:
                 self._is_paused = False
                 self.connection.resume_writing()
-            self._deliver()
+            self._turn()
         return messages(bytes(self._read))
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the connection has not taken yet."""
+        return len(self._unsent)
 
     @property
     def unread(self) -> int:
@@ -310,16 +355,24 @@ class Wire(asyncio.Transport):
             self.connections.watch.tick()
             self.connection._budget.tick()
 
-    def _deliver(self) -> None:
-        while (self._unsent and not (self._is_reading_paused or self._closing)) or self._turns:
-            if self._turns:
-                self._turns.popleft()()
-                continue
+    # The loop's side
+
+    @property
+    def can_deliver(self) -> bool:
+        return bool(self._unsent) and not (self._is_reading_paused or self._closing)
+
+    def deliver(self) -> None:
+        """So much as is read at once."""
+        if self.can_deliver:
             buffer = self.connection.get_buffer(-1)
             size = min(len(self._unsent), len(buffer))
             buffer[:size] = self._unsent[:size]
             del self._unsent[:size]
             self.connection.buffer_updated(size)
+
+    def _turn(self) -> None:
+        while self._has_own_loop and self._loop.is_busy:
+            self._loop.turn()
 
     # The connection's side
 

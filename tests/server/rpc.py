@@ -29,6 +29,18 @@ def code_of(error: str | None) -> str:
     return "" if error is None else error.partition(": ")[0]
 
 
+def ok(msgid: int, result: Any) -> list[Any]:
+    return [1, msgid, None, result]
+
+
+def error_of(answer: list[Any]) -> str:
+    """Its code. A plain string is what other clients understand."""
+    kind, _, error, result = answer
+    assert (kind, result) == (1, None)
+    assert isinstance(error, str)
+    return code_of(error)
+
+
 class RawClient:
     """A connection on which anything can be sent.
 

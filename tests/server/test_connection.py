@@ -27,7 +27,7 @@ from statestored.commands import Caller, Role, Service
 from statestored.connection import Connections
 from statestored.datadir import DataDirectory
 from statestored.engines import embedded
-from statestored.engines.base import START, Counts, Held
+from statestored.engines.base import START, Held
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.journal import Journal
@@ -39,12 +39,13 @@ from tests.server.fakes import (
     HeldCommit,
     HoldingEngine,
     LaterEngine,
+    Loop,
     Wire,
     engine_without_files,
     make_service,
     some_turns,
 )
-from tests.server.rpc import RawClient, code_of, request
+from tests.server.rpc import RawClient, code_of, error_of, ok, request
 from tests.server.waiting import eventually, wait_until
 from tests.tokenfile import TokenFile
 
@@ -94,18 +95,6 @@ def wire(service: Service) -> Wire:
     return Wire(service)
 
 
-def ok(msgid: int, result: Any) -> list[Any]:
-    return [1, msgid, None, result]
-
-
-def error_of(answer: list[Any]) -> str:
-    """Its code. A plain string is what other clients understand."""
-    kind, _, error, result = answer
-    assert (kind, result) == (1, None)
-    assert isinstance(error, str)
-    return code_of(error)
-
-
 def state(service: Service, module: str = ANN[0], sender: str = ANN[1]) -> bytes:
     return service.engine.space(b"default").get(module.encode(), sender.encode())  # type: ignore[return-value]
 
@@ -130,9 +119,11 @@ def test_names_and_texts_may_come_as_bin(wire: Wire) -> None:
 
 
 def test_a_pipeline_is_answered_in_order_and_in_one_write(wire: Wire) -> None:
+    wire.ask(request(1, "set", *ANN, "A"))
+    before = wire.writes
     gets = [request(number, "get", *ANN) for number in range(100)]
-    assert wire.ask(request(1, "set", *ANN, "A"), *gets) == [ok(1, None), *(ok(number, "A") for number in range(100))]
-    assert wire.writes == 1
+    assert wire.ask(*gets, request(1, "ping")) == [*(ok(number, "A") for number in range(100)), ok(1, None)]
+    assert wire.writes == before + 1
 
 
 HEAVY = {
@@ -649,13 +640,12 @@ def test_a_held_answer_leaves_when_the_commit_is_durable_and_not_before(holding:
     assert wire.read() == [ok(1, "A")]
 
 
-def test_all_that_is_held_for_one_commit_leaves_in_one_write(holding: HoldingEngine) -> None:
+def test_all_that_is_held_for_one_commit_leaves_with_it(holding: HoldingEngine) -> None:
     wire = Wire(make_service(holding))
     wire.send(*[set_(number) for number in (5, 70_000, 3, 2**32 - 1)])
     wire.send(set_(6))
     holding.commit.settle()
     assert wire.read() == [ok(number, None) for number in (5, 70_000, 3, 2**32 - 1, 6)]
-    assert wire.writes == 1
 
 
 def test_answers_that_need_not_wait_overtake(holding: HoldingEngine) -> None:
@@ -840,7 +830,6 @@ def test_after_something_heavy_that_is_held_others_have_their_turn(holding: Hold
     assert wire.read() == [ok(3, None)]
     holding.commit.settle()
     assert wire.read()[1:] == [ok(number, []) for number in range(3)]
-    assert wire.writes == 2
 
 
 async def test_no_client_sees_a_write_before_the_sync_has_returned(
@@ -869,7 +858,7 @@ async def test_no_client_sees_a_write_before_the_sync_has_returned(
     directory.close()
 
 
-# Sessions of clients
+# Connections of clients
 
 
 def once(msgid: int, seq: int, state: str, oldest: int = 1) -> bytes:
@@ -1191,7 +1180,7 @@ def test_whoever_waits_for_the_budget_goes_on_when_there_is_room() -> None:
     one.send(call[:-10])
     other.send(call)  # its second half is not read
     assert other.read() == []
-    assert other._unsent
+    assert other.unsent
     one.send(call[-10:])
     assert one.read() == [ok(1, None)]
     assert other.ask() == [ok(1, None)]
@@ -1207,35 +1196,54 @@ def test_where_all_wait_for_each_other_the_greediest_goes(tight: Service) -> Non
     assert tight.dropped["no_buffers"] == dropped + 1
 
 
-# One heavy thing in a turn
+# Fairness, in turns of the loop
+
+GET = request(1, "get", *ANN)
+SCAN = request(1, "scan", None, None, None, None)
+A_READ_OF_GETS = connection_module.READ_SIZE // len(GET) + 1
+# What some send without end, and how many calls may be executed for all of them in a turn.
+WITHOUT_END = {
+    "gets": (GET, A_READ_OF_GETS),
+    "sets": (request(1, "set", *ANN, "A"), A_READ_OF_GETS),
+    "scans": (SCAN, 1),
+    "scans among gets": (GET * 100 + SCAN, 2 * 101),  # of one who had the turn before, too
+    "large ones": (request(1, "set_many", [[*ANN, "A" * 900]] * 100), 1),
+    "what is not answered": (msgpack.packb([2, "x", ["y" * 100]]), 0),
+}
+
+
+@pytest.mark.parametrize(("asked", "at_once"), WITHOUT_END.values(), ids=WITHOUT_END)
+def test_who_asks_for_little_is_answered_in_the_same_turn(service: Service, asked: bytes, at_once: int) -> None:
+    """L6: whatever others ask for without end; and all of these are served."""
+    loop, connections, turns = Loop(), Connections(), 30
+    floods = [Wire(service, high_water=2**30, connections=connections, loop=loop) for _ in range(3)]
+    other = Wire(service, connections=connections, loop=loop)
+    sent = asked * (turns * connection_module.READ_SIZE // len(asked) + 1)
+    for flood in floods:
+        flood.send(sent)
+    for turn in range(turns):
+        calls, unsent = sum(service.calls.values()), [flood.unsent for flood in floods]
+        other.send(request(turn, "get", "lists", "ben"))
+        loop.turn()
+        assert other.read()[turn:] == [ok(turn, "START")]
+        # In the first turn he who comes first is served, and then he who waited.
+        assert sum(service.calls.values()) - calls <= at_once * (2 if turn == 0 else 1) + 1
+        for flood, before in zip(floods, unsent, strict=True):
+            assert before - flood.unsent <= connection_module.READ_SIZE
+    answers = [flood.unread for flood in floods]
+    assert 2 * min(answers) >= max(answers)
+    assert (max(answers) > 0) == (at_once > 0)
 
 
 def test_heavy_requests_of_all_clients_take_turns(service: Service) -> None:
     """L6."""
-    connections = Connections()
-    wires = [Wire(service, connections=connections) for _ in range(5)]
-    calls: list[int] = []
-    service.engine.space(b"default").count = lambda *_: calls.append(len(calls)) or Counts(0, [], 0)  # type: ignore
+    loop, connections = Loop(), Connections()
+    wires = [Wire(service, connections=connections, loop=loop) for _ in range(5)]
     for wire in wires:
-        wire._is_reading_paused = True
-        wire.send()
-        wire._is_reading_paused = False
-    # All of them are heard before the first turn ends.
-    for wire in wires:
-        data = request(1, "count", None, None)
-        wire.connection.get_buffer(-1)[: len(data)] = data
-        wire.connection.buffer_updated(len(data))
-    assert len(calls) == 1
-    for expected in range(2, 6):
-        for wire in wires:
-            for _ in range(len(wire._turns)):
-                wire._turns.popleft()()
-        assert len(calls) >= expected - 1
-    for _ in range(10):
-        for wire in wires:
-            wire.send()
-    assert len(calls) == 5
-    assert [len(wire.read()) for wire in wires] == [1] * 5
+        wire.send(SCAN)
+    for turn in range(1, 6):
+        loop.turn()
+        assert [len(wire.read()) for wire in wires] == [1] * turn + [0] * (5 - turn)
 
 
 # The end
@@ -1252,12 +1260,11 @@ def test_a_draining_session_says_so_and_changes_nothing(wire: Wire, service: Ser
 
 def test_sessions_say_when_the_last_one_has_gone(service: Service) -> None:
     wire = Wire(service)
-    other = connection_module.Connection(service, wire.connections, lambda _: None)
-    other.connection_made(wire)
+    other = Wire(service, connections=wire.connections)
     assert service.connections == 2
     wire.hang_up()
     assert not wire.connections.emptied.is_set()
-    other.connection_lost(None)
+    other.hang_up()
     assert wire.connections.emptied.is_set()
     assert (service.connections, service.connections_total) == (0, 2)
 

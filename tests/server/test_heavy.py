@@ -1,23 +1,7 @@
 """One heavy thing in a turn of the loop, and everybody in turn."""
 
-from collections.abc import Callable
-
 from statestored.heavy import HeavyTurns
-
-
-class Loop:
-    """Turns when it is told to."""
-
-    def __init__(self) -> None:
-        self._soon: list[Callable[[], None]] = []
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self._soon.append(callback)
-
-    def turn(self) -> None:
-        soon, self._soon = self._soon, []
-        for callback in soon:
-            callback()
+from tests.server.fakes import Loop
 
 
 class Client:

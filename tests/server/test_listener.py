@@ -154,16 +154,6 @@ async def test_closing_tells_clients_that_nothing_more_is_done(monkeypatch: pyte
     assert service.engine.space(b"default").get(b"lists", b"ann") == b"START"
 
 
-async def test_closing_ends_connections_that_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "DRAIN", 0.01)
-    async with listening(ANY_PORT) as (address,):
-        reader, writer = await connect(address)
-        writer.write(request(1, "ping"))
-        await reader.readexactly(len(PONG))
-    assert await reader.read() == b""
-    writer.close()
-
-
 @asynccontextmanager
 async def stuck_client(address: Address, service: Service) -> AsyncIterator[socket.socket]:
     """A client that has asked for more than all buffers on the way hold, and has read nothing yet."""
@@ -171,15 +161,20 @@ async def stuck_client(address: Address, service: Service) -> AsyncIterator[sock
     with socket.create_connection((address.host, address.port)) as client:
         client.setblocking(False)
         client.send(request(1, "scan", None, None, None, None) * SCANS)
-        answered = [-1] * 20
-
-        def is_stuck() -> bool:
-            answered.append(service.calls[b"scan"])
-            return 0 < answered[-20] == answered[-1]
-
-        await eventually(is_stuck)
+        await no_more_scans(service)
         assert service.calls[b"scan"] < SCANS
         yield client
+
+
+async def no_more_scans(service: Service) -> None:
+    """For a while: whoever asked for them does not take the answers."""
+    answered = [-1] * 20
+
+    def is_stuck() -> bool:
+        answered.append(service.calls[b"scan"])
+        return 0 < answered[-20] == answered[-1]
+
+    await eventually(is_stuck)
 
 
 async def read_all(client: socket.socket) -> bytes:
@@ -195,15 +190,20 @@ def service_with_long_pages() -> Service:
     return service
 
 
-async def test_closing_gives_clients_time_to_read_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when a session was told to close. The listener soon does so, and is patient then."""
+    closed, close = asyncio.Event(), Connection.close
+    monkeypatch.setattr(Connection, "close", lambda session: (close(session), closed.set()))
     monkeypatch.setattr(listener_module, "DRAIN", 0.01)
     monkeypatch.setattr(listener_module, "PATIENCE", 10)
+    return closed
+
+
+async def test_closing_gives_clients_time_to_read_what_was_answered(closed: asyncio.Event) -> None:
     service = service_with_long_pages()
     listener = Listener(service)
     (address,) = await listener.listen([ANY_PORT])
-    closed = asyncio.Event()
-    close = Connection.close
-    monkeypatch.setattr(Connection, "close", lambda connection: (close(connection), closed.set()))
     async with stuck_client(address, service) as client:
         closing = asyncio.create_task(listener.close())
         await closed.wait()
@@ -216,21 +216,14 @@ async def test_closing_gives_clients_time_to_read_what_was_answered(monkeypatch:
     assert sum(error is None for _, _, error, _ in whole) == service.calls[b"scan"]
 
 
-async def test_closing_waits_for_answers_that_are_held_until_the_disk_has_their_writes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_closing_waits_for_answers_that_are_held_until_the_disk_has_their_writes(closed: asyncio.Event) -> None:
     """O1: what is written is acknowledged."""
-    monkeypatch.setattr(listener_module, "DRAIN", 0.01)
-    monkeypatch.setattr(listener_module, "PATIENCE", 10)
     engine = HoldingEngine()
     listener = Listener(make_service(engine))
     (address,) = await listener.listen([ANY_PORT])
     reader, writer = await connect(address)
     writer.write(request(1, "set", "lists", "ann", "A"))
     await eventually(lambda: engine.asked)
-    closed = asyncio.Event()
-    close = Connection.close
-    monkeypatch.setattr(Connection, "close", lambda connection: (close(connection), closed.set()))
     closing = asyncio.create_task(listener.close())
     await closed.wait()
     engine.commit.settle()
@@ -364,13 +357,7 @@ async def test_a_client_that_does_not_read_is_not_answered_on_over_tls(authority
     async with listening(ANY_PORT, service=service) as (address,):
         reader, writer = await connect_by_tls(address, authority, limit=1024)
         writer.write(request(1, "scan", None, None, None, None) * SCANS)
-        answered = [-1] * 20
-
-        def is_stuck() -> bool:
-            answered.append(service.calls[b"scan"])
-            return 0 < answered[-20] == answered[-1]
-
-        await eventually(is_stuck)
+        await no_more_scans(service)
         assert service.calls[b"scan"] < SCANS / 2
         unpacker = msgpack.Unpacker(max_buffer_size=0)
         came = 0
@@ -436,12 +423,13 @@ async def test_a_connection_that_has_ended_leaves_nothing_behind(
             gc.enable()
 
 
-async def test_closing_ends_tls_connections_too(
-    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("with_tls", [False, True])
+async def test_closing_ends_connections_that_are_idle(
+    authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch, with_tls: bool
 ) -> None:
     monkeypatch.setattr(listener_module, "DRAIN", 0.01)
-    async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
-        reader, writer = await connect_by_tls(address, authority)
+    async with listening(ANY_PORT, service=make_service(tls=tls if with_tls else None)) as (address,):
+        reader, writer = await (connect_by_tls(address, authority) if with_tls else connect(address))
         writer.write(request(1, "ping"))
         await reader.readexactly(len(PONG))
     assert await reader.read() == b""

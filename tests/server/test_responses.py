@@ -8,9 +8,10 @@ import msgpack
 import pytest
 
 from statestore.errors import Forbidden, Unavailable
+from statestored.budget import OWN
 from statestored.commands import NIL, Service
 from statestored.engines.base import Held
-from statestored.responses import LARGE_REPLY, Responses
+from statestored.responses import LARGE_REPLY, MAX_HELD, Responses
 from tests.server.fakes import HeldCommit, make_service
 from tests.server.rpc import code_of, messages
 
@@ -90,17 +91,26 @@ def test_what_is_held_leaves_with_its_commit(responses: Responses, client: Clien
     one, other = HeldCommit(), HeldCommit()
     responses.add(head(1), held(one, "A"))
     responses.add(head(2), held(other, "B"))
-    responses.add_same([head(3), head(4)], held(other))
     responses.add(head(5), held(one, "C"))
     responses.flush()
     assert client.writes == []
-    assert responses.held == 5
+    assert responses.held == 3
     other.settle()
-    assert client.read() == [[1, 2, None, "B"], [1, 3, None, None], [1, 4, None, None]]
+    assert client.read() == [[1, 2, None, "B"]]
     assert responses.held == 2
     assert left
     one.settle()
-    assert client.read()[3:] == [[1, 1, None, "A"], [1, 5, None, "C"]]
+    assert client.read()[1:] == [[1, 1, None, "A"], [1, 5, None, "C"]]
+    assert (responses.held, responses.waiting) == (0, 0)
+
+
+def test_several_that_are_held_leave_in_one_write(responses: Responses, client: Client) -> None:
+    heads = [head(1), head(2**32 - 1)]
+    responses.hold(heads)
+    assert (responses.held, responses.waiting) == (2, 1)
+    responses.let_go(heads, held(HeldCommit(), "A"), None)
+    assert client.read() == [[1, 1, None, "A"], [1, 2**32 - 1, None, "A"]]
+    assert len(client.writes) == 1
     assert (responses.held, responses.waiting) == (0, 0)
 
 
@@ -109,21 +119,40 @@ def test_where_the_commit_is_taken_back_each_gets_the_error(
 ) -> None:
     """D6."""
     commit = HeldCommit()
-    responses.add_same([head(1), head(2**32 - 1)], held(commit))
     responses.add(head(3), held(commit, "A"))
     responses.flush()
     commit.settle(Unavailable("full"))
+    responses.hold([head(1), head(2**32 - 1)])
+    responses.let_go([head(1), head(2**32 - 1)], held(commit), Unavailable("full"))
     assert [(answer[1], code_of(answer[2]), answer[3]) for answer in client.read()] == [
-        (number, "unavailable", None) for number in (1, 2**32 - 1, 3)
+        (number, "unavailable", None) for number in (3, 1, 2**32 - 1)
     ]
     assert service.errors == {"unavailable": 3}
     assert left
 
 
-def test_the_same_for_several_that_need_not_wait(responses: Responses, client: Client) -> None:
-    responses.add_same([head(1), head(2)], NIL)
-    responses.flush()
-    assert client.read() == [[1, 1, None, None], [1, 2, None, None]]
+def test_what_is_kept_counts_until_nothing_waits(responses: Responses) -> None:
+    responses.keep(100)
+    assert responses.held_bytes == 0
+    heads = [head(1)]
+    responses.keep(70)
+    responses.hold(heads)
+    responses.keep(30)
+    assert responses.held_bytes == 100
+    responses.let_go(heads, held(HeldCommit()), None)
+    assert responses.held_bytes == 0
+
+
+def test_it_says_when_much_is_held(responses: Responses) -> None:
+    assert not responses.hold([head(1)] * MAX_HELD)
+    assert responses.hold([head(1)])
+
+
+def test_bytes_are_much_too(responses: Responses) -> None:
+    responses.keep(OWN)
+    assert not responses.hold([head(1)])
+    responses.keep(1)
+    assert responses.hold([head(1)])
 
 
 async def test_what_comes_later_leaves_when_it_comes(responses: Responses, client: Client) -> None:

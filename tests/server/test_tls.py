@@ -1,6 +1,7 @@
 """Which certificates are taken, which are refused and with what words, and how they are read anew."""
 
 import gc
+import shutil
 import ssl
 import subprocess
 from pathlib import Path
@@ -24,6 +25,12 @@ def server(authority: Authority) -> Identity:
     return authority.issue("server")
 
 
+@pytest.fixture
+def client_ca(authority: Authority, tmp_path: Path) -> Path:
+    """A file of its own, which may be exchanged."""
+    return Path(shutil.copy(authority.certificate, tmp_path / "clients.pem"))
+
+
 def files(identity: Identity, client_ca: Path | None = None) -> TlsFiles:
     return TlsFiles(identity.certificate, identity.key, client_ca)
 
@@ -36,11 +43,11 @@ def client_context(authority: Authority, own: Identity | None = None) -> ssl.SSL
 
 
 class Pair:
-    """A client and a server that talk in memory."""
+    """A client and a server that talk in memory. The client may come with a `session` of before."""
 
-    def __init__(self, tls: ServerTls, client: ssl.SSLContext) -> None:
+    def __init__(self, tls: ServerTls, client: ssl.SSLContext, session: ssl.SSLSession | None = None) -> None:
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.client = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+        self.client = client.wrap_bio(to_client, to_server, server_hostname="localhost", session=session)
         self.server = tls.wrap_bio(to_server, to_client, server_side=True)
 
     def shake_hands(self) -> str:
@@ -186,10 +193,10 @@ def test_a_new_certificate_is_for_new_connections(authority: Authority, server: 
     assert before.server.read() == b"still there"
 
 
-def test_new_authorities_are_for_new_connections(authority: Authority, server: Identity, tmp_path: Path) -> None:
+def test_new_authorities_are_for_new_connections(
+    authority: Authority, server: Identity, client_ca: Path, tmp_path: Path
+) -> None:
     """Also for a client that comes with a session of before: it is not resumed."""
-    client_ca = tmp_path / "clients.pem"
-    client_ca.write_bytes(authority.certificate.read_bytes())
     tls = ServerTls(files(server, client_ca))
     client = client_context(authority, authority.issue("client"))
     client.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -197,21 +204,15 @@ def test_new_authorities_are_for_new_connections(authority: Authority, server: I
     other = Authority(tmp_path, "other")
     client_ca.write_bytes(other.certificate.read_bytes())
     tls.read()
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    pair = Pair(tls, client)
-    pair.client = client.wrap_bio(to_client, to_server, server_hostname="localhost", session=session)
-    pair.server = tls.wrap_bio(to_server, to_client, server_side=True)
     with pytest.raises(ssl.SSLError):
-        pair.shake_hands()
+        Pair(tls, client, session).shake_hands()
     assert tls.failures == 1
 
 
 @pytest.mark.parametrize("broken", ["certificate", "key", "authority", "missing"])
 def test_what_cannot_be_read_changes_nothing(
-    authority: Authority, server: Identity, tmp_path: Path, broken: str
+    authority: Authority, server: Identity, client_ca: Path, broken: str
 ) -> None:
-    client_ca = tmp_path / "clients.pem"
-    client_ca.write_bytes(authority.certificate.read_bytes())
     client = client_context(authority, authority.issue("client"))
     tls = ServerTls(files(server, client_ca))
     before = shake_hands(tls, client).serial_number()
