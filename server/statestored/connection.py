@@ -129,7 +129,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._connections.drop_a_stranger()
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._intake.answer()
+        self._intake.forget(self)
         if self in self._connections:
             self._connections.remove(self)
             self._budget.forget(self)
