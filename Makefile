@@ -19,7 +19,7 @@ run: $(VENV)/server ## Start the daemon on 127.0.0.1:7828, states in ~/.local/st
 
 test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 torture: $(VENV)/dev ## The long tests: kills, interrupts, histories, real mail, fuzzed input, hostile clients
 	tests/install-tools.sh

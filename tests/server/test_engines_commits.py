@@ -116,7 +116,8 @@ async def kept_up(run: Running) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(how, asyncio.CancelledError) for how in ended), ended
 
 
 def effect(sender: bytes, state: bytes = b"POSTING") -> Effect:
