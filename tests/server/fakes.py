@@ -218,9 +218,10 @@ class Disk:
         self.error = None
 
     def _write(self, file: BinaryIO, data: bytes, offset: int) -> None:
-        if self.error is not None:
+        error = self.error  # the test may make room at any moment
+        if error is not None:
             self._write_at(file, data[: len(data) // 2], offset)
-            raise self.error
+            raise error
         self._write_at(file, data, offset)
 
 
