@@ -136,7 +136,7 @@ class Intake:
         try:
             self._execute(data, parts)
         except BaseException:  # a fault of ours: nobody knows who was answered
-            self._decoder = _new_decoder()
+            self._decoder, self._sets = _new_decoder(), _Sets(self._service)
             for connection in parts:
                 connection.abort()
             raise

@@ -1047,6 +1047,16 @@ async def test_where_nothing_can_be_written_none_ends(tmp_path: Path, monkeypatc
         await eventually(lambda: engine.info()["sessions"] == 0)
 
 
+async def test_where_much_is_remembered_writes_are_looked_at_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as engine:
+        session = await new_session(engine)
+        monkeypatch.setattr(embedded_module, "MAX_ANSWERS", 0)
+        assert engine.once_together([(session, 1, 1)], put_ann(b"A")) is None
+        assert space(engine).get(*ANN) == START
+
+
 async def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose share is used up has to say first that it has its answers; nobody else notices."""
     monkeypatch.setattr(embedded_module, "MAX_ANSWERS", 1500)

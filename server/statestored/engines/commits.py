@@ -175,6 +175,7 @@ class GroupCommit:
         """When the loop has heard everybody who has sent something."""
         if not self._flush_is_near:
             self._flush_is_near = True
+            # What the loop hears in one turn is executed at its end. A batch that is to be synced waits for that once.
             if self._fsync is Fsync.ALWAYS:
                 self._loop.call_soon(self._loop.call_soon, self._flush)
             else:
