@@ -18,7 +18,7 @@ from statestore import AsyncRemoteStorage, RemoteStorage
 from statestore.base import START, Swap
 from statestore.errors import Unavailable, Uncertain
 from statestored.datadir import DataDirectory
-from statestored.engines.base import Held, Number
+from statestored.engines.base import Held
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.journal import Journal
@@ -445,7 +445,7 @@ def test_what_was_remembered_is_not_told_before_it_is_durable(tmp_path: Path, mo
         session = engine.open_session(0)
         assert isinstance(session, Held)
         await engine.commits.durable()
-        number, space = Number(session.value, 1, 1), engine.space(b"default")
+        number, space = (session.value, 1, 1), engine.space(b"default")
         with syncs:
             first, again = (engine.once(number, lambda: _packed(space.set(b"m", b"ann", b"x"))) for _ in range(2))
             assert isinstance(first, Held)

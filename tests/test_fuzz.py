@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from statestored import connection
+from statestored import intake
 from statestored.datadir import IDENTITY
 from statestored.errors import DamagedFile
 from statestored.framing import HEADER_SIZE
+from statestored.responses import Responses
 from tests.fuzz import __main__ as command
 from tests.fuzz import driver
 from tests.fuzz.connections import connection_messages
@@ -202,12 +203,12 @@ def fails(name: str, *, inputs: int = 60) -> Run:
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "get", lambda _caller, _module, _sender: b"\xa1X")
+    monkeypatch.setattr(intake, "get", lambda _caller, _module, _sender: b"\xa1X")
     assert fails("connection_messages").faults
 
 
 def test_an_answer_that_does_not_come_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection.Responses, "refuse", lambda *_: None)
+    monkeypatch.setattr(Responses, "refuse", lambda *_: None)
     assert fails("connection_messages").faults
 
 
@@ -215,7 +216,7 @@ def test_the_command_says_what_failed_and_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command.resource, "setrlimit", lambda *_: None)
-    monkeypatch.setattr(connection, "get", lambda _caller, _module, _sender: b"\xa1X")
+    monkeypatch.setattr(intake, "get", lambda _caller, _module, _sender: b"\xa1X")
     assert command.main(["connection_messages", "--inputs", "60", "--seed", "1"]) == 1
     output = capsys.readouterr().out
     assert "\nFAILED: " in output

@@ -1,13 +1,13 @@
 """Faults of the daemon and of the client. Each puts one in; the tests must notice (K3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from statestore.calls import Call
 from statestore.connection import Connection
-from statestore.pool import Place
+from statestore.pool import Place, Question
 from statestore.protocol import ClientProtocol, Response, Welcome
 from statestore.session import Session
 from statestored import writes
@@ -31,6 +31,7 @@ def nothing_remembered(patch: Patch) -> None:
         return write()
 
     patch.setattr(EmbeddedEngine, "once", once)
+    patch.setattr(EmbeddedEngine, "once_together", once)
 
 
 def done_not_replayed(patch: Patch) -> None:
@@ -56,17 +57,13 @@ def done_told_before_durable(patch: Patch) -> None:
 
 
 def writes_without_effect_not_remembered(patch: Patch) -> None:
-    once = EmbeddedEngine.once
+    remember = EmbeddedEngine._remember
 
-    def once_and_forget(engine: EmbeddedEngine, number: Number, write: Callable[[], Reply]) -> Reply:
-        changes = engine.states.changes
-        reply = once(engine, number, write)
-        session = engine.states.sessions.get(number.session)
-        if session is not None and engine.states.changes == changes:
-            session.done.pop(number.seq, None)
-        return reply
+    def remember_changes(engine: EmbeddedEngine, numbers: Sequence[Number], reply: Reply, *, changed: bool) -> None:
+        if changed:
+            remember(engine, numbers, reply, changed=True)
 
-    patch.setattr(EmbeddedEngine, "once", once_and_forget)
+    patch.setattr(EmbeddedEngine, "_remember", remember_changes)
 
 
 def oldest_not_remembered(patch: Patch) -> None:
@@ -86,6 +83,8 @@ def not_after_ignored(patch: Patch) -> None:
         return run_with(caller, command, params, {name: options[name] for name in options if name != writes.NOT_AFTER})
 
     patch.setattr("statestored.connection.run_with", run_whenever)
+    patch.setattr("statestored.intake.run_with", run_whenever)
+    patch.setattr("statestored.intake.set_once_together", lambda *_: None)
 
 
 def heads_swapped(patch: Patch) -> None:
@@ -133,18 +132,20 @@ def oldest_passes_the_unanswered(patch: Patch) -> None:
 
 def reply_taken_by_whoever_is_next(patch: Patch) -> None:
     """A connection goes on after an interrupted call, and nobody looks at the id of what comes."""
-    receive, call, kept = ClientProtocol.receive, Place.call, list[Connection]()
+    receive, ask, kept = ClientProtocol.receive, Place.ask, list[Connection]()
 
     def receive_whatever(protocol: ClientProtocol, data: bytes) -> Response | None:
         response = receive(protocol, data)
         return response and Response(protocol._last_msgid, response.error, response.result)
 
-    def call_on_kept(place: Place, connection: Connection, *rest: Any) -> Response:
-        return call(place, kept.pop() if kept else connection, *rest)
+    def ask_on_kept(place: Place, question: Question) -> Response | None:
+        if kept and place.connection is not None:
+            place.connection = kept.pop()
+        return ask(place, question)
 
     patch.setattr(ClientProtocol, "receive", receive_whatever)
     patch.setattr(Connection, "close", lambda connection: kept.append(connection))
-    patch.setattr(Place, "call", call_on_kept)
+    patch.setattr(Place, "ask", ask_on_kept)
 
 
 # No fault

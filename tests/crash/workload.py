@@ -17,7 +17,7 @@ from statestored import journal, segment
 from statestored.commands import NIL
 from statestored.datadir import DataDirectory
 from statestored.engines import commits, saver, snapshots
-from statestored.engines.base import DEFAULT_NAMESPACE, START, Held, Number, Reply, Sender
+from statestored.engines.base import DEFAULT_NAMESPACE, START, Held, Reply, Sender
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.sessions import DONE, EXPIRED, OPENED
@@ -109,7 +109,7 @@ class Client:
                 answer.packed = NIL
             return answer
 
-        answer = self.engine.once(Number(session, seq, oldest), write)
+        answer = self.engine.once((session, seq, oldest), write)
         put = (PUT, DEFAULT_NAMESPACE, MODULE, sender, state)
         self._wrote([put, (DONE, session, seq, oldest, NIL)], answer)
 
@@ -123,7 +123,7 @@ class Client:
         _, answers = self.sessions[session]
         for seq in [seq for seq in answers if seq >= oldest]:
             expected = answers[seq]
-            answer = self.engine.once(Number(session, seq, oldest), write)
+            answer = self.engine.once((session, seq, oldest), write)
             packed = answer.packed if isinstance(answer, Held) else answer
             if packed != expected:
                 raise Violation(f"number {seq} was answered {expected!r}, and now {packed!r}")

@@ -92,7 +92,7 @@ def _expected(stream: bytes) -> tuple[list[tuple[int, Any, Any]], bool]:
         except DECODE_ERRORS:
             return found, False
         match message:
-            case [1, int(msgid), error, result]:
+            case [1, int(msgid), None | str() as error, result]:
                 found.append((msgid, error, result))
             case [2, _, _]:
                 pass
