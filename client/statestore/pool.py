@@ -67,8 +67,9 @@ class Pool:
     def after_fork_in_child(self) -> None:
         """The connections are the parent's, and its threads are in places that they will not leave here."""
         self._places = [Place() for _ in range(self._size)]
-        self.waiting: dict[object, None] = {}  # for a place; who comes later leaves it to them first
-        self._left: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes them
+        # For a place, in the order of coming, and what wakes them: who comes later leaves it to them first. Or a thread
+        # that asks again and again would take the place that it has just left, for ever.
+        self.waiting: dict[object, queue.SimpleQueue[None]] = {}
 
     @property
     def free(self) -> int:
@@ -90,24 +91,21 @@ class Pool:
                 if BY in taken and taken[BY] is who:
                     del taken[BY]
                     if self.waiting:
-                        self._left.put(None)
+                        self._wake_first()
         return None
 
     def call(self, call: Call) -> Response:
         """One attempt. Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
-        behind = bool(self.waiting)
         try:
             while True:
-                if not behind:
+                if self._comes_first(call):
                     response = self.use(self._ask_if_open, call) or self.use(self._ask, call)
                     if response is not None:
                         return response
-                if call not in self.waiting:
-                    self.waiting[call] = None
-                    if not behind:
-                        continue  # one may have left just before
-                self._wait(call)
-                behind = False
+                if call in self.waiting:
+                    self._wait(call, self.waiting[call])
+                else:
+                    self.waiting[call] = queue.SimpleQueue()  # and once more, for one may have left just before
         finally:
             self.waiting.pop(call, None)
 
@@ -120,7 +118,8 @@ class Pool:
         return None if place.connection is None else self._ask(place, call)
 
     def _ask(self, place: Place, call: Call) -> Response | None:
-        self.waiting.pop(call, None)
+        if self.waiting.pop(call, None) is not None and self.waiting:
+            self._wake_first()  # there may be more than one place
         connection = place.connection
         if connection is not None and call.must_not_be_lost(connection.welcome) and connection.is_stale:
             _close(place, call)
@@ -130,13 +129,22 @@ class Pool:
             connection = place.connection = self._connect(call)
         return place.ask((call.method, call.parameters(connection.welcome), call.deadline, call.patience))
 
-    def _wait(self, call: Call) -> None:
+    def _comes_first(self, call: Call) -> bool:
+        """Nobody has waited for longer."""
+        waiting = list(self.waiting)
+        return not waiting or waiting[0] is call
+
+    def _wake_first(self) -> None:
+        for woken in list(self.waiting.values())[:1]:
+            woken.put(None)
+
+    def _wait(self, call: Call, woken: "queue.SimpleQueue[None]") -> None:
         try:
             left = call.deadline.left()
         except TimeoutError:
             raise TimeoutError(f"all {self._size} connections were busy for {call.deadline.seconds:g} s") from None
         with suppress(queue.Empty):
-            self._left.get(timeout=min(left, STEP))  # STEP: whoever left may have been interrupted
+            woken.get(timeout=min(left, STEP))  # STEP: whoever left may have been interrupted
 
 
 def _close(place: Place, _who: object) -> None:

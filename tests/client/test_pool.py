@@ -202,7 +202,6 @@ def test_all_who_wait_have_their_turn(factory: Factory, gate: Gate) -> None:
 
 
 def test_whoever_waits_comes_before_who_comes_later(factory: Factory) -> None:
-    """Or a thread that asks again and again would take the place that it has just left, for ever."""
     pool = Pool(factory, 1)
     with ThreadPoolExecutor(1) as threads:
         waiting: list[Future[Any]] = []
@@ -218,6 +217,34 @@ def test_whoever_waits_comes_before_who_comes_later(factory: Factory) -> None:
         ask(pool, "count")
         assert waiting[0].result(PATIENCE) == "SET"
         assert factory.made[0].calls == ["get", "set", "count"]
+
+
+@pytest.mark.parametrize("places", [1, 3])
+def test_those_who_wait_are_served_in_their_order(factory: Factory, places: int) -> None:
+    pool, number = Pool(factory, places), 20
+    let_go, order = threading.Event(), list[str]()
+
+    def answer(method: str) -> str:
+        if method == "first":
+            let_go.wait(PATIENCE)
+        elif method.isdigit():
+            order.append(method)
+        return method.upper()
+
+    factory.answer = answer
+    with ThreadPoolExecutor(number + places) as threads:
+        calls = [threads.submit(ask, pool, "first") for _ in range(places)]
+        wait_until(lambda: pool.free == 0)
+        for waiting in range(number):
+            calls.append(threads.submit(ask, pool, str(waiting)))
+            wait_until(lambda waiting=waiting: len(pool.waiting) == waiting + 1)
+        let_go.set()
+        for call in calls:
+            call.result(PATIENCE)
+    if places == 1:
+        assert order == [str(waiting) for waiting in range(number)]
+    assert sorted(order, key=int) == [str(waiting) for waiting in range(number)]
+    assert (pool.free, len(pool.waiting)) == (places, 0)
 
 
 @pytest.mark.parametrize("error", [ConnectionLost("x", sent=True), ValueError(), KeyboardInterrupt()])
