@@ -16,6 +16,9 @@ from statestore.forks import begin_anew_in_child
 from statestore.protocol import Response
 
 BY = "by"
+# Seconds that a call leaves what is free to those who came before it. The first of them may be held up by a signal's
+# handler in its thread, or stand below this very call, which such a handler makes.
+GIVE_WAY = 0.2
 T = TypeVar("T")
 R = TypeVar("R")
 Question = tuple[str, tuple[Any, ...], Deadline | None, Callable[[], Deadline]]  # what `Connection.call` takes
@@ -96,9 +99,10 @@ class Pool:
 
     def call(self, call: Call) -> Response:
         """One attempt. Raises what `Connection` raises, and TimeoutError where no connection is free in time."""
+        gives_way = Deadline(GIVE_WAY)
         try:
             while True:
-                if self._comes_first(call):
+                if self._comes_first(call) or gives_way.passed:
                     response = self.use(self._ask_if_open, call) or self.use(self._ask, call)
                     if response is not None:
                         return response

@@ -1,8 +1,7 @@
 """One connection: bytes in, requests to the commands, responses out.
 
-Nothing here waits. A response leaves in the same turn of the loop in which its request came, all responses to what was
-read at once in one write; only an answer that an engine gives later, or wants held until a commit is durable, leaves
-later.
+Nothing here waits. A response leaves in the turn of the loop in which its request came, unless an engine gives it
+later, or wants it held until a commit is durable; or there is a reason not to execute the request yet.
 """
 
 from __future__ import annotations
@@ -146,7 +145,9 @@ class Connection(asyncio.BufferedProtocol):
         if size < MUCH and not (self._rest or self.stopped or self._stranger) and self._intake.add(self, size):
             return
         data = self._intake.read(size)
-        self._intake.answer()  # what came before this
+        self._intake.answer()  # what came before this, and may have been the last
+        if self._closing or self._transport.is_closing():
+            return
         if size == READ_SIZE:
             self._transport.pause_reading()
             self._call_soon(self._read_on)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import structlog
+
 from statestore.errors import StateStoreError
 from statestore.wire import (
     DECODE_ERRORS,
@@ -36,6 +38,8 @@ MAX_ITEMS = 1024  # above what any method takes, so that a little too many get a
 # So many states are looked up before we see whether the client takes its answers; and where buffers are short.
 GETS_AT_ONCE, GETS_AT_ONCE_IF_SHORT = 256, 16
 
+log = structlog.get_logger()
+
 _pack = text_packer()
 GET_NAME, SET_NAME = b"get", b"set"
 GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
@@ -46,7 +50,7 @@ PLAIN, WITH_OPTIONS = 3, 4  # parameters of a set
 
 
 class Asker(Protocol):
-    """A connection. caller: who asks on it; stopped: nothing more of its requests may be executed for now."""
+    """A connection. caller: who asks on it; stopped: it takes no answers for now, or others have their turn."""
 
     caller: Caller
     responses: Responses
@@ -135,11 +139,11 @@ class Intake:
     def _answer(self, data: memoryview | bytearray, parts: Parts) -> None:
         try:
             self._execute(data, parts)
-        except BaseException:  # a fault of ours: nobody knows who was answered
+        except Exception:  # a fault of ours: nobody knows who was answered
+            log.exception("requests could not be executed")
             self._decoder, self._sets = _new_decoder(), _Sets(self._service)
             for connection in parts:
                 connection.abort()
-            raise
 
     def _execute(self, data: memoryview | bytearray, parts: Parts) -> None:
         """The connections are told where that is not all of their part, or was not a get or a set."""
@@ -201,6 +205,7 @@ class Intake:
                                 responses.out += (head, reply)
                             else:
                                 responses.add(head, reply)
+                                is_usual = False
                         gets += 1
                         if gets % gets_at_once:
                             continue
@@ -310,10 +315,10 @@ def _answer_all(asked: Sequence[Asked], reply: Reply) -> None:
                 connection.responses.add(head, reply)
             connection.responses.flush()
         return
+    reply.until.then(_let_go, (asked, reply))
     for connection, heads in asked:
         if connection.responses.hold(heads):
             connection.answered()
-    reply.until.then(_let_go, (asked, reply))
 
 
 def _let_go(those: tuple[Sequence[Asked], Held[object]], error: StateStoreError | None) -> None:

@@ -27,10 +27,6 @@ LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads wh
 _pack = text_packer()
 
 
-# Heads, and what the responses are made of that begin with them.
-_Bundle = tuple[list[bytes], list[bytes]]
-
-
 class Responses:
     """Those of one connection.
 

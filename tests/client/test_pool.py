@@ -1,6 +1,7 @@
 """The pool, over connections that the test answers for."""
 
 import gc
+import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from statestore import Limits, Unavailable, forks
+from statestore import pool as pool_module
 from statestore.calls import Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
@@ -219,8 +221,18 @@ def test_whoever_waits_comes_before_who_comes_later(factory: Factory) -> None:
         assert factory.made[0].calls == ["get", "set", "count"]
 
 
+def test_the_first_that_waits_may_be_held_up(factory: Factory) -> None:
+    """As by a handler in its thread, which may ask for something itself."""
+    pool = Pool(factory, 1)
+    pool.waiting[object()] = queue.SimpleQueue()
+    assert ask(pool) == "GET"
+
+
 @pytest.mark.parametrize("places", [1, 3])
-def test_those_who_wait_are_served_in_their_order(factory: Factory, places: int) -> None:
+def test_those_who_wait_are_served_in_their_order(
+    factory: Factory, places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "GIVE_WAY", PATIENCE)
     pool, number = Pool(factory, places), 20
     let_go, order = threading.Event(), list[str]()
 

@@ -1,6 +1,7 @@
 """`RemoteStorage` and a real daemon: what it answers, to many threads and processes at once."""
 
 import logging
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -277,7 +278,7 @@ def test_a_read_waits_behind_those_who_wait_already() -> None:
         RemoteStorage(server.address) as storage,
     ):
         assert storage.get("m", "a") == "AT ONCE"
-        storage._pool.waiting[object()] = None
+        storage._pool.waiting[object()] = queue.SimpleQueue()
         with patch.object(storage._pool, "call", return_value=Response(1, None, "IN TURN")):
             assert storage.get("m", "a") == "IN TURN"
 

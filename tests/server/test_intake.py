@@ -8,10 +8,12 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from statestored import intake as intake_module
 from statestored.commands import Service
 from statestored.connection import MUCH, Connections
+from statestored.engines.sessions import ClientSessions
 from statestored.responses import MAX_HELD
 from statestored.timeouts import Dropped
 from tests.server.fakes import HoldingEngine, Loop, Wire, make_service
@@ -138,17 +140,19 @@ def test_what_is_held_is_let_go_together(loop: Loop) -> None:
     assert [wire.writes for wire in wires] == [1] * 3
 
 
-def test_who_has_too_much_held_is_not_read_from(loop: Loop) -> None:
+@pytest.mark.parametrize("method", ["set", "get"])
+def test_who_has_too_much_held_is_not_read_from(loop: Loop, method: str) -> None:
     """L3."""
+    state = ["A"] if method == "set" else []
     engine = HoldingEngine()
-    engine.bulk_is_atomic = True
+    engine.bulk_is_atomic, engine.value = True, None if method == "set" else b"A"
     wires = wires_of(make_service(engine), loop, 2)
     for _ in range(MAX_HELD // 10 + 1):
-        wires[0].send(*[set_of(1, "ann", "A")] * 10)
-        wires[1].send(set_of(1, "ben", "A"))
+        wires[0].send(*[request(1, method, "lists", "ann", *state)] * 10)
+        wires[1].send(request(1, method, "lists", "ben", *state))
         loop.turn()
-    wires[0].send(set_of(2, "ann", "B"))
-    wires[1].send(set_of(2, "ben", "B"))
+    wires[0].send(request(2, method, "lists", "ann", *state))
+    wires[1].send(request(2, method, "lists", "ben", *state))
     loop.turn()
     assert [wire.unsent > 0 for wire in wires] == [True, False]
     engine.commit.settle()
@@ -256,6 +260,17 @@ def test_what_comes_again_in_the_same_turn_is_done_behind(service: Service, loop
     assert wire.read()[-1] == ok(3, "B")
 
 
+def test_nothing_behind_garbage_is_executed(service: Service, loop: Loop) -> None:
+    odd, other = wires_of(service, loop, 2)
+    odd.send(b"\xc1")
+    odd.deliver()
+    odd.send(set_of(1, "ann", "A"))
+    odd.deliver()
+    other.send(get_of(1, "ann"))
+    loop.turn()
+    assert other.read() == [ok(1, "START")]
+
+
 def test_what_came_before_the_end_is_answered(service: Service, loop: Loop) -> None:
     (wire,) = wires_of(service, loop, 1)
     wire.send(get_of(1, "ann"))
@@ -285,8 +300,9 @@ def test_after_a_fault_of_ours_nothing_is_left_of_what_came(
     wires[1].send(request(2, "ping"))
     with monkeypatch.context() as patch:
         patch.setattr(wires[1].connection, "run", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with capture_logs() as logs:
             loop.turn()
+    assert [entry["event"] for entry in logs] == ["requests could not be executed"]
     assert all(wire.is_closing() for wire in wires)
     (after,) = wires_of(service, loop, 1)
     after.send(set_of(1, "ann", "A"), *[get_of(2, f"s{number}") for number in range(3)])
@@ -360,6 +376,20 @@ def test_a_number_that_was_told_to_be_answered_is_not_carried_out(service: Servi
     one.send(get_of(2, "ann"))
     loop.turn()
     assert one.read()[-1] == ok(2, "NEW")
+
+
+def test_what_the_client_tells_to_have_is_not_in_a_snapshot(service: Service, loop: Loop) -> None:
+    """K2: it tells so in the same turn."""
+    (wire,) = wires_of(service, loop, 1)
+    with_sessions([wire], loop)
+    wire.send(*[numbered(seq, "ann", f"S{seq}", seq) for seq in range(1, 4)])
+    loop.turn()
+    sessions = service.engine.states.sessions  # type: ignore[attr-defined]
+    (dump,) = [sessions.dump(session) for session in sessions]
+    assert [seq for seq, _ in dump[2]] == [3]
+    loaded = ClientSessions()
+    loaded.load([dump])
+    assert loaded.size == sessions.size
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,9 @@ class Engine(Protocol):
         """
 
     def once_together(self, numbers: Sequence[Number], write: Callable[[], Reply | None]) -> Reply | None:
-        """Carry out the write that is all of these, as if one came after the other; each has its answer.
+        """Carry out the write that is all of these; each has its answer.
 
-        None, and nothing carried out, where that is not the same, or the write says so.
+        None, and nothing carried out, where they have to come one by one, for not all are new, or the write says so.
         """
 
     def info(self) -> dict[str, Any]:

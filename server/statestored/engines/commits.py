@@ -119,7 +119,7 @@ class GroupCommit:
     def commit(self, effects: Sequence[Effect]) -> Batch | None:
         """The one way in which states change. Returns when: with this batch; None: nothing changed.
 
-        The effects are of one kind, and in one namespace or of one session. Raises Unavailable where nothing can be
+        The effects are of one kind, and in one namespace or of sessions. Raises Unavailable where nothing can be
         written.
         """
         batch = self.batch

@@ -66,7 +66,7 @@ class ClientSessions:
         return self._sessions.get(session)
 
     def are_new(self, numbers: Sequence[Number]) -> bool:
-        """Whether all of these can be carried out, one after the other. What they tell is heard in any case."""
+        """Whether all of these can be carried out in one. What they tell is heard in any case."""
         for session, seq, oldest in numbers:
             found = self._sessions.get(session)
             if found is None:
@@ -87,9 +87,11 @@ class ClientSessions:
         session.oldest = oldest
 
     def remember(self, numbers: Iterable[Number], reply: bytes | Held[Any]) -> None:
-        """In place of what was taken back, or of the same in another form, if any."""
+        """In place of what was taken back, or of the same in another form. What the client tells to have is not."""
         for session, seq, _ in numbers:
-            self._remember(self._sessions[session], seq, reply)
+            found = self._sessions[session]
+            if seq >= found.oldest:
+                self._remember(found, seq, reply)
 
     def apply(self, effects: Iterable[Sequence[Any]]) -> int:
         """Returns how many changed anything. Raises ValueError or TypeError for what is none of the effects above."""

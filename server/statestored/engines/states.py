@@ -46,7 +46,7 @@ class States:
         return any(runs)
 
     def apply_run(self, effects: Sequence[Effect], day: int) -> bool:
-        """As `apply`, for effects of one kind in one namespace, or of one session."""
+        """As `apply`, for effects of one kind in one namespace, or of sessions."""
         kind, of = effects[0][:2]
         where: Table | ClientSessions
         if kind == PUT:
