@@ -20,6 +20,7 @@ import salmon.routing
 import statestore
 from benchmarks import transports
 from benchmarks.errors import BenchmarkError
+from benchmarks.machine import on_core
 from benchmarks.prebuilt import MESSAGEPACK, MODULE, STATES, redis_key, senders
 from benchmarks.tables import table
 from benchmarks.transports import Endpoint, Place, Transport
@@ -28,10 +29,12 @@ from benchmarks.transports import Endpoint, Place, Transport
 KEYS = 1_000
 THREADS = 8
 CALLS_BETWEEN_LOOKS = 16  # at the clock, so that it costs nothing
+SERVERS, CLIENTS = -1, 0  # their cores
 OURS, BARE, REFERENCE = "RemoteStorage", "bare-socket", "redis-py (hiredis)"
 NOTE = (
     "The bare socket sends and receives the bytes of RemoteStorage's gets and numbered sets, one system call each, and "
-    f"looks at nothing. With {THREADS} threads each client shares a pool of as many connections."
+    f"looks at nothing. With {THREADS} threads each client shares a pool of as many connections. The clients have one "
+    "core, the servers another."
 )
 
 Get = Callable[[str], object]
@@ -212,11 +215,13 @@ def measure(rounds: int, seconds: float) -> dict[Transport, list[Outcome]]:
 
 def _measure(transport: Transport, rounds: int, seconds: float) -> list[Outcome]:
     with ExitStack() as stack:
-        place = stack.enter_context(transports.place(transport))
-        contenders = {Contender(stack.enter_context(store(place))): CASES for store in STORES}
-        if transport is Transport.TCP:
-            contenders |= {Contender(stack.enter_context(shelf(place))): ONE_THREAD for shelf in SHELVES}
+        with on_core(SERVERS):
+            place = stack.enter_context(transports.place(transport))
+            contenders = {Contender(stack.enter_context(store(place))): CASES for store in STORES}
+            if transport is Transport.TCP:
+                contenders |= {Contender(stack.enter_context(shelf(place))): ONE_THREAD for shelf in SHELVES}
         outcomes = [Outcome(each.name, {case: [] for case in cases}) for each, cases in contenders.items()]
+        stack.enter_context(on_core(CLIENTS))
         for case in CASES:
             for _ in range(rounds):
                 for contender, outcome in zip(contenders, outcomes, strict=True):
