@@ -322,6 +322,15 @@ def with_sessions(wires: Sequence[Wire], loop: Loop) -> None:
         wire.read()
 
 
+def wires_of_one_session(service: Service, loop: Loop) -> tuple[Wire, Wire]:
+    one, other = wires_of(service, loop, 2)
+    with_sessions([one], loop)
+    other.send(request(0, "hello", {"session": one.connection.caller.session}))
+    loop.turn()
+    other.read()
+    return one, other
+
+
 def numbered(msgid: int, sender: str, state: str, seq: int, oldest: int | None = None) -> bytes:
     options = {"seq": seq, "oldest": seq if oldest is None else oldest, "not_after": 1e11}
     return set_of(msgid, sender, state, options)
@@ -347,11 +356,7 @@ def test_numbered_sets_of_all_are_one_write(service: Service, loop: Loop, monkey
 
 def test_the_same_number_twice_in_one_turn_is_one_write(service: Service, loop: Loop) -> None:
     """K2."""
-    one, other = wires_of(service, loop, 2)
-    with_sessions([one], loop)
-    other.send(request(0, "hello", {"session": one.connection.caller.session}))
-    loop.turn()
-    other.read()
+    one, other = wires_of_one_session(service, loop)
     one.send(numbered(1, "ann", "A", 1))
     other.send(numbered(1, "ann", "B", 1))
     loop.turn()
@@ -363,11 +368,7 @@ def test_the_same_number_twice_in_one_turn_is_one_write(service: Service, loop: 
 
 def test_a_number_that_was_told_to_be_answered_is_not_carried_out(service: Service, loop: Loop) -> None:
     """K2: also where it is told in the same turn."""
-    one, other = wires_of(service, loop, 2)
-    with_sessions([one], loop)
-    other.send(request(0, "hello", {"session": one.connection.caller.session}))
-    loop.turn()
-    other.read()
+    one, other = wires_of_one_session(service, loop)
     one.send(numbered(1, "ann", "NEW", 2, 2))
     other.send(numbered(1, "ann", "OLD", 1, 1))
     loop.turn()
