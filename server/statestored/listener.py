@@ -27,6 +27,7 @@ class Listener:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._connections = Connections()
+        # There need be no loop yet.
         self._intake = Intake(service, lambda callback: asyncio.get_running_loop().call_soon(callback))
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
