@@ -74,8 +74,8 @@ open_sockets = OpenSockets()
 class Candidates:
     """The addresses of one store, to be tried in turn until one gives a connection.
 
-    Iterating gives each with the deadline of its share of the time, or raises TimeoutError where none is left. After
-    the last one: `raise candidates.exhausted()`.
+    Iterating gives each with the deadline of its share of the time. Where none is left it raises what became of those
+    before, or TimeoutError. After the last one: `raise candidates.exhausted()`.
     """
 
     def __init__(self, addresses: Sequence[Address], deadline: Deadline) -> None:
@@ -85,6 +85,8 @@ class Candidates:
 
     def __iter__(self) -> Iterator[tuple[Address, Deadline]]:
         for number, address in enumerate(self._addresses):
+            if self._failures and self._deadline.passed:
+                raise self.exhausted()
             share = self._deadline.left() / (len(self._addresses) - number)
             yield address, self._deadline.within(min(share, CONNECT_PATIENCE))
 

@@ -165,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         self._intake.answer()
         self._eof = True
         self.responses.then = self._after_waiting
-        return self.responses.waiting > 0 and self._transport.can_write_eof()
+        return self._owes_answers() and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
         self._paused = self.stopped = True
@@ -366,22 +366,29 @@ class Connection(asyncio.BufferedProtocol):
         self.stopped = False
         if self._rest and self._has_whole():
             self._answer_rest()
-        self._read_on()
+        if self._eof:
+            self._after_waiting()
+        else:
+            self._read_on()
 
     def _read_on(self) -> None:
-        if not (self.stopped or self._must_wait()):
+        if not (self._eof or self.stopped or self._must_wait()):
             self._transport.resume_reading()
 
     def _after_waiting(self) -> None:
         """Some answers that had to wait have left."""
         if self._held_of_budget:
             self._count_held()
-        if self._eof or self._closing:
-            if not self.responses.waiting:
+        if self._closing or (self._eof and not self._held_back):
+            if not self._owes_answers():
                 self._transport.close()
         elif self._held_back:
             self._held_back = False
             self._go_on()
+
+    def _owes_answers(self) -> bool:
+        """Whether some wait for the disk, or requests that came wait for their turn."""
+        return self.responses.waiting > 0 or (self.stopped and not self._closing and len(self._rest) > 0)
 
     def _must_wait(self) -> bool:
         return self._paused or self._held_back or self._short or self._closing or self._transport.is_closing()

@@ -74,9 +74,18 @@ def test_each_of_many_addresses_has_its_share_of_the_time(clock: Clock) -> None:
         assert candidates.may_go_on(ConnectionLost(f"{address} refused", sent=False))
     assert shares == [("a:1", 2.0), ("b:2", 2.75), ("c:3", CONNECT_PATIENCE)]
     assert str(candidates.exhausted()) == "a:1 refused; b:2 refused; c:3 refused"
+
+
+def test_where_no_time_is_left_for_the_others_it_says_what_became_of_the_first(clock: Clock) -> None:
+    candidates = Candidates(parse_addresses("a:1, b:2"), Deadline(6))
+    addresses = iter(candidates)
+    next(addresses)
+    candidates.may_go_on(TimeoutError("a:1 is silent"))
     clock.now += 10
-    with pytest.raises(TimeoutError, match="no answer within 6 s"):
-        next(iter(candidates))
+    with pytest.raises(ConnectionLost, match="^a:1 is silent$"):
+        next(addresses)
+    with pytest.raises(TimeoutError, match="no answer within 0 s"):
+        next(iter(Candidates(parse_addresses("a:1"), Deadline(0))))
 
 
 @pytest.mark.parametrize(

@@ -613,6 +613,24 @@ async def test_a_client_that_only_waits_for_its_answers_gets_them_and_the_end() 
     assert wire.is_closing()
 
 
+async def test_a_client_that_sends_no_more_and_waits_for_its_turn_gets_its_answers_and_the_end(
+    service: Service,
+) -> None:
+    """What it asked came in the turn of the loop in which it ended its half, behind something heavy of another's."""
+    loop, connections = Loop(), Connections()
+    wires = [Wire(service, connections=connections, loop=loop) for _ in range(2)]
+    for wire in wires:
+        wire.send(request(1, "scan", None, None, None, None), request(2, "ping"))
+        wire.deliver()
+    last = wires[1]
+    assert last.connection.eof_received()  # keeps the connection open
+    assert not last.is_closing()
+    while loop.is_busy:
+        loop.turn()
+    assert [answer[1] for answer in last.read()] == [1, 2]
+    assert last.is_closing()
+
+
 def test_a_client_that_sends_no_more_and_waits_for_nothing_has_gone(wire: Wire) -> None:
     wire.ask(request(1, "ping"))
     assert not wire.connection.eof_received()
