@@ -193,6 +193,6 @@ def _count_entries(blocks: Sequence[bytes]) -> int:
         try:
             _, _, _, held, _, column = msgpack.unpackb(block, raw=True, use_list=False)
             count += sum(len(held[index]) for index in column)
-        except (ValueError, TypeError, IndexError, msgpack.UnpackException):
+        except (ValueError, TypeError, LookupError, msgpack.UnpackException):
             continue
     return count

@@ -294,7 +294,7 @@ def _messages(stream: bytes) -> Iterator[tuple[Any, int, int]]:
 def _is_request(message: Any) -> bool:
     if type(message) is not tuple or len(message) != 4 or message[0] != 0:
         return False
-    return isinstance(message[1], int) and 0 <= message[1] <= MAX_MSGID
+    return type(message[1]) is int and 0 <= message[1] <= MAX_MSGID
 
 
 def _text(value: object, limit: int) -> bytes:
