@@ -12,8 +12,8 @@ import pytest
 
 from statestore import wire
 from statestored import segment
+from statestored.answers import NIL
 from statestored.check import check
-from statestored.commands import NIL
 from statestored.datadir import IDENTITY, read_identity
 from statestored.engines.recovery import effects_of, recover
 from statestored.engines.states import States

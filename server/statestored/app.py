@@ -17,8 +17,9 @@ from statestore.base import Limits
 from statestored import __version__, audit, descriptors, memory
 from statestored.access import Access
 from statestored.admin import Admin
+from statestored.answers import MAX_REPLY
 from statestored.budget import Budget
-from statestored.commands import MAX_REPLY, Service
+from statestored.commands import Service
 from statestored.datadir import DataDirectory
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine

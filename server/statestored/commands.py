@@ -13,39 +13,32 @@ from asyncio import Future
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from statestore.base import Limits
-from statestore.errors import BadRequest, Forbidden, Full, StateStoreError, TooLong, Unauthorized, UnknownMethod
-from statestore.wire import MAX_MESSAGE, PROTOCOL_VERSION, UNICODE_ERRORS, text_packer
+from statestore.errors import BadRequest, Forbidden, Full, StateStoreError, Unauthorized, UnknownMethod
+from statestore.wire import PROTOCOL_VERSION
 from statestored import __version__, audit
 from statestored.access import Access
+from statestored.answers import NIL, pack, pack_counts, pack_nil, pack_state, pack_states, packed_states, reply
 from statestored.budget import Budget
 from statestored.clock import SteadyClock
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
     MAX_NUMBER,
-    START,
-    Answer,
-    Counts,
     Engine,
     Filter,
     Held,
     Reply,
-    Sender,
     Space,
 )
+from statestored.parameters import check_item, check_items, check_key, check_stored_text, check_text, check_triple
 from statestored.timeouts import Dropped
 from statestored.tls import ServerTls
 from statestored.tokens import Role, Token
 
 MAX_NAMESPACE = 255  # bytes
-MAX_REPLY = MAX_MESSAGE  # bytes of a result
-NIL = b"\xc0"
 FEATURES = ("sessions", "not_after")
-
-T = TypeVar("T")
-_pack = text_packer()
 
 
 @dataclass(slots=True)
@@ -117,7 +110,7 @@ def hello(caller: Caller, about: object) -> Reply:
         raise BadRequest("hello takes one map")
     service = caller.service
     token = service.access.admit(about.get(b"token"), caller.peer) if service.access.needed else None
-    namespace = _stored_text("namespace", about.get(b"namespace", DEFAULT_NAMESPACE), MAX_NAMESPACE)
+    namespace = check_stored_text("namespace", about.get(b"namespace", DEFAULT_NAMESPACE), MAX_NAMESPACE)
     if token is not None and not token.opens(namespace):
         audit.namespace_refused(token.name, namespace)
         raise Forbidden("the token does not open this namespace")
@@ -136,12 +129,12 @@ def hello(caller: Caller, about: object) -> Reply:
         "time": service.clock.now(),
     }
     if asked is None:
-        return _pack(welcome)
+        return pack(welcome)
     session = service.engine.open_session(asked) if caller.role >= Role.WRITE else None
     if isinstance(session, Held):
         return _welcome_later(caller, welcome, session)
     caller.session = session
-    return _pack({**welcome, "session": session})
+    return pack({**welcome, "session": session})
 
 
 def _welcome_later(caller: Caller, welcome: dict[str, Any], opened: Held[int]) -> Future[bytes]:
@@ -152,7 +145,7 @@ def _welcome_later(caller: Caller, welcome: dict[str, Any], opened: Held[int]) -
     def tell(_: None, error: StateStoreError | None) -> None:
         if error is not None:
             caller.session = None
-        answer.set_result(_pack({**welcome, "session": caller.session}))
+        answer.set_result(pack({**welcome, "session": caller.session}))
 
     opened.until.then(tell, None)
     return answer
@@ -166,13 +159,13 @@ def get(caller: Caller, module: object, sender: object) -> Reply:
     # Asked most, hence this short cut: what is found needs no checks, for it was checked when it was stored.
     if type(module) is bytes and type(sender) is bytes:
         answer = caller.space.get(module, sender)
-        packed = _packed_states.get(answer)
+        packed = packed_states.get(answer)
         if packed is not None:
             return packed
-        _key(caller.limits, module, sender)
+        check_key(caller.limits, module, sender)
     else:
-        answer = caller.space.get(*_key(caller.limits, module, sender))
-    return _answer(answer, _pack_state)
+        answer = caller.space.get(*check_key(caller.limits, module, sender))
+    return reply(answer, pack_state)
 
 
 def set_(caller: Caller, module: object, sender: object, state: object) -> Reply:
@@ -184,8 +177,8 @@ def set_(caller: Caller, module: object, sender: object, state: object) -> Reply
         or len(text := module + sender + state) > caller.shortest
         or not text.isascii()
     ):
-        return _answer(caller.space.set(*_triple(caller.limits, module, sender, state)), _pack_nil)
-    return _answer(caller.space.set(module, sender, state), _pack_nil)
+        return reply(caller.space.set(*check_triple(caller.limits, module, sender, state)), pack_nil)
+    return reply(caller.space.set(module, sender, state), pack_nil)
 
 
 def set_together(caller: Caller, sets: Sequence[tuple[Any, ...]]) -> Reply | None:
@@ -205,35 +198,35 @@ def set_together(caller: Caller, sets: Sequence[tuple[Any, ...]]) -> Reply | Non
     ):
         return None
     try:
-        return _answer(caller.space.set_many(sets), _pack_nil)
+        return reply(caller.space.set_many(sets), pack_nil)
     except Full:  # for one of them it may not be
         return None
 
 
 def set_all(caller: Caller, sender: object, state: object) -> Reply:
     limits = caller.limits
-    _, checked_sender, checked_state = _triple(limits, b"", sender, state)
-    return _answer(caller.space.set_all(checked_sender, checked_state), _pack)
+    _, checked_sender, checked_state = check_triple(limits, b"", sender, state)
+    return reply(caller.space.set_all(checked_sender, checked_state), pack)
 
 
 def compare_and_set(caller: Caller, module: object, sender: object, expected: object, state: object) -> Reply:
     limits = caller.limits
-    checked_module, checked_sender, checked_state = _triple(limits, module, sender, state)
-    checked_expected = _text("expected", expected, limits.state)
+    checked_module, checked_sender, checked_state = check_triple(limits, module, sender, state)
+    checked_expected = check_text("expected", expected, limits.state)
     answer = caller.space.compare_and_set(checked_module, checked_sender, checked_expected, checked_state)
-    return _answer(answer, _pack)
+    return reply(answer, pack)
 
 
 def get_many(caller: Caller, pairs: object) -> Reply:
     limits = caller.limits
-    checked = [_key(limits, *_item(pair, 2)) for pair in _items(limits, pairs)]
-    return _answer(caller.space.get_many(checked), _pack_states)
+    checked = [check_key(limits, *check_item(pair, 2)) for pair in check_items(limits, pairs)]
+    return reply(caller.space.get_many(checked), pack_states)
 
 
 def set_many(caller: Caller, triples: object) -> Reply:
     limits = caller.limits
-    checked = [_triple(limits, *_item(triple, 3)) for triple in _items(limits, triples)]
-    return _answer(caller.space.set_many(checked), _pack_nil)
+    checked = [check_triple(limits, *check_item(triple, 3)) for triple in check_items(limits, triples)]
+    return reply(caller.space.set_many(checked), pack_nil)
 
 
 def scan(caller: Caller, cursor: object, module: object, prefix: object, state: object) -> Reply:
@@ -241,20 +234,20 @@ def scan(caller: Caller, cursor: object, module: object, prefix: object, state: 
     if cursor is not None and type(cursor) is not bytes:
         raise BadRequest("cursor must be nil or what the last scan gave")
     wanted = Filter(
-        module=None if module is None else _text("module", module, limits.module),
-        prefix=b"" if prefix is None else _text("prefix", prefix, limits.sender),
-        state=None if state is None else _text("state", state, limits.state),
+        module=None if module is None else check_text("module", module, limits.module),
+        prefix=b"" if prefix is None else check_text("prefix", prefix, limits.sender),
+        state=None if state is None else check_text("state", state, limits.state),
     )
-    return _answer(caller.space.scan(cursor, wanted), _pack)
+    return reply(caller.space.scan(cursor, wanted), pack)
 
 
 def count(caller: Caller, module: object, state: object) -> Reply:
     limits = caller.limits
     answer = caller.space.count(
-        None if module is None else _text("module", module, limits.module),
-        None if state is None else _text("state", state, limits.state),
+        None if module is None else check_text("module", module, limits.module),
+        None if state is None else check_text("state", state, limits.state),
     )
-    return _answer(answer, _pack_counts)
+    return reply(answer, pack_counts)
 
 
 def clear(caller: Caller) -> Reply:
@@ -273,12 +266,12 @@ def clear(caller: Caller) -> Reply:
         answer.add_done_callback(lambda done: None if done.cancelled() else note(None, done.exception()))
     else:
         note(None, None)
-    return _answer(answer, _pack_nil)
+    return reply(answer, pack_nil)
 
 
 def info(caller: Caller) -> Reply:
     service = caller.service
-    return _pack(
+    return pack(
         {
             "server": f"statestored {__version__}",
             "store_id": service.store_id,
@@ -366,106 +359,6 @@ def check_params(command: Command, params: object) -> tuple[tuple[Any, ...], dic
     return tuple(params), options
 
 
-def _key(limits: Limits, module: object, sender: object) -> tuple[bytes, Sender]:
-    return _text("module", module, limits.module), None if sender is None else _text("sender", sender, limits.sender)
-
-
-def _triple(limits: Limits, module: object, sender: object, state: object) -> tuple[bytes, Sender, bytes]:
-    """What is about to be stored: it must be text, or one foreign client would break every reader."""
-    if sender is not None:
-        sender = _stored_text("sender", sender, limits.sender)
-    return _stored_text("module", module, limits.module), sender, _stored_text("state", state, limits.state)
-
-
-def _stored_text(what: str, value: object, limit: int) -> bytes:
-    text = _text(what, value, limit)
-    if not text.isascii():
-        try:
-            text.decode("utf-8", UNICODE_ERRORS)
-        except UnicodeDecodeError as error:
-            raise BadRequest(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
-    return text
-
-
-def _text(what: str, value: object, limit: int) -> bytes:
-    if type(value) is not bytes:
-        raise BadRequest(f"{what} must be a string{' or nil' if what == 'sender' else ''}")
-    if len(value) > limit:
-        raise TooLong(f"{what} is {len(value)} bytes long, at most {limit} are allowed")
-    return value
-
-
-def _items(limits: Limits, value: object) -> tuple[object, ...]:
-    if type(value) is not tuple:
-        raise BadRequest("expected an array of items")
-    if len(value) > limits.items:
-        raise TooLong(f"items are {len(value)}, at most {limits.items} are allowed in one call")
-    return value
-
-
-def _item(value: object, size: int) -> tuple[Any, ...]:
-    if type(value) is not tuple or len(value) != size:
-        raise BadRequest(f"each item must be an array of {size}")
-    return value
-
-
 def shown(name: object) -> str:
     """A name of the client's, for an error message."""
     return repr(name[:40].decode("utf-8", "replace") if isinstance(name, bytes) else name)
-
-
-def _answer(answer: Answer[T], pack: Callable[[T], bytes]) -> Reply:
-    if isinstance(answer, Held):
-        if answer.packed is None:
-            answer.packed = pack(answer.value)
-        return answer
-    if isinstance(answer, Future):
-        return _later(answer, pack)
-    return pack(answer)
-
-
-def _later(answer: Future[T], pack: Callable[[T], bytes]) -> Future[bytes]:
-    packed: Future[bytes] = answer.get_loop().create_future()
-
-    def finish(done: Future[T]) -> None:
-        if packed.cancelled():
-            return
-        if done.cancelled():
-            packed.cancel()
-        elif (error := done.exception()) is not None:
-            packed.set_exception(error)
-        else:
-            try:
-                packed.set_result(pack(done.result()))
-            except StateStoreError as refusal:
-                packed.set_exception(refusal)
-
-    answer.add_done_callback(finish)
-    return packed
-
-
-def _pack_nil(_: None) -> bytes:
-    return NIL
-
-
-# The answers of `get` for states seen before. START is not among them: where nothing is found, nothing was checked.
-_packed_states: dict[object, bytes] = {}
-MAX_PACKED_STATES = 4096  # states are few, unless an application keeps something of the sender's in them
-
-
-def _pack_state(state: bytes) -> bytes:
-    packed = _pack(state)
-    if state != START and len(_packed_states) < MAX_PACKED_STATES:
-        _packed_states[state] = packed
-    return packed
-
-
-def _pack_states(states: list[bytes]) -> bytes:
-    packed = _pack(states)
-    if len(packed) > MAX_REPLY:
-        raise TooLong(f"items are so many that their states take {len(packed)} bytes: ask for fewer at once")
-    return packed
-
-
-def _pack_counts(counts: Counts) -> bytes:
-    return _pack(counts._asdict())

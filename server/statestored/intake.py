@@ -24,7 +24,8 @@ from statestore.wire import (
     Incomplete,
     text_packer,
 )
-from statestored.commands import COMMANDS, NIL, Caller, Command, Service, get, set_, set_together
+from statestored.answers import NIL
+from statestored.commands import COMMANDS, Caller, Command, Service, get, set_, set_together
 from statestored.engines.base import Held, Reply, Space
 from statestored.extent import Garbage
 from statestored.heavy import CallSoon

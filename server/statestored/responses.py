@@ -14,8 +14,9 @@ import structlog
 
 from statestore.errors import Internal, StateStoreError, Unavailable, to_wire
 from statestore.wire import text_packer
+from statestored.answers import NIL
 from statestored.budget import OWN
-from statestored.commands import NIL, Service
+from statestored.commands import Service
 from statestored.engines.base import Held, Reply
 
 log = structlog.get_logger()

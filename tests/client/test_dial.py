@@ -82,7 +82,7 @@ def test_where_no_time_is_left_for_the_others_it_says_what_became_of_the_first(c
     next(addresses)
     candidates.may_go_on(TimeoutError("a:1 is silent"))
     clock.now += 10
-    with pytest.raises(ConnectionLost, match="^a:1 is silent$"):
+    with pytest.raises(ConnectionLost, match=r"^a:1 is silent$"):
         next(addresses)
     with pytest.raises(TimeoutError, match="no answer within 0 s"):
         next(iter(Candidates(parse_addresses("a:1"), Deadline(0))))

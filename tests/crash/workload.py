@@ -14,7 +14,7 @@ import uvloop
 
 from statestore.errors import Unavailable
 from statestored import journal, segment
-from statestored.commands import NIL
+from statestored.answers import NIL
 from statestored.datadir import DataDirectory
 from statestored.engines import commits, saver, snapshots
 from statestored.engines.base import DEFAULT_NAMESPACE, START, Held, Reply, Sender

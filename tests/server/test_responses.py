@@ -8,8 +8,9 @@ import msgpack
 import pytest
 
 from statestore.errors import Forbidden, Unavailable
+from statestored.answers import NIL
 from statestored.budget import OWN
-from statestored.commands import NIL, Service
+from statestored.commands import Service
 from statestored.engines.base import Held
 from statestored.responses import LARGE_REPLY, MAX_HELD, Responses
 from tests.server.fakes import HeldCommit, make_service
