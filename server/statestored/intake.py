@@ -147,7 +147,15 @@ class Intake:
                 connection.abort()
 
     def _execute(self, data: memoryview | bytearray, parts: Parts) -> None:
-        """The connections are told where that is not all of their part, or was not a get or a set."""
+        """Each part in turn, as long as all of it can be executed now:
+
+        1. a message is decoded; one that ends behind its part has not come as a whole;
+        2. a set is put with those before it, a get is answered, and all else is the connection's to run; the last two
+           when the connection's own sets before them are done;
+        3. at the end of a part its answers leave, but for those to the last sets, which may go with the next part's.
+
+        Where a part is not executed to its end, its connection keeps the rest, and the other parts go one by one.
+        """
         service, sets, heads = self._service, self._sets, _HEADS
         # Not `for message in decoder`: its end is an exception, which costs as much as two messages.
         unpack, tell = self._decoder.unpack, self._decoder.tell
@@ -226,12 +234,11 @@ class Intake:
             if set_heads or not is_usual:
                 responses.keep(start - first)
             if start < end or trouble is not None:
-                rest = data[start - origin : end - origin]
-                self._break_off(connection, rest, trouble, is_alone=len(parts) == 1)
+                begin, end = start - origin, end - origin
+                self._break_off(connection, data[begin:end], trouble, is_alone=len(parts) == 1)
                 for other, end_of_other in left:
-                    own = data[end - origin : end_of_other]
-                    end = end_of_other + origin
-                    self.answer_one(other, own)
+                    begin, end = end, end_of_other
+                    self.answer_one(other, data[begin:end])
             elif not is_usual:
                 sets.execute()
                 connection.answered()
