@@ -82,14 +82,23 @@ def remove(path: Path) -> None:
 
 
 def remove_in_steps(path: Path) -> None:
-    """A large file, so that no sync of another one has to wait until the system has freed all of it."""
-    with path.open("r+b", buffering=0) as file:
-        size = path.stat().st_size
-        while size > REMOVED_AT_ONCE:
-            size -= REMOVED_AT_ONCE
-            truncate(file, size)
-            sync_file(file)
+    """A large file, so that no sync of another one has to wait until the system has freed all of it.
+
+    What has another name too is to stay there as it is, and only loses this one.
+    """
+    if not has_other_names(path):
+        with path.open("r+b", buffering=0) as file:
+            size = path.stat().st_size
+            while size > REMOVED_AT_ONCE:
+                size -= REMOVED_AT_ONCE
+                truncate(file, size)
+                sync_file(file)
     remove(path)
+
+
+def has_other_names(path: Path) -> bool:
+    """Whether the same file also stands elsewhere, such as in a backup that was made of links."""
+    return path.stat().st_nlink > 1
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -181,3 +181,15 @@ def test_a_large_file_is_given_back_in_steps_each_on_the_disk(tmp_path: Path, mo
     files.remove_in_steps(path)
     assert synced == [15, 5]
     assert not path.exists()
+
+
+def test_a_large_file_that_has_another_name_stays_there_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "x", tmp_path / "other"
+    path.write_bytes(bytes(25))
+    os.link(path, other)
+    monkeypatch.setattr(files, "REMOVED_AT_ONCE", 10)
+    files.remove_in_steps(path)
+    assert not path.exists()
+    assert other.read_bytes() == bytes(25)

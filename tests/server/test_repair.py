@@ -41,6 +41,12 @@ def _without_syncs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _all_files_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be given back in steps is not, where it has been set aside."""
+    monkeypatch.setattr(files, "REMOVED_AT_ONCE", 100)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with without_syncs():
