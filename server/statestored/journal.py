@@ -129,8 +129,9 @@ class Journal:
             files.sync_directory(self._directory.path)
             self._segment = self._new_segment(self._found.end, self._found.copies)
             self._found.copies = []
-            if self._found.end.segment:
-                files.truncate(self._directory.segment(self._found.end.segment), self._found.end.offset)
+            old = self._directory.segment(self._found.end.segment)
+            if self._found.end.segment and not files.has_other_names(old):  # else a backup would lose what was copied
+                files.truncate(old, self._found.end.offset)
 
     @property
     def is_full(self) -> bool:

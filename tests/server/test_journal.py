@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from statestored.files import temporary_name
 from statestored.framing import HEADER_SIZE, Sequence
 from statestored.journal import JournalReader, boot_id
 from statestored.segment import Origin
+from tests.server.damaged import bytes_of
 from tests.server.journals import (
     BATCHES,
     Batch,
@@ -269,6 +271,18 @@ async def test_what_becomes_of_copied_batches_in_the_old_segment_does_not_matter
     if tail is not None:
         old.write_bytes(old.read_bytes()[:end] + tail)
     assert (await recovered(tmp_path)).states == states_after(BATCHES)
+
+
+async def test_what_was_copied_stays_where_the_old_segment_has_another_name(tmp_path: Path) -> None:
+    """As in a backup that was made of links."""
+    await unclean(tmp_path, synced=2)
+    shutil.copytree(tmp_path, tmp_path / "backup", copy_function=os.link)
+    before = bytes_of(tmp_path / "backup")
+    daemon = await Daemon(tmp_path).start()
+    daemon.write(Batch([put("more", "M")]))
+    daemon.stop()
+    assert {**bytes_of(tmp_path / "backup"), "lock": b""} == {**before, "lock": b""}
+    assert (await recovered(tmp_path / "backup")).states == states_after(BATCHES)
 
 
 @pytest.mark.parametrize("step", ["create", "write_at", "sync_file", "rename", "sync_directory", "truncate"])
