@@ -134,9 +134,9 @@ def names_found_not_synced(patch: Patch) -> None:
     begin = Journal.begin
 
     def begin_at_once(journal: Journal) -> None:
-        sync, skipped = files.sync_directory, list[Path]()
+        sync, skipped = files.sync_directory, list[Path | int]()
 
-        def sync_but_once(directory: Path) -> None:
+        def sync_but_once(directory: Path | int) -> None:
             if skipped:
                 sync(directory)
             skipped.append(directory)

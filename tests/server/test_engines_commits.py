@@ -1,6 +1,9 @@
 """Group commit: nobody is told of a write before the disk has it (D1); where it cannot, all is as before (D6)."""
 
 import asyncio
+import errno
+import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -620,6 +623,40 @@ async def test_after_a_rotation_that_failed_nobody_is_told_anything(
         await some_turns()
         assert told == []
         assert len(run.failed) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("fsync", Fsync)
+async def test_a_rotation_that_cannot_open_what_it_needs_has_changed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync, number: int
+) -> None:
+    """D2: batches go on into the old segment, and are there after a kill."""
+    path = tmp_path / "data"
+    async with running(path, fsync) as run:
+        await run.put_durably(b"ann")
+        with monkeypatch.context() as patch:
+            too_many_open(patch, path, number)
+            with pytest.raises(NoRoom):
+                await run.commits.rotate()
+            await run.put_durably(b"ben")
+        shutil.copytree(path, tmp_path / "killed")
+        await run.commits.rotate()
+        await run.put_durably(b"cleo")
+    for killed, senders in ((tmp_path / "killed", 2), (path, 3)):
+        async with running(killed, fsync) as run:
+            assert len(run.states) == senders
+
+
+def too_many_open(patch: pytest.MonkeyPatch, directory: Path, number: int) -> None:
+    """The first file can still be opened; for the directory there is no more room."""
+    open_ = os.open
+
+    def open_all_but_it(path: Path, *arguments: int) -> int:
+        if path == directory:
+            raise OSError(number, os.strerror(number))
+        return open_(path, *arguments)
+
+    patch.setattr(os, "open", open_all_but_it)
 
 
 async def test_with_everysec_a_sync_that_fails_ends_it(tmp_path: Path, syncs: Gate) -> None:

@@ -50,16 +50,17 @@ class Steps:
             patch.setattr(files, function, self._noted(function, getattr(files, function)))
 
     def _noted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(file: BinaryIO | Path, *arguments: Any) -> Any:
+        def noted(file: BinaryIO | Path | int, *arguments: Any) -> Any:
             path = file if isinstance(file, Path) else self._path(file)
             self.done.append((name, path.name, path.read_bytes() if path.is_file() else b""))
             return function(file, *arguments)
 
         return noted
 
-    def _path(self, file: BinaryIO) -> Path:
-        number = os.fstat(file.fileno()).st_ino
-        return next(path for path in self._directory.iterdir() if path.stat().st_ino == number)
+    def _path(self, file: BinaryIO | int) -> Path:
+        number = os.fstat(file if isinstance(file, int) else file.fileno()).st_ino
+        paths = (self._directory, *self._directory.iterdir())
+        return next(path for path in paths if path.stat().st_ino == number)
 
 
 def origin(path: Path) -> Origin:
