@@ -1,8 +1,8 @@
 """All that is ever done to the files of a data directory, and what it takes for them to survive a loss of power.
 
-Everything raises NoRoom where there is none, on the disk or for one more open file. What fails otherwise is told from a
-failed disk here: a write, a sync or a truncation raises DiskFailed, and must not be tried again, for the system may have
-forgotten what it could not write; everything else an OSError.
+Everything raises NoRoom where there is none, on the disk or for one more open file. What fails otherwise is told from
+a failed disk here: a write, a sync or a truncation raises DiskFailed, and must not be tried again, for the system may
+have forgotten what it could not write; everything else an OSError.
 """
 
 import errno

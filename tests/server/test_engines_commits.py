@@ -23,6 +23,7 @@ from statestored.engines.recovery import recover
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect, States
 from statestored.errors import DiskFailed, NoRoom
 from statestored.journal import Journal
+from tests.faults.workload import is_marked
 from tests.server.fakes import Disk, Gate, listen, some_turns
 from tests.server.models import TODAY, content, small_buckets
 from tests.server.waiting import eventually
@@ -543,14 +544,20 @@ async def test_a_start_without_room_can_end_without_having_had_any(tmp_path: Pat
         assert run.get(b"ann") == b"A"
 
 
-async def test_without_room_for_a_mark_nothing_is_refused(tmp_path: Path, disk: Disk, appends: Gate) -> None:
-    async with running(tmp_path) as run, kept_up(run):
+@pytest.mark.parametrize("fsync", [Fsync.ALWAYS, Fsync.EVERYSEC])
+async def test_without_room_for_a_mark_nothing_is_refused_and_it_comes_later(
+    tmp_path: Path, disk: Disk, appends: Gate, fsync: Fsync
+) -> None:
+    """D5: without it, damage to the last batch would be taken for a write that was broken off."""
+    async with running(tmp_path, fsync) as run:
         await run.put_durably(b"ann")
         disk.fill()
-        await eventually(lambda: marks(appends) == 1)
-        disk.make_room()
-        await run.put_durably(b"ben")
-        await eventually(lambda: marks(appends) == 2)
+        async with kept_up(run):
+            await eventually(lambda: marks(appends) > 1)
+            run.commits.check()
+            disk.make_room()
+            await eventually(lambda: is_marked(tmp_path))
+            await run.put_durably(b"ben")
 
 
 async def test_without_room_for_a_new_segment_the_old_one_goes_on(
