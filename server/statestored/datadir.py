@@ -87,6 +87,10 @@ class DataDirectory:
         """By their numbers."""
         return self._numbered(SEGMENT)
 
+    def unfinished(self) -> list[Path]:
+        """Snapshots and segments whose writing, or whose removal, was broken off."""
+        return sorted(path for path in self.path.iterdir() if is_unfinished(path) and path.stem != IDENTITY)
+
     def snapshot(self, number: int) -> Path:
         return self.path / f"{number:08}{SNAPSHOT}"
 
@@ -186,12 +190,12 @@ class DataDirectory:
 
 
 def number_of(path: Path) -> int:
-    """Of a snapshot or a segment."""
-    return int(path.stem)
+    """Of a snapshot or a segment, in its place or unfinished."""
+    return int(path.name.partition(".")[0])
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether it is a file that a daemon was about to write."""
+    """Whether it is a file that a daemon was about to write, or to remove."""
     return _UNFINISHED.fullmatch(path.name) is not None
 
 

@@ -254,6 +254,20 @@ def test_the_new_number_is_above_all_that_there_were(path: Path) -> None:
     assert [file.name for file in sorted(path.glob("0*"))] == ["00000010.journal", "00000010.snapshot"]
 
 
+def test_files_whose_removal_was_broken_off_are_set_aside_too(path: Path) -> None:
+    """A start removes them, and much may be in them; nor does anything that is written take their place."""
+    damage_a_batch(path)
+    unfinished = [files.temporary_name(path / name) for name in ("00000001.journal", "00000004.snapshot")]
+    for file in unfinished:
+        shutil.copy(segment(path, 3), file)
+    before = bytes_of(path)
+    repair(path)
+    kept = bytes_of(aside(path)[0])
+    assert {file.name for file in unfinished} < kept.keys()
+    assert kept.items() <= before.items()
+    assert content_of(path) == without(AFTER[1])
+
+
 class Killed(BaseException):
     """No code of ours handles it."""
 
