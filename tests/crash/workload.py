@@ -13,7 +13,7 @@ import structlog
 import uvloop
 
 from statestore.errors import Unavailable
-from statestored import journal, segment
+from statestored import files, journal, segment
 from statestored.commands import NIL
 from statestored.datadir import DataDirectory
 from statestored.engines import commits, saver, snapshots
@@ -254,6 +254,7 @@ def hasty_daemon() -> Iterator[Clock]:
     with pytest.MonkeyPatch.context() as patch, small_buckets():
         patch.setattr(journal, "SEGMENT_SIZE", 4096)
         patch.setattr(segment, "RESERVE", 4096)
+        patch.setattr(files, "REMOVED_AT_ONCE", 2048)
         patch.setattr(snapshots, "FLUSH_EVERY", 1024)
         patch.setattr(commits, "IDLE", 0.002)
         patch.setattr(commits, "SYNC_EVERY", 0.004)
