@@ -207,6 +207,10 @@ def tail_not_copied(patch: Patch) -> None:
     patch.setattr(JournalReader, "batches", batches_as_they_are)
 
 
+def tail_not_synced_where_it_cannot_be_copied(patch: Patch) -> None:
+    patch.setattr(Journal, "_sync_found", lambda _: None)
+
+
 def copies_synced_too_late(patch: Patch) -> None:
     """The new segment has its name before what it has copied is on the disk."""
     make = SegmentWriter.__init__

@@ -207,6 +207,23 @@ async def test_no_room_for_the_next_segment_leaves_the_old_one_in_use(
     assert (await recovered(tmp_path)).states == states_after(BATCHES)
 
 
+async def test_a_start_without_room_syncs_what_it_cannot_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D6, D10: it is served, and may be in the system's cache only."""
+
+    def full(*_: Any) -> None:
+        raise NoRoom(errno.ENOSPC, "No space left on device")
+
+    await unclean(tmp_path)
+    found = await recovered(tmp_path)
+    (old,) = segments(tmp_path)
+    with monkeypatch.context() as patch:
+        steps = Steps(patch, tmp_path)
+        patch.setattr(files, "create", full)
+        with pytest.raises(NoRoom):
+            found.journal.probe()
+    assert [step[:2] for step in steps.done] == [("sync_directory", tmp_path.name), ("sync_file", old.name)]
+
+
 async def test_a_start_without_room_begins_once_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """D6, D10: nothing of what it found is lost meanwhile."""
 
