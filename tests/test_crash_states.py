@@ -97,6 +97,13 @@ def test_the_snapshot_that_came_out_wrong_takes_nothing_with_it(explorer: Explor
     assert len(explorer.states) > 20
 
 
+@pytest.mark.parametrize("fsync", [Fsync.ALWAYS, Fsync.EVERYSEC])
+def test_what_a_start_on_a_full_disk_serves_is_not_lost_then(explorer: Explorer, clock: Clock, fsync: Fsync) -> None:
+    """D6, D10"""
+    scenarios.start_on_full_disk(explorer, clock, fsync, 1, PICKS)
+    assert len(explorer.states) > 20
+
+
 # The model of a disk. OLD is what was on it before.
 
 OLD, NEW, NEWER = (bytes([number]) * SECTOR for number in (1, 2, 3))

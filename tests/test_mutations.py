@@ -26,6 +26,7 @@ TWO_CRASHES = (scenarios.two_crashes, Fsync.ALWAYS)
 DURING_A_SYNC = (scenarios.writes_during_a_sync, Fsync.EVERYSEC)
 FULL_DURING_A_SYNC = (scenarios.full_during_a_sync, Fsync.EVERYSEC)
 SNAPSHOT_OF_WHAT_IS_NOT_SYNCED = (scenarios.snapshot_of_what_is_not_synced, Fsync.EVERYSEC)
+START_ON_FULL_DISK = (scenarios.start_on_full_disk, Fsync.ALWAYS)
 FULL_DISK = (scenarios.full_disk, Fsync.ALWAYS)
 BAD_SNAPSHOT = (scenarios.bad_snapshot, Fsync.ALWAYS)
 
@@ -44,6 +45,7 @@ NOTICED_BY: dict[Fault, Check] = {
     faults.snapshot_before_journal: SNAPSHOT_OF_WHAT_IS_NOT_SYNCED,
     faults.tail_not_copied: TWO_CRASHES,
     faults.copies_synced_too_late: TWO_CRASHES,
+    faults.tail_not_synced_where_it_cannot_be_copied: START_ON_FULL_DISK,
     faults.batch_applied_twice: TWO_CRASHES,
     faults.payload_not_checked: BUSY,
     faults.nothing_taken_back: FULL_DISK,

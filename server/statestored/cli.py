@@ -118,7 +118,7 @@ def main() -> NoReturn:
         sys.exit(done.exit_code)
     except click.Abort:
         sys.exit(Exit.STOPPED)
-    except (StartError, TooNew, PermissionError, IsADirectoryError, RuntimeError) as error:
+    except (StartError, TooNew, PermissionError, IsADirectoryError) as error:
         _end(Exit.CANNOT_START, error)
     except DamagedFile as error:
         _end(Exit.DAMAGED, error)

@@ -3,6 +3,7 @@
 Snapshot N holds what all segments before segment N did: segments go on being numbered where the newest file ends.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from typing import IO, Any
 import structlog
 
 from statestored import files
-from statestored.errors import DamagedFile, StartError, TooNew
+from statestored.errors import DamagedFile, DiskFailed, StartError, TooNew
 from statestored.framing import HEADER_SIZE
 
 log = structlog.get_logger()
@@ -41,7 +42,10 @@ class DataDirectory:
         self.is_new = False  # nothing is in it yet, its identity neither
 
     def open(self) -> None:
-        """Make it where there is none, lock it, read its identity. Raises StartError, DamagedFile or TooNew."""
+        """Make it where there is none, lock it, read its identity.
+
+        Raises StartError, DamagedFile, TooNew or DiskFailed.
+        """
         try:
             self._make()
             self._lock = self._take_lock("stop that one, or give another --data-dir")
@@ -53,6 +57,8 @@ class DataDirectory:
                 "Start as the user whose it is, or give another --data-dir"
             ) from error
         except OSError as error:
+            if error.errno == errno.EIO:
+                raise DiskFailed(error) from error
             raise StartError(f"data directory {self.path}: {error.strerror}: give another --data-dir") from error
 
     def open_existing(self, *, to_write: bool) -> None:
@@ -80,6 +86,10 @@ class DataDirectory:
     def segments(self) -> list[Path]:
         """By their numbers."""
         return self._numbered(SEGMENT)
+
+    def unfinished(self) -> list[Path]:
+        """Snapshots and segments whose writing, or whose removal, was broken off."""
+        return sorted(path for path in self.path.iterdir() if is_unfinished(path) and path.stem != IDENTITY)
 
     def snapshot(self, number: int) -> Path:
         return self.path / f"{number:08}{SNAPSHOT}"
@@ -166,10 +176,11 @@ class DataDirectory:
 
     def _read_identity(self) -> None:
         path = self.path / IDENTITY
-        self.is_new = not path.exists()
-        if not self.is_new:
+        try:
             self.store_id = read_identity(path)
             return
+        except FileNotFoundError:
+            self.is_new = True
         if self.holds_nothing():
             for segment in self.segments():
                 files.remove(segment)
@@ -179,12 +190,12 @@ class DataDirectory:
 
 
 def number_of(path: Path) -> int:
-    """Of a snapshot or a segment."""
-    return int(path.stem)
+    """Of a snapshot or a segment, in its place or unfinished."""
+    return int(path.name.partition(".")[0])
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether it is a file that a daemon was about to write."""
+    """Whether it is a file that a daemon was about to write, or to remove."""
     return _UNFINISHED.fullmatch(path.name) is not None
 
 

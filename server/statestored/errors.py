@@ -32,7 +32,7 @@ class TooNew(Exception):
 
 
 class NoRoom(OSError):
-    """The disk is full, or our share of it: nothing is wrong with what is there."""
+    """The disk is full, or our share of it, or too many files are open: nothing is wrong with what is there."""
 
 
 class DiskFailed(Exception):

@@ -1,8 +1,8 @@
 """All that is ever done to the files of a data directory, and what it takes for them to survive a loss of power.
 
-Everything raises NoRoom where there is none. What fails otherwise is told from a failed disk here: a write, a sync or a
-truncation raises DiskFailed, and must not be tried again, for the system may have forgotten what it could not write;
-everything else an OSError.
+Everything raises NoRoom where there is none, on the disk or for one more open file. What fails otherwise is told from
+a failed disk here: a write, a sync or a truncation raises DiskFailed, and must not be tried again, for the system may
+have forgotten what it could not write; everything else an OSError.
 """
 
 import errno
@@ -10,6 +10,8 @@ import fcntl
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,16 +19,16 @@ from statestored.errors import DiskFailed, NoRoom
 
 TEMPORARY = ".tmp"
 REMOVED_AT_ONCE = 2**24  # bytes
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 
 
 def create(path: Path) -> BinaryIO:
     """A new, empty file that only its owner may read, unbuffered."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _no_room_or(error, error) from None
-    return os.fdopen(fd, "wb", buffering=0)
+    return os.fdopen(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb", buffering=0)
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    return os.fdopen(_open(path, os.O_RDONLY), "rb")
 
 
 def write_at(file: BinaryIO, data: bytes, offset: int) -> None:
@@ -59,13 +61,21 @@ def sync_file(file: BinaryIO) -> None:
         raise DiskFailed(error) from error
 
 
-def sync_directory(directory: Path) -> None:
-    """Files made, renamed and removed in `directory` stay so."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_directory(directory: Path | int) -> None:
+    """Files made, renamed and removed in `directory`, by its path or as it is open, stay so."""
+    with open_directory(directory) if isinstance(directory, Path) else nullcontext(directory) as fd:
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            raise DiskFailed(error) from error
+
+
+@contextmanager
+def open_directory(directory: Path) -> Iterator[int]:
+    """To sync it later, when there may be no room for one more open file."""
+    fd = _open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
-    except OSError as error:
-        raise DiskFailed(error) from error
+        yield fd
     finally:
         os.close(fd)
 
@@ -82,20 +92,33 @@ def remove(path: Path) -> None:
 
 
 def remove_in_steps(path: Path) -> None:
-    """A large file, so that no sync of another one has to wait until the system has freed all of it."""
-    with path.open("r+b", buffering=0) as file:
-        size = path.stat().st_size
-        while size > REMOVED_AT_ONCE:
-            size -= REMOVED_AT_ONCE
-            truncate(file, size)
-            sync_file(file)
+    """A large file, so that no sync of another one has to wait until the system has freed all of it.
+
+    What has another name too is to stay there as it is, and only loses this one.
+    """
+    if not has_other_names(path):
+        with os.fdopen(_open(path, os.O_WRONLY), "wb", buffering=0) as file:
+            size = path.stat().st_size
+            while size > REMOVED_AT_ONCE:
+                size -= REMOVED_AT_ONCE
+                truncate(file, size)
+                sync_file(file)
     remove(path)
 
 
+def has_other_names(path: Path) -> bool:
+    """Whether the same file also stands elsewhere, such as in a backup that was made of links."""
+    return path.stat().st_nlink > 1
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a file that is synced its name: whatever happens, `path` is the old file or the new one."""
-    rename(temporary, path)
-    sync_directory(path.parent)
+    """Give a file that is synced its name: whatever happens, `path` is the old file or the new one.
+
+    Where it raises NoRoom, it is the old one: whoever goes on after that relies on it.
+    """
+    with open_directory(path.parent) as directory:
+        rename(temporary, path)
+        sync_directory(directory)
 
 
 def write_durably(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
@@ -113,6 +136,13 @@ def write_durably(path: Path, content: bytes, like: os.stat_result | None = None
 def temporary_name(path: Path) -> Path:
     """Where a file is written before it is put in place; what is found there at a start was never finished."""
     return path.with_name(path.name + TEMPORARY)
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _no_room_or(error, error) from None
 
 
 def _no_room_or(error: OSError, other: Exception) -> Exception:

@@ -127,10 +127,15 @@ class Journal:
         if self._segment is None:
             # What was found may have its name in the system's cache only.
             files.sync_directory(self._directory.path)
-            self._segment = self._new_segment(self._found.end, self._found.copies)
+            try:
+                self._segment = self._new_segment(self._found.end, self._found.copies)
+            except NoRoom:
+                self._sync_found()  # it is served nevertheless
+                raise
             self._found.copies = []
-            if self._found.end.segment:
-                files.truncate(self._directory.segment(self._found.end.segment), self._found.end.offset)
+            old = self._directory.segment(self._found.end.segment)
+            if self._found.end.segment and not files.has_other_names(old):  # else a backup would lose what was copied
+                files.truncate(old, self._found.end.offset)
 
     @property
     def is_full(self) -> bool:
@@ -179,6 +184,12 @@ class Journal:
             with suppress(NoRoom):
                 self.mark(time)
             self._segment.close()
+
+    def _sync_found(self) -> None:
+        """Bring to the disk what should be copied. Less than a copy: what an earlier sync failed for stays lost."""
+        if self._found.copies:
+            with files.open_to_read(self._directory.segment(self._found.end.segment)) as file:
+                files.sync_file(file)
 
     @property
     def _writer(self) -> SegmentWriter:

@@ -51,8 +51,8 @@ def repair(path: Path) -> Checked:
 async def _repair(directory: DataDirectory, found: Salvage, identity: DamagedFile | None) -> str:
     """Returns what was done, in words."""
     last = found.last or framing.Sequence(0, 0)
-    originals = [*directory.segments(), *directory.snapshots()]
-    # The next start's epoch is the number after this one, and above all that there ever were.
+    originals = [*directory.segments(), *directory.snapshots(), *directory.unfinished()]
+    # The next start's epoch is the number after this one, and above all that there ever were. So no file is in the way.
     number = max(*map(number_of, originals), last.epoch) + 1
     snapshot = directory.snapshot(number)
     with SnapshotWriter(snapshot, directory.store_id, now()) as writer:

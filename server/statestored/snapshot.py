@@ -101,7 +101,7 @@ def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Frame]:
 
     Raises DamagedFile for whatever is not as it was written, TooNew, or OSError.
     """
-    with path.open("rb") as file:
+    with files.open_to_read(path) as file:
         file_id = read_file_id(path, file, store_id)
         offset, blocks = HEADER_SIZE, 0
         while (frame := read_frame(file, offset, file_id)) is not None:

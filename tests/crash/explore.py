@@ -88,21 +88,21 @@ class Explorer:
         after = Life(life.fsync, Trace(image), life.history.up_to(found), first=found, boot=life.next_boot)
         return self._live(after, image, script)
 
-    def life_after_kill(self, life: Life, moment: Moment, script: Script) -> Life:
-        """What was written is still there, though not on the disk."""
+    def life_after_kill(self, life: Life, moment: Moment, script: Script, *, is_full: bool = False) -> Life:
+        """What was written is still there, though not on the disk. `is_full`: the disk, when it starts."""
         image = moment.disk.shown()
         found = self._check(life, moment, image, life.boot, moment.needed.after_kill)
         trace, history = life.trace.up_to(moment.position), life.history.up_to(found)
         after = Life(life.fsync, trace, history, moment.position, life.first, life.boot)
-        return self._live(after, image, script)
+        return self._live(after, image, script, is_full)
 
-    def _live(self, life: Life, image: Image, script: Script) -> Life:
+    def _live(self, life: Life, image: Image, script: Script, is_full: bool = False) -> Life:
         directory = self._directory / f"life{self._lives}"
         self._lives += 1
         directory.mkdir()
         for name, content in image.items():
             (directory / name).write_bytes(content)
-        record(directory, life.trace, life.history, script, life.fsync, life.boot)
+        record(directory, life.trace, life.history, script, life.fsync, life.boot, is_full)
         return life
 
     # Crashes

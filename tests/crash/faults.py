@@ -134,9 +134,9 @@ def names_found_not_synced(patch: Patch) -> None:
     begin = Journal.begin
 
     def begin_at_once(journal: Journal) -> None:
-        sync, skipped = files.sync_directory, list[Path]()
+        sync, skipped = files.sync_directory, list[Path | int]()
 
-        def sync_but_once(directory: Path) -> None:
+        def sync_but_once(directory: Path | int) -> None:
             if skipped:
                 sync(directory)
             skipped.append(directory)
@@ -205,6 +205,10 @@ def tail_not_copied(patch: Patch) -> None:
             reader.end, reader.copies = End(reader.end.segment, last.end, last.sequence), []
 
     patch.setattr(JournalReader, "batches", batches_as_they_are)
+
+
+def tail_not_synced_where_it_cannot_be_copied(patch: Patch) -> None:
+    patch.setattr(Journal, "_sync_found", lambda _: None)
 
 
 def copies_synced_too_late(patch: Patch) -> None:

@@ -121,8 +121,8 @@ class Recorder:
     def sync_file(self, file: BinaryIO) -> None:
         self._sync(self._known(file))
 
-    def sync_directory(self, directory: Path) -> None:
-        assert directory == self._directory
+    def sync_directory(self, directory: Path | int) -> None:
+        assert os.path.samestat(os.stat(directory), self._directory.stat())
         self._sync(None)
 
     def _sync(self, file: int | None) -> None:

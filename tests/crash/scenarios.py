@@ -21,6 +21,14 @@ def full_disk(explorer: Explorer, clock: Clock, fsync: Fsync, seed: int, picks: 
     explorer.explore(explorer.first_life(fsync, scripts.full_disk(clock, seed)), picks)
 
 
+def start_on_full_disk(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed: int, picks: int) -> None:
+    """What a kill has left, at any moment, is served, and cannot be copied."""
+    first = explorer.first_life(fsync, scripts.a_bit_of_everything)
+    for moment in moments(first):
+        if moment.needed.after_kill:  # before that there is no store
+            explorer.explore(explorer.life_after_kill(first, moment, scripts.reads, is_full=True), picks)
+
+
 def bad_snapshot(explorer: Explorer, _clock: Clock, fsync: Fsync, _seed: int, picks: int) -> None:
     """One that comes out wrong takes nothing with it."""
     explorer.explore(explorer.first_life(fsync, scripts.bad_snapshot), picks)

@@ -42,6 +42,13 @@ async def one_write(client: Client) -> None:
     await client.answered()
 
 
+async def reads(client: Client) -> None:
+    """Of what was found."""
+    client.look_at_sessions()
+    for sender in SENDERS:
+        client.get(sender)
+
+
 async def writes_during_a_sync(client: Client) -> None:
     """For `everysec`, where they are acknowledged meanwhile."""
     client.set(b"ann", client.value(700))

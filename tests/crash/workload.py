@@ -13,7 +13,7 @@ import structlog
 import uvloop
 
 from statestore.errors import Unavailable
-from statestored import journal, segment
+from statestored import files, journal, segment
 from statestored.answers import NIL
 from statestored.datadir import DataDirectory
 from statestored.engines import commits, saver, snapshots
@@ -211,17 +211,22 @@ class Clock:
         return self.day * MS_A_DAY
 
 
-def record(directory: Path, trace: Trace, history: History, script: Script, fsync: Fsync, boot: bytes) -> None:
+def record(
+    directory: Path, trace: Trace, history: History, script: Script, fsync: Fsync, boot: bytes, is_full: bool
+) -> None:
     """A daemon starts in `directory`, which is as the trace ends, does what the script says, and stops.
+
+    is_full: the disk, when it starts.
 
     Trace and history go on. Raises whatever the daemon does.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, booted(boot):
-        runner.run(_record(directory, trace, history, script, fsync))
+        runner.run(_record(directory, trace, history, script, fsync, is_full))
 
 
-async def _record(path: Path, trace: Trace, history: History, script: Script, fsync: Fsync) -> None:
+async def _record(path: Path, trace: Trace, history: History, script: Script, fsync: Fsync, is_full: bool) -> None:
     with Recorder(path, trace) as recorder:
+        recorder.is_full = is_full
         directory = DataDirectory(path)
         try:
             directory.open()
@@ -254,6 +259,7 @@ def hasty_daemon() -> Iterator[Clock]:
     with pytest.MonkeyPatch.context() as patch, small_buckets():
         patch.setattr(journal, "SEGMENT_SIZE", 4096)
         patch.setattr(segment, "RESERVE", 4096)
+        patch.setattr(files, "REMOVED_AT_ONCE", 2048)
         patch.setattr(snapshots, "FLUSH_EVERY", 1024)
         patch.setattr(commits, "IDLE", 0.002)
         patch.setattr(commits, "SYNC_EVERY", 0.004)

@@ -30,13 +30,13 @@ DIRECTORY = "."
 _KINDS = {DIRECTORY: "directory", "lock": "lock", "store.json": "identity"}  # others say it by their suffix
 KILLED = "killed by SIGKILL"
 
-# Segments that one large batch fills.
-SEGMENT_SIZE = 4096
+# Segments that one large batch fills, and that are removed in several steps.
+SEGMENT_SIZE, REMOVED_AT_ONCE = 4096, 2048
 SMALL_SEGMENTS = (
     sys.executable,
     "-c",
-    f"from statestored import journal; journal.SEGMENT_SIZE = {SEGMENT_SIZE}; "
-    "from statestored.__main__ import main; main()",
+    f"from statestored import files, journal; journal.SEGMENT_SIZE = {SEGMENT_SIZE}; "
+    f"files.REMOVED_AT_ONCE = {REMOVED_AT_ONCE}; from statestored.__main__ import main; main()",
 )
 
 

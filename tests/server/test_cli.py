@@ -72,6 +72,12 @@ def test_every_end_has_its_code(main: Callable[..., End], error: BaseException, 
     assert said.startswith(says)
 
 
+def test_a_fault_of_ours_is_no_reason_not_to_start(main: Callable[..., End]) -> None:
+    """It comes with its traceback."""
+    with pytest.raises(RuntimeError, match="has not begun"):
+        main(run=raises(RuntimeError("the journal has not begun")))
+
+
 def test_asked_to_stop_is_a_success(main: Callable[..., End]) -> None:
     assert main() == (0, "")
 

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from statestored import files
 from statestored.datadir import IDENTITY, IDENTITY_FORMAT, LOCK, number_of
-from statestored.errors import DamagedFile, NoRoom, StartError, TooNew
+from statestored.errors import DamagedFile, DiskFailed, NoRoom, StartError, TooNew
 from statestored.files import temporary_name
 from statestored.framing import HEADER_SIZE
 from tests.server.journals import opened
@@ -135,6 +135,25 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a directory")
     with pytest.raises(StartError, match="--data-dir"), opened(tmp_path / "data"):
         pass
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (os, "open"), (files, "remove"), (Path, "read_bytes")])
+def test_a_disk_that_fails_is_no_directory_of_the_wrong_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """D6: another directory is no help."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    store_id = new_store(tmp_path)
+    temporary_name(tmp_path / "00000002.snapshot").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(DiskFailed, match="Input/output error"), opened(tmp_path):
+            pass
+    with opened(tmp_path) as directory:
+        assert directory.store_id == store_id
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Group commit: nobody is told of a write before the disk has it (D1); where it cannot, all is as before (D6)."""
 
 import asyncio
+import errno
+import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,6 +23,7 @@ from statestored.engines.recovery import recover
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect, States
 from statestored.errors import DiskFailed, NoRoom
 from statestored.journal import Journal
+from tests.faults.workload import is_marked
 from tests.server.fakes import Disk, Gate, listen, some_turns
 from tests.server.models import TODAY, content, small_buckets
 from tests.server.waiting import eventually
@@ -540,14 +544,20 @@ async def test_a_start_without_room_can_end_without_having_had_any(tmp_path: Pat
         assert run.get(b"ann") == b"A"
 
 
-async def test_without_room_for_a_mark_nothing_is_refused(tmp_path: Path, disk: Disk, appends: Gate) -> None:
-    async with running(tmp_path) as run, kept_up(run):
+@pytest.mark.parametrize("fsync", [Fsync.ALWAYS, Fsync.EVERYSEC])
+async def test_without_room_for_a_mark_nothing_is_refused_and_it_comes_later(
+    tmp_path: Path, disk: Disk, appends: Gate, fsync: Fsync
+) -> None:
+    """D5: without it, damage to the last batch would be taken for a write that was broken off."""
+    async with running(tmp_path, fsync) as run:
         await run.put_durably(b"ann")
         disk.fill()
-        await eventually(lambda: marks(appends) == 1)
-        disk.make_room()
-        await run.put_durably(b"ben")
-        await eventually(lambda: marks(appends) == 2)
+        async with kept_up(run):
+            await eventually(lambda: marks(appends) > 1)
+            run.commits.check()
+            disk.make_room()
+            await eventually(lambda: is_marked(tmp_path))
+            await run.put_durably(b"ben")
 
 
 async def test_without_room_for_a_new_segment_the_old_one_goes_on(
@@ -620,6 +630,40 @@ async def test_after_a_rotation_that_failed_nobody_is_told_anything(
         await some_turns()
         assert told == []
         assert len(run.failed) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("fsync", Fsync)
+async def test_a_rotation_that_cannot_open_what_it_needs_has_changed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync, number: int
+) -> None:
+    """D2: batches go on into the old segment, and are there after a kill."""
+    path = tmp_path / "data"
+    async with running(path, fsync) as run:
+        await run.put_durably(b"ann")
+        with monkeypatch.context() as patch:
+            too_many_open(patch, path, number)
+            with pytest.raises(NoRoom):
+                await run.commits.rotate()
+            await run.put_durably(b"ben")
+        shutil.copytree(path, tmp_path / "killed")
+        await run.commits.rotate()
+        await run.put_durably(b"cleo")
+    for killed, senders in ((tmp_path / "killed", 2), (path, 3)):
+        async with running(killed, fsync) as run:
+            assert len(run.states) == senders
+
+
+def too_many_open(patch: pytest.MonkeyPatch, directory: Path, number: int) -> None:
+    """The first file can still be opened; for the directory there is no more room."""
+    open_ = os.open
+
+    def open_all_but_it(path: Path, *arguments: int) -> int:
+        if path == directory:
+            raise OSError(number, os.strerror(number))
+        return open_(path, *arguments)
+
+    patch.setattr(os, "open", open_all_but_it)
 
 
 async def test_with_everysec_a_sync_that_fails_ends_it(tmp_path: Path, syncs: Gate) -> None:

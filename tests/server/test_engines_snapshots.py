@@ -386,7 +386,6 @@ async def test_loading_returns_the_last_batch_that_may_be_in_it(path: Path) -> N
         (NoRoom(errno.ENOSPC, "No space left on device"), NoRoom),
         (DiskFailed(OSError(errno.EIO, "Input/output error")), DiskFailed),
         (OSError(errno.EROFS, "Read-only file system"), DiskFailed),
-        (OSError(errno.EMFILE, "Too many open files"), NoRoom),
     ],
 )
 async def test_a_failure_leaves_no_file(

@@ -15,6 +15,7 @@ from statestored import files
 from statestored.errors import DiskFailed, NoRoom
 
 NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+TOO_MANY_OPEN = [errno.EMFILE, errno.ENFILE]
 FAILURES = [errno.EIO, errno.EROFS, errno.EBADF]
 # What syncs a file.
 FILE_SYNC = (files.fcntl, "fcntl") if sys.platform == "darwin" else (os, "fdatasync")
@@ -135,9 +136,9 @@ def test_a_file_is_put_in_place_before_its_directory_is_synced(tmp_path: Path, n
     temporary.write_bytes(b"new")
     steps: list[object] = []
     note("rename", lambda source, target: steps.append((source, target, path.read_bytes())))
-    note("sync_directory", lambda directory: steps.append((directory, temporary.exists(), path.read_bytes())))
+    note("sync_directory", lambda _: steps.append((temporary.exists(), path.read_bytes())))
     files.put_in_place(temporary, path)
-    assert steps == [(temporary, path, b"old"), (tmp_path, False, b"new")]
+    assert steps == [(temporary, path, b"old"), (False, b"new")]
 
 
 def test_a_durable_file_is_synced_renamed_and_its_directory_synced(tmp_path: Path, note: Note) -> None:
@@ -146,9 +147,53 @@ def test_a_durable_file_is_synced_renamed_and_its_directory_synced(tmp_path: Pat
     temporary = files.temporary_name(path)
     path.write_bytes(b"old")
     note("sync_file", lambda _: steps.append((temporary.read_bytes(), path.read_bytes())))
-    note("sync_directory", lambda directory: steps.append((directory, temporary.exists(), path.read_bytes())))
+    note("sync_directory", lambda _: steps.append((temporary.exists(), path.read_bytes())))
     files.write_durably(path, b"new")
-    assert steps == [(b"new", b"old"), (tmp_path, False, b"new")]
+    assert steps == [(b"new", b"old"), (False, b"new")]
+
+
+@pytest.mark.parametrize("number", TOO_MANY_OPEN)
+def test_where_no_more_files_can_be_open_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(os, "open", failing(number))
+    for attempt in (files.create, files.open_to_read, files.remove_in_steps, lambda _: files.sync_directory(tmp_path)):
+        with pytest.raises(NoRoom) as refusal:
+            attempt(path)
+        assert refusal.value.errno == number
+    assert path.read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("number", TOO_MANY_OPEN)
+def test_a_file_is_not_in_its_place_where_its_directory_could_not_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """D2: whoever is told that there is no room goes on with the old one."""
+    path = tmp_path / "file"
+    temporary = files.temporary_name(path)
+    path.write_bytes(b"old")
+    temporary.write_bytes(b"new")
+    monkeypatch.setattr(os, "open", failing(number))
+    with pytest.raises(NoRoom):
+        files.put_in_place(temporary, path)
+    assert path.read_bytes() == b"old"
+
+
+def test_once_a_file_is_in_its_place_nothing_more_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    temporary = files.temporary_name(path)
+    temporary.write_bytes(b"new")
+    rename = files.rename
+
+    def rename_with_the_last_file(source: Path, target: Path) -> None:
+        rename(source, target)
+        monkeypatch.setattr(os, "open", failing(errno.EMFILE))
+
+    monkeypatch.setattr(files, "rename", rename_with_the_last_file)
+    files.put_in_place(temporary, path)
+    assert path.read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("step", ["create", "write_at", "sync_file", "rename"])
@@ -181,3 +226,15 @@ def test_a_large_file_is_given_back_in_steps_each_on_the_disk(tmp_path: Path, mo
     files.remove_in_steps(path)
     assert synced == [15, 5]
     assert not path.exists()
+
+
+def test_a_large_file_that_has_another_name_stays_there_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "x", tmp_path / "other"
+    path.write_bytes(bytes(25))
+    os.link(path, other)
+    monkeypatch.setattr(files, "REMOVED_AT_ONCE", 10)
+    files.remove_in_steps(path)
+    assert not path.exists()
+    assert other.read_bytes() == bytes(25)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from statestored.files import temporary_name
 from statestored.framing import HEADER_SIZE, Sequence
 from statestored.journal import JournalReader, boot_id
 from statestored.segment import Origin
+from tests.server.damaged import bytes_of
 from tests.server.journals import (
     BATCHES,
     Batch,
@@ -48,16 +50,17 @@ class Steps:
             patch.setattr(files, function, self._noted(function, getattr(files, function)))
 
     def _noted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(file: BinaryIO | Path, *arguments: Any) -> Any:
+        def noted(file: BinaryIO | Path | int, *arguments: Any) -> Any:
             path = file if isinstance(file, Path) else self._path(file)
             self.done.append((name, path.name, path.read_bytes() if path.is_file() else b""))
             return function(file, *arguments)
 
         return noted
 
-    def _path(self, file: BinaryIO) -> Path:
-        number = os.fstat(file.fileno()).st_ino
-        return next(path for path in self._directory.iterdir() if path.stat().st_ino == number)
+    def _path(self, file: BinaryIO | int) -> Path:
+        number = os.fstat(file if isinstance(file, int) else file.fileno()).st_ino
+        paths = (self._directory, *self._directory.iterdir())
+        return next(path for path in paths if path.stat().st_ino == number)
 
 
 def origin(path: Path) -> Origin:
@@ -204,6 +207,23 @@ async def test_no_room_for_the_next_segment_leaves_the_old_one_in_use(
     assert (await recovered(tmp_path)).states == states_after(BATCHES)
 
 
+async def test_a_start_without_room_syncs_what_it_cannot_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D6, D10: it is served, and may be in the system's cache only."""
+
+    def full(*_: Any) -> None:
+        raise NoRoom(errno.ENOSPC, "No space left on device")
+
+    await unclean(tmp_path)
+    found = await recovered(tmp_path)
+    (old,) = segments(tmp_path)
+    with monkeypatch.context() as patch:
+        steps = Steps(patch, tmp_path)
+        patch.setattr(files, "create", full)
+        with pytest.raises(NoRoom):
+            found.journal.probe()
+    assert [step[:2] for step in steps.done] == [("sync_directory", tmp_path.name), ("sync_file", old.name)]
+
+
 async def test_a_start_without_room_begins_once_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """D6, D10: nothing of what it found is lost meanwhile."""
 
@@ -269,6 +289,18 @@ async def test_what_becomes_of_copied_batches_in_the_old_segment_does_not_matter
     if tail is not None:
         old.write_bytes(old.read_bytes()[:end] + tail)
     assert (await recovered(tmp_path)).states == states_after(BATCHES)
+
+
+async def test_what_was_copied_stays_where_the_old_segment_has_another_name(tmp_path: Path) -> None:
+    """As in a backup that was made of links."""
+    await unclean(tmp_path, synced=2)
+    shutil.copytree(tmp_path, tmp_path / "backup", copy_function=os.link)
+    before = bytes_of(tmp_path / "backup")
+    daemon = await Daemon(tmp_path).start()
+    daemon.write(Batch([put("more", "M")]))
+    daemon.stop()
+    assert {**bytes_of(tmp_path / "backup"), "lock": b""} == {**before, "lock": b""}
+    assert (await recovered(tmp_path / "backup")).states == states_after(BATCHES)
 
 
 @pytest.mark.parametrize("step", ["create", "write_at", "sync_file", "rename", "sync_directory", "truncate"])

@@ -41,6 +41,12 @@ def _without_syncs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _all_files_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be given back in steps is not, where it has been set aside."""
+    monkeypatch.setattr(files, "REMOVED_AT_ONCE", 100)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with without_syncs():
@@ -246,6 +252,20 @@ def test_the_new_number_is_above_all_that_there_were(path: Path) -> None:
     segment(path, 3).rename(newest)
     repair(path)
     assert [file.name for file in sorted(path.glob("0*"))] == ["00000010.journal", "00000010.snapshot"]
+
+
+def test_files_whose_removal_was_broken_off_are_set_aside_too(path: Path) -> None:
+    """A start removes them, and much may be in them; nor does anything that is written take their place."""
+    damage_a_batch(path)
+    unfinished = [files.temporary_name(path / name) for name in ("00000001.journal", "00000004.snapshot")]
+    for file in unfinished:
+        shutil.copy(segment(path, 3), file)
+    before = bytes_of(path)
+    repair(path)
+    kept = bytes_of(aside(path)[0])
+    assert {file.name for file in unfinished} < kept.keys()
+    assert kept.items() <= before.items()
+    assert content_of(path) == without(AFTER[1])
 
 
 class Killed(BaseException):

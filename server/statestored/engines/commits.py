@@ -16,7 +16,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -319,13 +318,14 @@ class GroupCommit:
 
     async def _mark(self) -> None:
         """Nothing was written for a while, and all before that is on the disk."""
-        self._unmarked.clear()
-        if self._fsync is Fsync.NEVER:
-            return
-        with suppress(NoRoom):
-            await self._in_thread(self._journal.mark, now())
+        if self._fsync is not Fsync.NEVER:
+            try:
+                await self._in_thread(self._journal.mark, now())
+            except NoRoom:
+                return  # it is still unmarked, and tried again
             if self._fsync is Fsync.ALWAYS:
                 await self._in_thread(self._journal.sync)
+        self._unmarked.clear()
 
     async def _in_thread(self, function: Callable[..., None], *arguments: object) -> None:
         """Raises NoRoom, or DiskFailed when everything has been given up: before anybody else has a turn."""

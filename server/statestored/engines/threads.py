@@ -1,7 +1,6 @@
 """What may have to wait for the disk runs beside the loop."""
 
 import asyncio
-import errno
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
@@ -15,8 +14,7 @@ T = TypeVar("T")
 async def in_thread(function: Callable[..., T], *arguments: object, executor: Executor | None = None) -> T:
     """Who is cancelled meanwhile learns of it when the function has returned: its files are still open until then.
 
-    Raises what the function does, even then; but an OSError that is not NoRoom as DiskFailed. Where the process has too
-    many files open, it has no room either.
+    Raises what the function does, even then; but an OSError that is not NoRoom as DiskFailed.
     """
     running = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
     try:
@@ -33,8 +31,4 @@ async def in_thread(function: Callable[..., T], *arguments: object, executor: Ex
 
 
 def _as_failure(error: BaseException) -> BaseException:
-    if not isinstance(error, OSError) or isinstance(error, NoRoom):
-        return error
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return NoRoom(error.errno, error.strerror)
-    return DiskFailed(error)
+    return DiskFailed(error) if isinstance(error, OSError) and not isinstance(error, NoRoom) else error
