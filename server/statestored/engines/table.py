@@ -357,14 +357,8 @@ class Table:
         """Two buckets in place of the one that covers `position`, each for half of its range."""
         if self._depths[position >> self._shift] == self._depth:
             self._double()
-        start, end, depth, bucket = self._range(position)
-        middle = (start + end) // 2
-        lower: Bucket = {}
-        upper: Bucket = {}
-        for sender, held in bucket.items():
-            (lower if position_of(sender) < middle else upper)[sender] = held
-        self._place(Range(start, middle, depth + 1, lower))
-        self._place(Range(middle, end, depth + 1, upper))
+        for half in halves(self._range(position)):
+            self._place(half)
 
     def _place(self, covered: Range) -> None:
         first, after = covered.start >> self._shift, covered.end >> self._shift
@@ -410,6 +404,17 @@ class Table:
 def position_of(sender: Sender) -> int:
     """Where a sender stands in a walk; the same in every process and release."""
     return crc32(sender or b"")
+
+
+def halves(covered: Range) -> tuple[Range, Range]:
+    """Two new buckets with what is in one, each for half of its range."""
+    start, end, depth, bucket = covered
+    middle = (start + end) // 2
+    lower: Bucket = {}
+    upper: Bucket = {}
+    for sender, held in bucket.items():
+        (lower if position_of(sender) < middle else upper)[sender] = held
+    return Range(start, middle, depth + 1, lower), Range(middle, end, depth + 1, upper)
 
 
 def entry_memory(module: bytes, sender: Sender, state: bytes) -> int:
