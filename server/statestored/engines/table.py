@@ -14,10 +14,12 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
 from statestored.engines.base import START, Entry, Sender
+
+T = TypeVar("T")
 
 POSITION_BITS = 32
 # CPython gives a dict of 1,366 to 2,730 entries the same memory: a full bucket's halves begin where it ends.
@@ -366,8 +368,7 @@ class Table:
         self._depths[first:after] = [covered.depth] * (after - first)
 
     def _double(self) -> None:
-        self._directory = [bucket for bucket in self._directory for _ in range(2)]
-        self._depths = [depth for depth in self._depths for _ in range(2)]
+        self._directory, self._depths = _twice(self._directory), _twice(self._depths)
         self._depth += 1
         self._shift -= 1
 
@@ -399,6 +400,13 @@ class Table:
         if kind.counted:
             self._kinds[module, state] = kind
         return kind
+
+
+def _twice(each: list[T]) -> list[T]:
+    """Each one two times, side by side; by slices, for a directory can be long."""
+    doubled = each * 2
+    doubled[::2] = doubled[1::2] = each
+    return doubled
 
 
 def position_of(sender: Sender) -> int:
