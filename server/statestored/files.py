@@ -92,6 +92,12 @@ def remove_in_steps(path: Path) -> None:
     remove(path)
 
 
+def free_space(path: Path) -> int:
+    """Bytes that may still be written to the file system on which `path` is, as far as it tells."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
     """Give a file that is synced its name: whatever happens, `path` is the old file or the new one."""
     rename(temporary, path)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -181,3 +182,10 @@ def test_a_large_file_is_given_back_in_steps_each_on_the_disk(tmp_path: Path, mo
     files.remove_in_steps(path)
     assert synced == [15, 5]
     assert not path.exists()
+
+
+def test_free_space_is_that_of_the_file_system(tmp_path: Path) -> None:
+    free = files.free_space(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    assert 0 < free <= usage.total
+    assert abs(free - usage.free) < 2**30, "others write to it, too"
