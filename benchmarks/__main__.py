@@ -80,6 +80,12 @@ def _snapshots(plan: Plan, directory: Path) -> str:
     return during_snapshots.report(outcomes)
 
 
+def _pauses(plan: Plan, directory: Path) -> str:
+    from benchmarks import pauses
+
+    return pauses.report(pauses.measure(directory, max(plan.sizes), plan.rounds, plan.server_seconds))
+
+
 def _ready(plan: Plan, directory: Path) -> str:
     from benchmarks import ready
 
@@ -102,6 +108,7 @@ PARTS = {
     "servers": _servers,
     "durable": _durable,
     "snapshots": _snapshots,
+    "pauses": _pauses,
     "ready": _ready,
     "client": _client,
     "async_client": _async_client,

@@ -111,6 +111,12 @@ def has_other_names(path: Path) -> bool:
     return path.stat().st_nlink > 1
 
 
+def free_space(path: Path) -> int:
+    """Bytes that may still be written to the file system on which `path` is, as far as it tells."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
     """Give a file that is synced its name: whatever happens, `path` is the old file or the new one.
 

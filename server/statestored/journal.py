@@ -121,6 +121,7 @@ class Journal:
         self.last = found.last  # the sequence of the last batch
         self.size = found.size  # bytes of batches, those found included
         self._segment: SegmentWriter | None = None
+        self.is_fresh = False  # the last segment is there, and nothing that changes anything is in it
 
     def begin(self) -> None:
         """Make this start's first segment; once it is there, do nothing."""
@@ -148,6 +149,7 @@ class Journal:
         sequence = Sequence(self._epoch, self._counter + 1)
         self._writer.append(sequence, time, payload)
         self._counter += 1
+        self.is_fresh = self.is_fresh and not payload
         self.last = sequence
         self.size += self._writer.end - before
 
@@ -201,7 +203,7 @@ class Journal:
         number = self.number + 1
         origin = Origin(number, self._epoch, boot_id(), end.segment, end.offset, end.after)
         segment = SegmentWriter(self._directory.segment(number), self._directory.store_id, origin, copies)
-        self.number = number
+        self.number, self.is_fresh = number, not copies
         return segment
 
 

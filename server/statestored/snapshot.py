@@ -42,6 +42,8 @@ class SnapshotWriter:
 
     `add` only takes note; `flush`, which writes and syncs, may run in another thread while nothing is added. As a
     context manager it removes what is unfinished. All methods raise OSError.
+
+    size: bytes that were added. unwritten: those of them that are not in the file yet.
     """
 
     def __init__(self, path: Path, store_id: uuid.UUID, time: int) -> None:
@@ -52,9 +54,9 @@ class SnapshotWriter:
         self._pack = wire.packer()
         self._file_id = os.urandom(16)
         self._blocks = 0
-        self._size = 0  # bytes so far, those to be written included
+        self.size = 0
         self._unwritten: list[bytes] = []
-        self.unwritten = 0  # bytes
+        self.unwritten = 0
         self._file = files.create(self._temporary)
         self._append(pack_header(MAGIC, store_id, self._file_id, {"number": _number(path)}))
 
@@ -62,12 +64,12 @@ class SnapshotWriter:
         """One block."""
         self._blocks += 1
         number = Sequence(0, self._blocks)
-        self._append(pack_frame(self._file_id, self._size, kind, number, self._time, 0, self._pack(content)))
+        self._append(pack_frame(self._file_id, self.size, kind, number, self._time, 0, self._pack(content)))
 
     def flush(self) -> None:
         """What was added is on the disk when this returns."""
         data, self._unwritten, self.unwritten = b"".join(self._unwritten), [], 0
-        files.write_at(self._file, data, self._size - len(data))
+        files.write_at(self._file, data, self.size - len(data))
         files.sync_file(self._file)
 
     def finish(self, entries: int, last: Sequence) -> None:
@@ -93,7 +95,7 @@ class SnapshotWriter:
     def _append(self, data: bytes) -> None:
         self._unwritten.append(data)
         self.unwritten += len(data)
-        self._size += len(data)
+        self.size += len(data)
 
 
 def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Frame]:

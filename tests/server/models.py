@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from zlib import crc32
 
 import pytest
@@ -110,8 +111,10 @@ def remembered_after(stream: Iterable[Effect]) -> Remembered:
 
 
 def remembered(sessions: ClientSessions) -> Remembered:
-    dumps = filter(None, map(sessions.dump, sessions))
-    return {session: (oldest, dict(answers)) for session, oldest, answers in dumps}
+    dumped: Remembered = {}
+    for session, oldest, answers in chain.from_iterable(map(sessions.dump, sessions)):
+        dumped.setdefault(session, (oldest, {}))[1].update(answers)
+    return dumped
 
 
 def put(model: Model, module: bytes, sender: Sender, state: bytes, day: int) -> bool:

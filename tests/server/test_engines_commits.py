@@ -613,12 +613,25 @@ async def test_with_always_a_sync_that_fails_ends_it_and_nobody_is_told_anything
         assert len(syncs.passed) == 1
 
 
+async def test_a_segment_without_batches_is_the_new_one_already(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        assert [await run.commits.rotate() for _ in range(3)] == [(1, 0)] * 3
+        assert await told_soon(run.put(b"ann"))
+        assert [(await run.commits.rotate())[0] for _ in range(3)] == [2] * 3
+        run.journal.mark(commits_module.now())
+        assert (await run.commits.rotate())[0] == 2
+        assert await told_soon(run.put(b"ben"))
+        assert (await run.commits.rotate())[0] == 3
+    assert len(list(tmp_path.glob("*.journal"))) == 3
+
+
 @pytest.mark.parametrize("fsync", Fsync)
 async def test_after_a_rotation_that_failed_nobody_is_told_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync
 ) -> None:
     """D6: the new segment may have its name, and whatever went into the old one after that would be void."""
     async with running(tmp_path, fsync) as run:
+        assert await told_soon(run.put(b"before"))
         names = Gate(monkeypatch, files, "sync_directory")
         with names:
             rotating = asyncio.create_task(run.commits.rotate())
@@ -691,6 +704,7 @@ async def test_an_error_that_is_not_about_room_is_a_failed_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path) as run:
+        assert await told_soon(run.put(b"ann"))
         rotates = Gate(monkeypatch, Journal, "rotate")
         rotates.error = OSError(5, "Input/output error")
         with pytest.raises(DiskFailed, match="Input/output error"):

@@ -12,11 +12,13 @@ from statestored.engines.base import Held
 from statestored.engines.sessions import (
     ANSWER_SIZE,
     DONE,
+    DUMP_SIZE,
     EXPIRED,
     MAX_NUMBER,
     OPENED,
     ClientSession,
     ClientSessions,
+    dump_size,
     packed,
 )
 from statestored.engines.states import Effect
@@ -44,7 +46,7 @@ def the_session(sessions: ClientSessions, session: int = 7) -> ClientSession:
 
 def loaded(sessions: ClientSessions) -> ClientSessions:
     again = ClientSessions()
-    again.load([dump for session in sessions if (dump := sessions.dump(session)) is not None])
+    again.load([dump for session in sessions for dump in sessions.dump(session)])
     return again
 
 
@@ -128,8 +130,8 @@ def test_a_fuzzy_snapshot_and_all_effects_again_are_the_same_as_no_snapshot(
         until = data.draw(st.integers(position, len(rest)))
         sessions.apply(rest[position:until])
         position = until
-        if session not in [dump[0] for dump in dumps] and (dump := sessions.dump(session)) is not None:
-            dumps.append(dump)
+        if session not in [dump[0] for dump in dumps]:
+            dumps += sessions.dump(session)
     again = ClientSessions()
     again.load(dumps)
     again.apply(rest)
@@ -199,7 +201,31 @@ def test_what_changes_nothing_is_no_change() -> None:
     sessions = made((OPENED, 7))
     assert sessions.apply([(OPENED, 7), (EXPIRED, 8), (DONE, 8, 1, 1, b"A")]) == 0
     assert sessions.apply([(OPENED, 8), (DONE, 8, 1, 1, b"A"), (EXPIRED, 8)]) == 3
-    assert sessions.dump(8) is None
+    assert list(sessions.dump(8)) == []
+
+
+def test_a_dump_does_not_take_long_however_much_is_remembered() -> None:
+    """D7."""
+    sessions = made((OPENED, 7), *[(DONE, 7, seq, 1, b"A") for seq in range(1, 10_001)])
+    dumps = list(sessions.dump(7))
+    assert [session for session, _, _ in dumps] == [7] * len(dumps)
+    assert max(map(dump_size, dumps)) <= DUMP_SIZE + 2 * ANSWER_SIZE + 1
+    assert [seq for _, _, answers in dumps for seq, _ in answers] == list(range(1, 10_001))
+
+
+def test_nor_does_it_where_most_of_it_is_forgotten_meanwhile() -> None:
+    """D7: what is not there any more is looked for, too."""
+    sessions = made((OPENED, 7), *[(DONE, 7, seq, 1, b"A") for seq in range(1, 10_001)])
+    dumps = sessions.dump(7)
+    first = next(dumps)
+    sessions.tell(the_session(sessions), 10_000)
+    rest = list(dumps)
+    assert len(rest) > 10
+    assert [(oldest, answers) for _, oldest, answers in rest if answers] == [(10_000, [(10_000, b"A")])]
+    again = ClientSessions()
+    again.load([first, *rest])
+    assert remembered(again) == {7: (10_000, {10_000: b"A"})}
+    assert again.size == sessions.size
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -238,3 +239,10 @@ def test_a_large_file_that_has_another_name_stays_there_as_it_is(
     files.remove_in_steps(path)
     assert not path.exists()
     assert other.read_bytes() == bytes(25)
+
+
+def test_free_space_is_that_of_the_file_system(tmp_path: Path) -> None:
+    free = files.free_space(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    assert 0 < free <= usage.total
+    assert abs(free - usage.free) < 2**30, "others write to it, too"

@@ -386,7 +386,7 @@ def test_what_the_client_tells_to_have_is_not_in_a_snapshot(service: Service, lo
     wire.send(*[numbered(seq, "ann", f"S{seq}", seq) for seq in range(1, 4)])
     loop.turn()
     sessions = service.engine.states.sessions  # type: ignore[attr-defined]
-    (dump,) = [sessions.dump(session) for session in sessions]
+    (dump,) = [dump for session in sessions for dump in sessions.dump(session)]
     assert [seq for seq, _ in dump[2]] == [3]
     loaded = ClientSessions()
     loaded.load([dump])

@@ -148,13 +148,15 @@ class GroupCommit:
         return last
 
     async def rotate(self) -> tuple[int, int]:
-        """From now on batches go into a new segment. Returns its number, and the size of the journal before it.
+        """From now on batches go into a segment that has none. Returns its number, and the size of the journal before.
 
-        Raises NoRoom or DiskFailed.
+        That is the last one where it has none, so that snapshots that fail do not leave one each. Raises NoRoom or
+        DiskFailed.
         """
         await self._in_thread(self._journal.sync)  # so that there is little left to sync while batches wait
         async with self._turns:
-            await self._in_thread(self._journal.rotate)
+            if not self._journal.is_fresh:
+                await self._in_thread(self._journal.rotate)
             return self._journal.number, self._journal.size
 
     async def close(self) -> None:

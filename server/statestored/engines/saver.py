@@ -1,6 +1,8 @@
 """When snapshots are made, and how one comes to replace what it makes needless."""
 
 import asyncio
+import errno
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from statestore.errors import Unavailable
+from statestored import files
 from statestored.datadir import DataDirectory
 from statestored.engines.commits import GroupCommit, now
 from statestored.engines.snapshots import write_states
@@ -20,7 +23,9 @@ from statestored.snapshot import SnapshotWriter
 log = structlog.get_logger()
 
 LOOK_EVERY = 0.25  # seconds
-RETRY_AFTER = 5.0  # seconds from a snapshot that failed to the next attempt
+# Seconds from a snapshot that failed to the next attempt, each time twice as many: an attempt may fill the disk up.
+RETRY_AFTER = 5.0
+RETRY_AT_MOST = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Saver:
         self._saved_changes = 0  # so many of the states' changes are in the last snapshot, ...
         self._saved_size = 0  # ... and so many bytes of the journal
         self._snapshot_size = sum(path.stat().st_size for path in directory.snapshots())
+        self._room_needed = self._snapshot_size
         self._finished = 0.0  # when the last snapshot was, in seconds since 1970
         self._seconds = 0.0  # that it took
         self._failures = 0
@@ -68,11 +74,9 @@ class Saver:
 
     async def run(self) -> None:
         """Makes one whenever it is due, until it is cancelled. Raises DiskFailed."""
-        since = time.monotonic()
+        since, pause = time.monotonic(), RETRY_AFTER
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
-                    await self._asked.wait()
+            await self._until_asked(LOOK_EVERY)
             size = self._journal.size - self._saved_size
             due = self._schedule.is_due(time.monotonic() - since, size, self._snapshot_size)
             if not (due or self._asked.is_set()):
@@ -80,12 +84,20 @@ class Saver:
             self._asked.clear()
             try:
                 await self.snapshot()
-                since = time.monotonic()
+                since, pause = time.monotonic(), RETRY_AFTER
             except (NoRoom, Unavailable, DamagedFile) as error:
                 self._failures += 1
-                log.error("snapshot failed", error=str(error), next_attempt_in=RETRY_AFTER)
-                await asyncio.sleep(RETRY_AFTER)
+                if pause == RETRY_AFTER:  # those that follow say nothing new
+                    log.error("snapshot failed", error=str(error), next_attempt_in=pause)
+                await self._until_asked(pause)
                 self._asked.set()
+                pause = min(2 * pause, RETRY_AT_MOST)
+
+    async def _until_asked(self, seconds: float) -> None:
+        """Or so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._asked.wait()
 
     async def snapshot(self) -> None:
         """Where anything has changed since the last one.
@@ -105,20 +117,36 @@ class Saver:
     async def _make(self) -> None:
         """Write it, and remove what it makes needless once it is in its place."""
         started = time.monotonic()
+        await self._look_for_room()
         changes, reverts = self._states.changes, self._commits.reverts
         number, journal_size = await self._commits.rotate()
         path, store_id = self._directory.snapshot(number), self._directory.store_id
         with await in_thread(SnapshotWriter, path, store_id, now()) as writer:
-            entries = await write_states(self._states, writer)
-            last = await self._commits.durable()
-            if reverts != self._commits.reverts:
-                raise Unavailable("it may hold writes that were taken back for want of room")
-            await in_thread(writer.finish, entries, last)
+            try:
+                entries = await write_states(self._states, writer)
+                last = await self._commits.durable()
+                if reverts != self._commits.reverts:
+                    raise Unavailable("it may hold writes that were taken back for want of room")
+                await in_thread(writer.finish, entries, last)
+            except NoRoom:
+                self._room_needed = max(self._room_needed, writer.size)
+                raise
         await in_thread(self._directory.remove_before, number)
         self._saved_size = journal_size
-        self._saved_changes, self._snapshot_size = changes, path.stat().st_size
+        self._saved_changes, self._snapshot_size = changes, writer.size
+        self._room_needed = writer.size
         self._finished, self._seconds = time.time(), time.monotonic() - started
         log.info("snapshot written", snapshot=path.name, entries=entries, seconds=round(self._seconds, 3))
+
+    async def _look_for_room(self) -> None:
+        """Raises NoRoom where an attempt would most likely do no more than fill the disk up, and have writes refused.
+
+        Most likely a snapshot takes about as much as the last one, or as one that failed had taken by then; and no more
+        than the states do in memory, of which few may be left.
+        """
+        needed = min(self._room_needed, self._states.memory)
+        if await in_thread(files.free_space, self._directory.path) < needed:
+            raise NoRoom(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for a snapshot of about {needed:,} bytes")
 
     def info(self) -> dict[str, float]:
         return {

@@ -19,6 +19,7 @@ from statestored.engines.base import MAX_NUMBER, Held, Number
 
 DONE, OPENED, EXPIRED = 3, 4, 5
 ANSWER_SIZE = 300  # bytes of memory that go with an answer, about
+DUMP_SIZE = 2**18  # bytes of memory, about, of which a dump is: half a millisecond's work
 
 Undo = tuple[Any, ...]  # a function, and its arguments
 Dump = tuple[int, int, list[tuple[int, bytes]]]  # session, oldest, and (seq, answer) of what was done from there on
@@ -110,16 +111,30 @@ class ClientSessions:
             undo(*what)
         self._undo_cut, self._undo = [], []
 
-    def dump(self, session: int) -> Dump | None:
-        """For a snapshot; None where it has expired meanwhile."""
+    def dump(self, session: int) -> Iterator[Dump]:
+        """For a snapshot: one dump, or several with some of the answers each, as all is when that one is asked for.
+
+        None where it has expired meanwhile.
+        """
         found = self._sessions.get(session)
         if found is None:
-            return None
-        answers = ((seq, found.reply(seq)) for seq in found.done)
-        return session, found.oldest, [(seq, packed(reply)) for seq, reply in answers if reply is not None]
+            return
+        answers: list[tuple[int, bytes]] = []
+        size = 0
+        for seq in list(found.done):
+            reply = found.reply(seq)
+            size += ANSWER_SIZE  # also where the client has told meanwhile that it has it: to look takes time, too
+            if reply is not None:
+                answer = packed(reply)
+                answers.append((seq, answer))
+                size += len(answer)
+            if size >= DUMP_SIZE:
+                yield session, found.oldest, answers
+                answers, size = [], 0
+        yield session, found.oldest, answers
 
     def load(self, dumps: Iterable[Dump]) -> None:
-        """Into sessions that are none so far. Raises ValueError or TypeError where these are no dumps."""
+        """As `dump` gave them, one after the other. Raises ValueError or TypeError where these are no dumps."""
         for session, oldest, answers in dumps:
             self._apply((OPENED, session))
             self.tell(self._sessions[session], _number(oldest))
@@ -193,6 +208,12 @@ def packed(reply: bytes | Held[Any]) -> bytes:
     if reply.packed is None:
         raise TypeError("an answer that nobody has packed")
     return reply.packed
+
+
+def dump_size(dump: Dump) -> int:
+    """Bytes of memory that what is in it takes, about."""
+    _, _, answers = dump
+    return ANSWER_SIZE * (1 + len(answers)) + sum(len(answer) for _, answer in answers)
 
 
 def _size(reply: bytes | Held[Any]) -> int:

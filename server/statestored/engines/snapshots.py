@@ -17,9 +17,9 @@ import structlog
 
 from statestored import framing
 from statestored.engines.base import START
-from statestored.engines.sessions import ClientSessions, Dump
+from statestored.engines.sessions import DUMP_SIZE, ClientSessions, Dump, dump_size
 from statestored.engines.states import States
-from statestored.engines.table import Cell, Held, Range, Table, cells_of
+from statestored.engines.table import MAX_DEPTH, Bucket, Cell, Held, Range, Table, cells_of, halves
 from statestored.engines.threads import in_thread
 from statestored.errors import DamagedFile
 from statestored.framing import Kind
@@ -28,7 +28,10 @@ from statestored.snapshot import SnapshotWriter, content_of, footer_of, read_sna
 log = structlog.get_logger()
 
 FLUSH_EVERY = 2**20  # bytes; one sync of a large file would hold up everybody else's
-SESSIONS_A_BLOCK = 1000  # sessions and answers, or a few more
+# What is written in one turn of the loop, which is to take about a millisecond.
+ENTRIES_A_SLICE = 2**15  # for even those that share what they hold are looked at
+BYTES_A_SLICE = 2**18  # of text, with ENTRY_BYTES for each entry that shares nothing
+ENTRY_BYTES = 100  # as long as to pack one takes, without its text, so many bytes are written
 PROGRESS_EVERY = 1_000_000  # entries
 
 
@@ -40,11 +43,25 @@ async def write_states(states: States, writer: SnapshotWriter) -> int:
     entries = 0
     for namespace, table in list(states.tables.items()):
         for covered in table.walk():
-            if covered.bucket:
-                columns = _columns(namespace, covered)
-                entries += _count_entries(columns)
-                await _add(writer, Kind.BUCKET, columns)
+            entries += await _write_bucket(writer, namespace, covered, table.most_modules)
     await _write_sessions(states.sessions, writer)
+    return entries
+
+
+async def _write_bucket(writer: SnapshotWriter, namespace: bytes, covered: Range, most_modules: int) -> int:
+    """One block; or several, each of a part of the range, where it holds much. Returns how many entries it has."""
+    entries = 0
+    if not covered.bucket:
+        await _others_turn(writer)
+    elif covered.depth < MAX_DEPTH and not _is_a_slice(covered.bucket, most_modules):
+        for half in halves(covered):  # which are as all of it was just now
+            await _others_turn(writer)
+            entries += await _write_bucket(writer, namespace, half, most_modules)
+    else:
+        columns = _columns(namespace, covered)
+        entries = _count_entries(columns)
+        writer.add(Kind.BUCKET, columns)
+        await _others_turn(writer)
     return entries
 
 
@@ -52,21 +69,19 @@ async def _write_sessions(sessions: ClientSessions, writer: SnapshotWriter) -> N
     block: list[Dump] = []
     size = 0
     for session in list(sessions):
-        dump = sessions.dump(session)
-        if dump is None:
-            continue
-        block.append(dump)
-        size += 1 + len(dump[2])
-        if size >= SESSIONS_A_BLOCK:
-            await _add(writer, Kind.SESSIONS, block)
-            block, size = [], 0
+        for dump in sessions.dump(session):
+            block.append(dump)
+            size += dump_size(dump)
+            if size >= DUMP_SIZE:
+                writer.add(Kind.SESSIONS, block)
+                await _others_turn(writer)
+                block, size = [], 0
     if block:
-        await _add(writer, Kind.SESSIONS, block)
+        writer.add(Kind.SESSIONS, block)
+        await _others_turn(writer)
 
 
-async def _add(writer: SnapshotWriter, kind: Kind, content: Sequence[Any]) -> None:
-    """One block; then others have their turn."""
-    writer.add(kind, content)
+async def _others_turn(writer: SnapshotWriter) -> None:
     if writer.unwritten >= FLUSH_EVERY:
         await in_thread(writer.flush)
     else:
@@ -147,6 +162,21 @@ class BlockLoader:
                 raise TypeError("an entry that cannot be")
             cell = self._cells[key] = table.cell(*of)
         return cell
+
+
+def _is_a_slice(bucket: Bucket, most_modules: int) -> bool:
+    """Whether it can be written in one turn of the loop. `most_modules`: that any of its senders has entries in."""
+    if len(bucket) == 1:  # it cannot be less
+        return True
+    may_be_many = len(bucket) * most_modules > ENTRIES_A_SLICE
+    if may_be_many and sum(len(cells_of(held)) for held in bucket.values()) > ENTRIES_A_SLICE:
+        return False
+    size = sum(map(len, filter(None, bucket)))
+    for held in set(bucket.values()):
+        size += sum(ENTRY_BYTES + len(cell.module) + len(cell.state) for cell in cells_of(held))
+        if size > BYTES_A_SLICE:
+            return False
+    return True
 
 
 def _columns(namespace: bytes, covered: Range) -> tuple[Any, ...]:

@@ -14,10 +14,12 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
 from statestored.engines.base import START, Entry, Sender
+
+T = TypeVar("T")
 
 POSITION_BITS = 32
 # CPython gives a dict of 1,366 to 2,730 entries the same memory: a full bucket's halves begin where it ends.
@@ -357,14 +359,8 @@ class Table:
         """Two buckets in place of the one that covers `position`, each for half of its range."""
         if self._depths[position >> self._shift] == self._depth:
             self._double()
-        start, end, depth, bucket = self._range(position)
-        middle = (start + end) // 2
-        lower: Bucket = {}
-        upper: Bucket = {}
-        for sender, held in bucket.items():
-            (lower if position_of(sender) < middle else upper)[sender] = held
-        self._place(Range(start, middle, depth + 1, lower))
-        self._place(Range(middle, end, depth + 1, upper))
+        for half in halves(self._range(position)):
+            self._place(half)
 
     def _place(self, covered: Range) -> None:
         first, after = covered.start >> self._shift, covered.end >> self._shift
@@ -372,8 +368,7 @@ class Table:
         self._depths[first:after] = [covered.depth] * (after - first)
 
     def _double(self) -> None:
-        self._directory = [bucket for bucket in self._directory for _ in range(2)]
-        self._depths = [depth for depth in self._depths for _ in range(2)]
+        self._directory, self._depths = _twice(self._directory), _twice(self._depths)
         self._depth += 1
         self._shift -= 1
 
@@ -407,9 +402,27 @@ class Table:
         return kind
 
 
+def _twice(each: list[T]) -> list[T]:
+    """Each one two times, side by side; by slices, for a directory can be long."""
+    doubled = each * 2
+    doubled[::2] = doubled[1::2] = each
+    return doubled
+
+
 def position_of(sender: Sender) -> int:
     """Where a sender stands in a walk; the same in every process and release."""
     return crc32(sender or b"")
+
+
+def halves(covered: Range) -> tuple[Range, Range]:
+    """Two new buckets with what is in one, each for half of its range."""
+    start, end, depth, bucket = covered
+    middle = (start + end) // 2
+    lower: Bucket = {}
+    upper: Bucket = {}
+    for sender, held in bucket.items():
+        (lower if position_of(sender) < middle else upper)[sender] = held
+    return Range(start, middle, depth + 1, lower), Range(middle, end, depth + 1, upper)
 
 
 def entry_memory(module: bytes, sender: Sender, state: bytes) -> int:
