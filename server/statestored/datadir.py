@@ -3,6 +3,7 @@
 Snapshot N holds what all segments before segment N did: segments go on being numbered where the newest file ends.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from typing import IO, Any
 import structlog
 
 from statestored import files
-from statestored.errors import DamagedFile, StartError, TooNew
+from statestored.errors import DamagedFile, DiskFailed, StartError, TooNew
 from statestored.framing import HEADER_SIZE
 
 log = structlog.get_logger()
@@ -41,7 +42,10 @@ class DataDirectory:
         self.is_new = False  # nothing is in it yet, its identity neither
 
     def open(self) -> None:
-        """Make it where there is none, lock it, read its identity. Raises StartError, DamagedFile or TooNew."""
+        """Make it where there is none, lock it, read its identity.
+
+        Raises StartError, DamagedFile, TooNew, or DiskFailed.
+        """
         try:
             self._make()
             self._lock = self._take_lock("stop that one, or give another --data-dir")
@@ -53,6 +57,8 @@ class DataDirectory:
                 "Start as the user whose it is, or give another --data-dir"
             ) from error
         except OSError as error:
+            if error.errno == errno.EIO:  # another directory would be an empty store
+                raise DiskFailed(error) from error
             raise StartError(f"data directory {self.path}: {error.strerror}: give another --data-dir") from error
 
     def open_existing(self, *, to_write: bool) -> None:
