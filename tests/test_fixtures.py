@@ -10,7 +10,7 @@ from zlib import crc32
 
 import pytest
 
-from statestore import wire
+from statestore import RemoteStorage, wire
 from statestored import segment
 from statestored.check import check
 from statestored.commands import NIL
@@ -20,6 +20,7 @@ from statestored.engines.states import States
 from statestored.errors import Exit
 from statestored.framing import HEADER_SIZE, Sequence
 from statestored.segment import Origin, SegmentReader, SegmentWriter
+from tests.daemon import Daemon
 from tests.server.damaged import bytes_of, frames
 from tests.server.journals import opened
 from tests.server.models import Remembered, content, remembered
@@ -82,6 +83,29 @@ def test_a_fixture_is_sound(fixture: Path) -> None:
     before = bytes_of(fixture)
     assert check(fixture / "data").code == Exit.STOPPED
     assert bytes_of(fixture) == before
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_daemon_goes_on_with_a_fixture(fixture: Path, tmp_path: Path) -> None:
+    """D9"""
+    daemon = Daemon(tmp_path)
+    shutil.copytree(fixture / "data", daemon.data_dir)
+    before = {(namespace, module, sender): state for namespace, module, sender, state, _ in expected(fixture)}
+    with daemon.start():
+        assert stored(daemon) == before
+        with RemoteStorage(daemon.address) as store:
+            store.set("lists", "new@example.org", "ADDED")
+        daemon.kill()
+        assert stored(daemon.start()) == before | {("default", "lists", "new@example.org"): "ADDED"}
+
+
+def stored(daemon: Daemon) -> dict[tuple[str, str, str | None], str]:
+    """By namespace, module and sender: in all namespaces of the fixtures."""
+    found: dict[tuple[str, str, str | None], str] = {}
+    for namespace in {namespace for fixture in FIXTURES for namespace, *_ in expected(fixture)}:
+        with RemoteStorage(daemon.address, namespace=namespace) as store:
+            found |= {(namespace, entry.module, entry.sender): entry.state for entry in store.scan()}
+    return found
 
 
 def test_what_is_in_the_fixtures_of_format_1() -> None:
