@@ -1,4 +1,4 @@
-"""Tests of consistency, and some of durability, are tested: with each fault in daemon or client one of them fails (K3)."""
+"""Tests of consistency and of durability are tested: with each fault in daemon or client one of them fails (K3)."""
 
 import inspect
 import subprocess
