@@ -23,7 +23,8 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 
 torture: $(VENV)/dev ## The long tests: kills, interrupts, histories, real mail, fuzzed input, hostile clients
 	tests/install-tools.sh
-	$(BIN)/python -m tests.torture --rounds $(ROUNDS)
+	$(BIN)/python -m tests.torture --rounds $(ROUNDS) --fsync always
+	$(BIN)/python -m tests.torture --rounds $(ROUNDS) --fsync everysec
 	$(BIN)/python -m tests.abuse interrupts 1000000
 	$(BIN)/python -m tests.abuse forks 1000
 	$(BIN)/python -m tests.consistency --runs $(RUNS)

@@ -43,9 +43,16 @@ GOES_ON_WITHIN = 5.0  # seconds
 SEGMENT, DIRECTORY = "00000001.journal", "."
 # The fsync setting, what the daemon lives through after its start, and which call on which file fails.
 FAILURES = [
+    ("always", (), "lock", "openat", 1),
+    ("always", (), f"{SEGMENT}.tmp", "openat", 1),
     ("always", (), f"{SEGMENT}.tmp", "pwrite64", 1),
     ("always", (), f"{SEGMENT}.tmp", "fdatasync", 1),
+    ("always", (), f"{SEGMENT}.tmp", "rename", 1),
     ("always", (), DIRECTORY, "fsync", 1),
+    ("always", (), "store.json.tmp", "openat", 1),
+    ("always", (), "store.json.tmp", "pwrite64", 1),
+    ("always", (), "store.json.tmp", "fdatasync", 1),
+    ("always", (), "store.json.tmp", "rename", 1),
     ("always", ("write",), SEGMENT, "pwrite64", 1),
     ("always", ("write",), SEGMENT, "pwrite64", 2),
     ("always", ("write",), SEGMENT, "pwrite64", 4),
@@ -53,11 +60,13 @@ FAILURES = [
     ("always", ("write",), SEGMENT, "fdatasync", 3),
     ("always", ("write", "idle"), SEGMENT, "fdatasync", 4),
     ("always", ("write", "idle"), SEGMENT, "pwrite64", 5),
+    ("always", ("rotate",), "00000002.journal.tmp", "openat", 1),
     ("always", ("rotate",), "00000002.journal.tmp", "pwrite64", 1),
     ("always", ("rotate",), "00000002.journal.tmp", "fdatasync", 1),
     ("always", ("rotate",), "00000002.journal.tmp", "rename", 1),
     ("always", ("rotate", "snapshot"), DIRECTORY, "fsync", 3),
     ("always", ("rotate",), SEGMENT, "ftruncate", 1),
+    ("always", ("snapshot",), "00000002.snapshot.tmp", "openat", 1),
     ("always", ("snapshot",), "00000002.snapshot.tmp", "pwrite64", 1),
     ("always", ("snapshot",), "00000002.snapshot.tmp", "fdatasync", 1),
     ("always", ("snapshot",), "00000002.snapshot.tmp", "rename", 1),
@@ -79,12 +88,51 @@ def test_a_failure_of_the_disk_ends_the_daemon_at_once_and_nothing_acknowledged_
     with closing(Life(tmp_path / "life", fsync)) as life:
         strace = trace_failure(life.daemon, file, f"{name}:error=EIO:when={number}")
         life.run("start", *phases)
-        assert life.daemon.wait() == Exit.DISK_FAILED
-        trace = strace.trace()
-        failed = failed_call(trace)
-        assert trace.ended - failed.time < FAILS_WITHIN
-        assert "the disk failed" in life.daemon.log()
-        assert life.restart() == []
+        check_failed(life, strace)
+
+
+# The file that a start after a kill needs or makes, and the call that fails.
+FAILURES_AFTER_A_KILL = [
+    ("store.json", "openat"),
+    (SEGMENT, "openat"),
+    (SEGMENT, "truncate"),
+    ("00000002.journal.tmp", "openat"),
+    ("00000002.journal.tmp", "pwrite64"),
+    ("00000002.journal.tmp", "fdatasync"),
+    ("00000002.journal.tmp", "rename"),
+    ("00000009.journal.tmp", "unlink"),
+    (DIRECTORY, "fsync"),
+]
+
+
+@pytest.mark.parametrize(("file", "name"), FAILURES_AFTER_A_KILL)
+def test_a_failure_of_the_disk_ends_a_start_after_a_kill_and_takes_nothing(
+    tmp_path: Path, file: str, name: str
+) -> None:
+    with closing(Life(tmp_path / "life", "everysec")) as life:
+        life.run("start", "write")
+        life.end()
+        (life.daemon.data_dir / "00000009.journal.tmp").touch()
+        strace = trace_failure(life.daemon, file, f"{name}:error=EIO:when=1")
+        life.run("start")
+        check_failed(life, strace)
+
+
+def test_a_sync_that_finds_no_room_is_a_failure_of_the_disk(tmp_path: Path) -> None:
+    with closing(Life(tmp_path / "life", "always")) as life:
+        strace = trace_failure(life.daemon, SEGMENT, "fdatasync:error=ENOSPC:when=2")
+        life.run("start", "write")
+        check_failed(life, strace)
+
+
+def check_failed(life: Life, strace: Strace) -> None:
+    """It has ended by that, at once, and finds everything when it is started again."""
+    assert life.daemon.wait() == Exit.DISK_FAILED
+    trace = strace.trace()
+    failed = failed_call(trace)
+    assert trace.ended - failed.time < FAILS_WITHIN
+    assert re.search("Input/output error|No space left on device", life.daemon.log())
+    assert life.restart() == []
 
 
 CLIENTS, WINDOW = 4, 16
@@ -256,6 +304,23 @@ def test_a_limit_on_the_size_of_files_is_like_a_full_disk(tmp_path: Path, fsync:
         resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (size, hard))
 
     check_full_disk(daemon, lambda: limit(2 * MIB + 777), lambda: limit(resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("name", ["openat", "pwrite64", "rename"])
+def test_where_there_is_no_room_for_a_new_segment_the_old_one_takes_more_until_there_is(
+    tmp_path: Path, name: str
+) -> None:
+    with closing(Life(tmp_path / "life", "always")) as life:
+        strace = trace_failure(life.daemon, "00000002.journal.tmp", f"{name}:error=ENOSPC:when=1")
+        life.run("start")
+        life.fill_segment()
+        wait_until(lambda: "no new segment of the journal" in life.daemon.log())
+        life.workload.write(life.workload.set("ben"))
+        wait_until(lambda: newest_segment(life.daemon.data_dir).name == "00000002.journal")
+        life.workload.write(life.workload.set("cid"))
+        life.end()
+        assert failed_call(strace.trace()).name == name
+        assert life.restart() == []
 
 
 @pytest.mark.parametrize("fsync", ["always", "everysec"])

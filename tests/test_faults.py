@@ -1,4 +1,4 @@
-"""The tests of consistency are tested: with each of these faults in daemon or client, one of them fails (K3)."""
+"""Tests of consistency and of durability are tested: with each fault in daemon or client one of them fails (K3)."""
 
 import inspect
 import subprocess
@@ -16,7 +16,8 @@ LIMIT = 100  # seconds for one test in a process of its own
 APPLIED_TWICE = "assert 'mine' == 'newer'"
 APPLIED_LATE = "assert 'mine' == 'old'"
 
-# The test, and what it has to say: anything else is a mistake in the fault.
+# The test, where no file is named one in test_exactly_once.py, and what it has to say: anything else is a mistake in
+# the fault.
 NOTICED_BY: dict[Fault, tuple[str, str]] = {
     faults.nothing_remembered: ("test_set[nothing]", APPLIED_TWICE),
     faults.done_not_replayed: ("test_set[kill]", APPLIED_TWICE),
@@ -29,6 +30,18 @@ NOTICED_BY: dict[Fault, tuple[str, str]] = {
     faults.oldest_not_remembered: ("test_a_late_copy[set-and went on]", APPLIED_LATE),
     faults.not_after_ignored: ("test_given_up_while_the_daemon_was_stopped", APPLIED_LATE),
     faults.heads_swapped: ("test_many_at_once_get_their_own_answers", "assert ['of sender1'"),
+    faults.boot_not_compared: (
+        "server/test_segment.py::test_a_batch_in_front_of_a_good_one_was_whole_unless_power_was_lost",
+        "DID NOT RAISE",
+    ),
+    faults.failed_sync_ignored: (
+        "server/test_app.py::test_a_disk_that_fails_ends_it_at_once_and_nothing_is_answered[always]",
+        "AssertionError: still not so after",
+    ),
+    faults.directory_not_locked: (
+        "server/test_datadir.py::test_a_full_disk_does_not_keep_from_the_lock",
+        "DID NOT RAISE",
+    ),
     faults.new_number_for_each_attempt: ("test_set[nothing]", APPLIED_TWICE),
     faults.lost_session_ignored: ("test_in_a_session_that_has_expired", "DID NOT RAISE"),
     faults.oldest_passes_the_unanswered: (
@@ -45,8 +58,9 @@ NOTICED_BY: dict[Fault, tuple[str, str]] = {
 @pytest.mark.parametrize("fault", NOTICED_BY, ids=lambda fault: fault.__name__)
 def test_a_fault_is_noticed(fault: Fault) -> None:
     test, complaint = NOTICED_BY[fault]
+    path = test if "::" in test else f"test_exactly_once.py::{test}"
     command = [sys.executable, "-m", "pytest", "-p", "tests.consistency.faulty", f"--fault={fault.__name__}"]
-    command += ["-q", "-p", "no:cacheprovider", f"tests/test_exactly_once.py::{test}"]
+    command += ["-q", "-p", "no:cacheprovider", f"tests/{path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     assert "1 failed" in done.stdout

@@ -1,4 +1,4 @@
-"""Directories of every released format load for ever, and the example in docs/formats.md is what the code writes."""
+"""Directories of every released format load for ever, and the examples in docs/formats.md are what the code writes."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from zlib import crc32
 
 import pytest
 
-from statestore import wire
+from statestore import RemoteStorage, wire
 from statestored import segment
 from statestored.answers import NIL
 from statestored.check import check
@@ -20,12 +20,14 @@ from statestored.engines.states import States
 from statestored.errors import Exit
 from statestored.framing import HEADER_SIZE, Sequence
 from statestored.segment import Origin, SegmentReader, SegmentWriter
+from tests.daemon import Daemon
 from tests.server.damaged import bytes_of, frames
 from tests.server.journals import opened
 from tests.server.models import Remembered, content, remembered
 
 FIXTURES = sorted(path.parent for path in (Path(__file__).parent / "fixtures").glob("format-*/*/expected.json"))
-FORMATS = Path(__file__).parents[1] / "docs" / "formats.md"
+ROOT = Path(__file__).parents[1]
+FORMATS = ROOT / "docs" / "formats.md"
 
 Entry = tuple[str, str, str | None, str, int]
 
@@ -83,6 +85,29 @@ def test_a_fixture_is_sound(fixture: Path) -> None:
     assert bytes_of(fixture) == before
 
 
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_daemon_goes_on_with_a_fixture(fixture: Path, tmp_path: Path) -> None:
+    """D9"""
+    daemon = Daemon(tmp_path)
+    shutil.copytree(fixture / "data", daemon.data_dir)
+    before = {(namespace, module, sender): state for namespace, module, sender, state, _ in expected(fixture)}
+    with daemon.start():
+        assert stored(daemon) == before
+        with RemoteStorage(daemon.address) as store:
+            store.set("lists", "new@example.org", "ADDED")
+        daemon.kill()
+        assert stored(daemon.start()) == before | {("default", "lists", "new@example.org"): "ADDED"}
+
+
+def stored(daemon: Daemon) -> dict[tuple[str, str, str | None], str]:
+    """By namespace, module and sender: in all namespaces of the fixtures."""
+    found: dict[tuple[str, str, str | None], str] = {}
+    for namespace in {namespace for fixture in FIXTURES for namespace, *_ in expected(fixture)}:
+        with RemoteStorage(daemon.address, namespace=namespace) as store:
+            found |= {(namespace, entry.module, entry.sender): entry.state for entry in store.scan()}
+    return found
+
+
 def test_what_is_in_the_fixtures_of_format_1() -> None:
     """What they are for: a chain of segments with copies, a snapshot with a journal, a batch that is there in part."""
     format_1 = Path(__file__).parent / "fixtures" / "format-1"
@@ -110,12 +135,20 @@ def test_what_is_in_the_fixtures_of_format_1() -> None:
 # docs/formats.md
 
 
-def documented() -> bytes:
+def example(kind: str) -> str:
+    """What is said of it."""
+    return FORMATS.read_text().partition(f"\n### A {kind}\n")[2].partition("\n### ")[0]
+
+
+def documented(kind: str) -> bytes:
     """The example, from its dump."""
-    data = bytearray(656)
-    for offset, line in re.findall(r"^    ([0-9a-f]{8}) ((?: {1,2}[0-9a-f]{2}){16})  \|", FORMATS.read_text(), re.M):
-        at = int(offset, 16)
-        data[at : at + 16] = bytes.fromhex(line)
+    text = example(kind)
+    match = re.search(r"^Of (\d+) bytes", text, re.M)
+    assert match
+    data = bytearray(int(match[1]))
+    for offset, line in re.findall(r"^    ([0-9a-f]{8}) ((?: {1,2}[0-9a-f]{2}){1,16}) +\|", text, re.M):
+        at, part = int(offset, 16), bytes.fromhex(line)
+        data[at : at + len(part)] = part
     return bytes(data)
 
 
@@ -129,7 +162,12 @@ def test_the_example_is_what_the_code_writes(tmp_path: Path, monkeypatch: pytest
     writer.sync()
     writer.append(Sequence(2, 2), 1735689600050, b"")
     writer.close()
-    assert path.read_bytes() == documented()
+    assert path.read_bytes() == documented("segment")
+
+
+def test_the_other_example_is_a_fixture() -> None:
+    (fixture,) = [fixture for fixture in FIXTURES if str(fixture.relative_to(ROOT)) in example("snapshot")]
+    assert (fixture / "data" / "00000002.snapshot").read_bytes() == documented("snapshot")
 
 
 def test_an_answer_is_remembered_as_is_said() -> None:
@@ -137,13 +175,14 @@ def test_an_answer_is_remembered_as_is_said() -> None:
     assert wire.packer()(NIL) == bytes.fromhex("C4 01 C0")
 
 
-def test_its_checksums_are_calculated_as_is_said() -> None:
+@pytest.mark.parametrize(("kind", "offsets"), [("segment", (512, 608)), ("snapshot", (512, 608, 725))])
+def test_its_checksums_are_calculated_as_is_said(kind: str, offsets: tuple[int, ...]) -> None:
     """By nothing but the words of the document."""
-    data = documented()
+    data = documented(kind)
     file_id = data[28:44]
-    wanted = re.findall(r"^\| [^|]+ \| [^|]+ \| `([0-9a-f]{8})` \|$", FORMATS.read_text(), re.M)
+    wanted = re.findall(r"^\| [^|]+ \| [^|]+ \| `([0-9a-f]{8})` \|$", example(kind), re.M)
     calculated = [crc32(data[:508])]
-    for offset in (512, 608):
+    for offset in offsets:
         length = int.from_bytes(data[offset + 8 : offset + 12], "little")
         place = crc32(file_id + offset.to_bytes(8, "little"))
         payload = crc32(data[offset + 48 : offset + 48 + length], place)

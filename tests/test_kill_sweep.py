@@ -18,6 +18,8 @@ from tests.faults.workload import batches
 
 pytestmark = pytest.mark.timeout(600)  # each takes up to a minute, and more on a busy machine
 
+MAY_MISS = 0.05  # of the calls: how many there are varies a little, with who is heard together
+
 
 def places(text: str) -> set[Place]:
     """Lines of phase, thread, file, and the calls that it gets there."""
@@ -34,6 +36,15 @@ def check(outcomes: list[Outcome], wanted: set[Place], at_least: int) -> None:
     hit = [outcome.place for outcome in outcomes if outcome.place]
     assert wanted - set(hit) == set()
     assert len(hit) >= at_least
+    missed = out_of_reach(outcomes)
+    assert len(missed) <= MAY_MISS * len(outcomes), missed
+
+
+def out_of_reach(outcomes: list[Outcome]) -> list[Point]:
+    """Where nobody was killed, nor at the call of that kind before it or behind it."""
+    hit = {outcome.point for outcome in outcomes if outcome.place}
+    near = {point._replace(number=point.number + by) for point in hit for by in (-1, 0, 1)}
+    return [outcome.point for outcome in outcomes if outcome.point not in near]
 
 
 FIRST_START = places("""
@@ -124,6 +135,16 @@ def test_killed_at_every_call_of_a_start_after_a_kill(tmp_path: Path, killed: Pr
     (copying,) = {outcome.point.file for outcome in outcomes if outcome.point.name == "rename"}
     hit = {outcome.point for outcome in outcomes if outcome.place}
     assert Point(copying, "pwrite64", 5) in hit, "batches were copied (D10)"
+
+
+def test_a_kill_that_hit_nothing_is_noticed() -> None:
+    """The bound of each sweep."""
+    hit = [Outcome(Point("a", "pwrite64", number), Place("write", "loop", "pwrite64", "a"), []) for number in (1, 2)]
+    missed = [Outcome(Point(file, "pwrite64", number), None, []) for file, number in (("a", 3), ("a", 4), ("b", 2))]
+    check([*hit, missed[0]], set(), 2)
+    with pytest.raises(AssertionError, match="number=4"):
+        check([*hit, *missed], set(), 2)
+    assert out_of_reach([*hit, *missed]) == [missed[1].point, missed[2].point]
 
 
 def test_what_would_be_lost_is_found(tmp_path: Path) -> None:

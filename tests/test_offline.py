@@ -3,14 +3,14 @@
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from statestore import RemoteStorage
 from tests.daemon import STATESTORED, Daemon
+from tests.faults.strace import Strace
 from tests.server.damaged import bytes_of, flip, flip_frame
 from tests.server.waiting import wait_until
 
@@ -22,9 +22,9 @@ WRITTEN = {
 }
 
 
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, under: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*STATESTORED, *map(str, arguments)],
+        [*under, *STATESTORED, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -159,36 +159,26 @@ def test_help_lists_them() -> None:
         assert "Exit codes: 0 " in done.stdout
 
 
-def test_an_end_by_a_signal_is_not_taken_for_a_good_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["check", "repair"])
+def test_an_end_by_a_signal_is_not_taken_for_a_good_one(command: str, tmp_path: Path) -> None:
     """The daemon's is: who asks it to stop while it starts gets 0."""
     fifo = tmp_path / "data" / "store.json"
     fifo.parent.mkdir()
     os.mkfifo(fifo)
-    command = [*STATESTORED, "check", str(fifo.parent)]
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+        subprocess.Popen([*STATESTORED, command, str(fifo.parent)], stdout=subprocess.PIPE) as process,
         fifo.open("wb"),
     ):  # opens when the other side does
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == -signal.SIGINT
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="strace is of Linux")
 @pytest.mark.parametrize("command", ["check", "repair"])
-def test_a_disk_that_cannot_be_read_has_its_exit_code(command: str, daemon: Daemon) -> None:
+def test_a_disk_that_cannot_be_read_has_its_exit_code(command: str, daemon: Daemon, tmp_path: Path) -> None:
     """D6: it is no damage, which a repair could mend."""
     segment = daemon.data_dir / "00000002.journal"
-    injected = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(segment), "-e", "inject=read:error=EIO:when=1+"]
-    try:
-        done = subprocess.run(
-            [*injected, *STATESTORED, command, str(daemon.data_dir)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except FileNotFoundError:
-        pytest.skip("strace is not installed")
+    strace = Strace(tmp_path / "trace", [segment], calls="read", tamper="read:error=EIO:when=1+")
+    done = run(command, daemon.data_dir, under=strace.command())
     assert (done.returncode, done.stdout) == (4, "")
     assert "Input/output error" in done.stderr
     assert not [*daemon.data_dir.glob("damaged-*")]

@@ -44,7 +44,7 @@ class DataDirectory:
     def open(self) -> None:
         """Make it where there is none, lock it, read its identity.
 
-        Raises StartError, DamagedFile, TooNew or DiskFailed.
+        Raises StartError, DamagedFile, TooNew, or DiskFailed.
         """
         try:
             self._make()
@@ -57,7 +57,7 @@ class DataDirectory:
                 "Start as the user whose it is, or give another --data-dir"
             ) from error
         except OSError as error:
-            if error.errno == errno.EIO:
+            if error.errno == errno.EIO:  # another directory would be an empty store
                 raise DiskFailed(error) from error
             raise StartError(f"data directory {self.path}: {error.strerror}: give another --data-dir") from error
 

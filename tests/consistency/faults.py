@@ -1,6 +1,8 @@
 """Faults of the daemon and of the client. Each puts one in; the tests must notice (K3)."""
 
+import fcntl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from statestored.engines import embedded, leases
 from statestored.engines.base import Number, Reply
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.sessions import ClientSession, ClientSessions, packed
+from statestored.errors import DiskFailed
 from statestored.responses import Responses
+from statestored.segment import SegmentReader, SegmentWriter
 
 Patch = pytest.MonkeyPatch
 Fault = Callable[[Patch], None]
@@ -98,6 +102,31 @@ def heads_swapped(patch: Patch) -> None:
         flush(responses)
 
     patch.setattr(Responses, "flush", flush_swapped)
+
+
+# The daemon's directory
+
+
+def boot_not_compared(patch: Patch) -> None:
+    """Damage is taken for a tail that a loss of power tore, though there was none (D5)."""
+    open_ended = SegmentReader.open_ended
+    patch.setattr(SegmentReader, "open_ended", lambda reader, _boot: open_ended(reader, bytes(16)))
+
+
+def failed_sync_ignored(patch: Patch) -> None:
+    """The next one may succeed, without what this one had to write (D6)."""
+    sync = SegmentWriter.sync
+
+    def sync_or_not(writer: SegmentWriter) -> None:
+        with suppress(DiskFailed):
+            sync(writer)
+
+    patch.setattr(SegmentWriter, "sync", sync_or_not)
+
+
+def directory_not_locked(patch: Patch) -> None:
+    """D9."""
+    patch.setattr(fcntl, "flock", lambda *_: None)
 
 
 # The client

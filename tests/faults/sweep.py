@@ -115,6 +115,10 @@ class Life:
         self.end()
         return faults
 
+    def fill_segment(self) -> None:
+        senders = [f"large{number}" for number in range(6)]
+        self.workload.write(self.workload.set_many(*senders, padding=SEGMENT_SIZE // len(senders)))
+
     def _start(self) -> None:
         self.daemon.start()
         self.workload.connect(self.daemon.unix_address)
@@ -132,8 +136,8 @@ class Life:
 
     def _rotate(self) -> None:
         data_dir = self.daemon.data_dir
-        segment, senders = newest_segment(data_dir), [f"large{number}" for number in range(6)]
-        self.workload.write(self.workload.set_many(*senders, padding=SEGMENT_SIZE // len(senders)))
+        segment = newest_segment(data_dir)
+        self.fill_segment()
         wait_until(lambda: newest_segment(data_dir) != segment or self._has_ended())
         self.workload.write(self.workload.set("ben"))
 

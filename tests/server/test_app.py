@@ -298,6 +298,23 @@ async def test_a_disk_that_fails_ends_it_at_once_and_nothing_is_answered(
         writer.close()
 
 
+async def test_a_fault_of_its_own_where_it_stores_ends_it_as_a_failed_disk_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[int]
+) -> None:
+    """It does not know what is on the disk then, either. The log says whose fault it is."""
+    async with serving(tmp_path, "always") as (serving_, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        with capture_logs() as logs:
+            monkeypatch.setattr(files, "write_at", lambda *_: len(None))  # type: ignore[arg-type]
+            writer.write(request(1, "set", *ANN, "CONFIRMING"))
+            await eventually(lambda: ended)
+        assert ended == [Exit.DISK_FAILED]
+        serving_.cancel()  # what a process that is no more cannot do
+        assert messages(await reader.read()) == []
+        assert [type(entry["exc_info"]) for entry in logs if entry["log_level"] == "critical"] == [TypeError]
+        writer.close()
+
+
 async def test_a_disk_that_fails_while_it_stops_is_no_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[int]
 ) -> None:
