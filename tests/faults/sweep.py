@@ -291,16 +291,22 @@ def _hit(trace: Trace, point: Point) -> Call | None:
 def _place(life: Life, trace: Trace, call: Call) -> Place:
     file = _file(life, call)
     kind = _KINDS.get(file.removesuffix(".tmp")) or file.split(".")[1]
-    return Place(life.phase_at(call.time), _thread(trace, call, kind), call.kind, kind)
+    return Place(life.phase_at(call.time), _thread(life, trace, call, kind), call.kind, kind)
 
 
-def _thread(trace: Trace, call: Call, kind: str) -> str:
+def _thread(life: Life, trace: Trace, call: Call, kind: str) -> str:
     """Snapshots are made, and what they make needless is removed, by the executor's threads, which come late."""
     if call.thread == trace.pid:
         return "loop"
-    if kind == "snapshot" or call.kind == "unlink":
+    if kind == "snapshot" or call.kind == "unlink" or _is_removal(life, call):
         return "executor"
     return "journal" if call.thread == next(c.thread for c in trace.calls if c.thread != trace.pid) else "executor"
+
+
+def _is_removal(life: Life, call: Call) -> bool:
+    """Whether what was there before the life loses its name, or has lost it."""
+    was_there = life.prepared is not None and (life.prepared.data_dir / _file(life, call).removesuffix(".tmp")).exists()
+    return was_there and (call.kind == "rename" or call.path.suffix == ".tmp")
 
 
 def _file(life: Life, call: Call) -> str:
