@@ -8,7 +8,8 @@ from tests.daemon import Daemon
 from tests.hostile import __main__ as command
 from tests.hostile.attack import ENVIRONMENT, Outcome, attack, fill
 from tests.hostile.bystander import Latency
-from tests.hostile.clients import HALF_SECURE, HASTY, KINDS, Fates
+from tests.hostile.clients import HALF_SECURE, HASTY, KINDS, TOKEN, Fates
+from tests.server.rpc import RawClient
 
 COUNTS = {"silent": 25, "dripping": 25, "dripping-hello": 25, "deaf": 25, "endless": 1, "flooding": 1, HASTY: 2}
 SECONDS = 14.0  # longer than half a message may take
@@ -58,6 +59,9 @@ def test_handshakes_that_are_not_finished_are_ended_in_time(tmp_path: Path) -> N
     with command.make_daemon(tmp_path, HALF_SECURE) as daemon:
         fill(daemon)
         outcome = attack(daemon, {HALF_SECURE: 50}, seconds=7.0, calm=0.5, beside=daemon.unix_address)
+        with RawClient(daemon.unix_address) as client:
+            client.ask("hello", {"token": TOKEN})
+            assert client.ask("info")["tls_failures"] == 50
         assert daemon.stop() == 0
     fates = outcome.fates[HALF_SECURE]
     assert (fates.connected, len(fates.closed)) == (50, 50)

@@ -68,6 +68,11 @@ class Service:
     connections_total: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
 
+    def note_dropped(self, why: Dropped, reason: str = "") -> None:
+        """A connection is closed for it; `reason`: what the log says, where that is more than `why`."""
+        self.dropped[why] += 1
+        audit.connection_dropped(why, reason or why)
+
 
 class Caller:
     """Who asks, on one connection.
