@@ -5,6 +5,7 @@ import re
 import signal
 import ssl
 import subprocess
+import sys
 import sysconfig
 import threading
 import urllib.error
@@ -409,6 +410,16 @@ def test_guesses_are_put_off_and_right_tokens_from_the_same_address_are_not(make
 # Secrets
 
 
+# The daemon, with a fault of ours: an exception that says what was asked.
+FAULTY = """
+from dataclasses import replace
+from statestored.__main__ import main
+from statestored.commands import COMMANDS
+COMMANDS[b"get_many"] = replace(COMMANDS[b"get_many"], run=lambda caller, pairs: {}[pairs])
+main()
+"""
+
+
 def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Authority, server: Identity) -> None:
     """Of a run in which all goes wrong that can."""
     given = [tokens.add("one", "admin", "secret-lists"), tokens.add("two", "admin"), "guess-secret", "own-secret-of-it"]
@@ -417,13 +428,16 @@ def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Au
         f"--tokens={tokens.path}",
         "--allow-clear",
         environment={"STATESTORED_TOKEN": "own-secret-of-it", "STATESTORED_LOG_FORMAT": "json"},
-    ).start()
+    )
+    daemon.program = [sys.executable, "-c", FAULTY]
+    daemon.start()
     context = trusting(authority)
     for token in given:
         for about in (IN_LISTS, {"namespace": "secret-shop"}, {}):
             with RawClient(daemon.address, context) as client:
                 if client.call("hello", {"token": token, **about})[0] is None:
                     client.ask("set", *ANN, "SECRET")
+                    assert code_of(client.call("get_many", [ANN])[0]) == "internal"
                     client.ask("clear")
                     client.send(request(1, "none", "secret") + b"GET /secret HTTP/1.0\r\n\r\n")
                     client.next()
@@ -440,7 +454,15 @@ def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Au
         metrics(daemon, "guess-secret")
     assert daemon.stop() == Exit.STOPPED
     log = daemon.log()
-    for event in ("wrong token", "does not open", "too many wrong", "were forgotten", "TLS handshake", "read again"):
+    for event in (
+        "wrong token",
+        "does not open",
+        "too many wrong",
+        "were forgotten",
+        "TLS handshake",
+        "read again",
+        "Traceback of KeyError",
+    ):
         assert event in log
     log = log.replace("knows no 'secret'", "")
     assert not [word for word in (*given, "secret", "SECRET", "127.0.0.1") if word in log]

@@ -192,7 +192,8 @@ def _fail_stop(watch: "asyncio.Task[None]") -> None:
     """At once: nothing that this process might still say can be relied upon."""
     if watch.cancelled() or (error := watch.exception()) is None:
         return
-    log.critical("ended by a failure", error=str(error), exc_info=None if isinstance(error, DiskFailed) else error)
+    about = {"error": str(error)} if isinstance(error, DiskFailed) else {"exc_info": error}
+    log.critical("ended by a failure", **about)
     os._exit(Exit.DISK_FAILED)
 
 
