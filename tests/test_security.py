@@ -527,7 +527,8 @@ def test_settings_that_contradict_each_other_are_refused_with_their_names(
         ([certificate, f"--tls-key={other.key}"], ["--tls-key", "--tls-cert"]),
         ([f"--tls-cert={none}", key], ["--tls-cert", str(none)]),
         ([certificate, key, f"--tls-client-ca={none}"], ["--tls-client-ca", str(none)]),
-        ([f"--tokens={none}"], [str(none)]),
+        ([f"--tokens={none}"], ["--tokens", str(none)]),
+        (["--listen=127.0.0.1:1", "--admin-listen=127.0.0.1:1"], ["--listen and --admin-listen are both 127.0.0.1:1"]),
         (["--listen=0.0.0.0:0", certificate, key], ["--listen 0.0.0.0:0", "--tokens", "--tls-client-ca"]),
         (["--admin-listen=0.0.0.0:0"], ["--admin-listen 0.0.0.0:0", "--tokens"]),
     ):

@@ -10,11 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from statestore.address import TcpAddress, UnixAddress
 from statestore.errors import Unauthorized, Unavailable
 from statestored.commands import Service
-from statestored.errors import StartError
 from statestored.metrics import Metrics
-from statestored.sockets import bind_unix, reason
+from statestored.sockets import bind_unix, cannot_listen
 from statestored.timeouts import Dropped
 
+SETTING = "--admin-listen"
 KEEPALIVE = 30.0  # seconds; aiohttp's own default is an hour
 MAX_CONNECTIONS = 32  # each takes a file descriptor; for one more the oldest goes, for that is no health check
 
@@ -35,13 +35,13 @@ class Admin:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         if isinstance(address, UnixAddress):
-            self._listening = await loop.create_unix_server(self._handler, sock=bind_unix(address))
+            self._listening = await loop.create_unix_server(self._handler, sock=bind_unix(address, SETTING))
             self._path = Path(address.path)
             return str(address)
         try:
             self._listening = await loop.create_server(self._handler, address.host, address.port)
         except OSError as error:
-            raise StartError(f"cannot listen on {address} (--admin-listen): {reason(error)}") from error
+            raise cannot_listen(address, SETTING, error) from error
         return f"http://{TcpAddress(*self._listening.sockets[0].getsockname()[:2])}"
 
     async def close(self) -> None:

@@ -112,7 +112,7 @@ async def test_a_port_in_use_is_refused_with_its_name() -> None:
         with pytest.raises(StartError) as refusal:
             async with listening(address):
                 pass
-    assert str(refusal.value) == f"cannot listen on {address}: address already in use"
+    assert str(refusal.value) == f"cannot listen on {address} (--listen): address already in use"
 
 
 async def test_a_name_that_stands_for_nothing_is_refused() -> None:
