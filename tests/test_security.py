@@ -2,7 +2,9 @@
 
 import os
 import re
+import shlex
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from statestore import RemoteStorage, StateStoreError
 from statestored.errors import Exit
 from tests.certificates import Authority, Identity
 from tests.daemon import Daemon
@@ -470,41 +473,82 @@ def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Au
     assert hashes == []
 
 
-# What the operator's handbook says
+# What the documents say
 
 
-HANDBOOK = (Path(__file__).parents[1] / "docs" / "operating.md").read_text()
+ROOT = Path(__file__).parents[1]
+README, HANDBOOK = ((ROOT / name).read_text() for name in ("README.md", "docs/operating.md"))
 
 
-def commands(beginning: str) -> list[str]:
-    """Those of the handbook that begin so."""
-    found = re.findall(rf"^    ({beginning}(?:.*\\\n)*.*)$", HANDBOOK, re.M)
+def commands(document: str, beginning: str) -> list[str]:
+    """Those of a document that begin so."""
+    found = re.findall(rf"^    ({beginning}(?:.*\\\n)*.*)$", document, re.M)
     assert found
     return found
 
 
-def test_its_commands_make_certificates_that_work(make: Make, tmp_path: Path) -> None:
-    for command in commands("openssl req"):
-        subprocess.run(["/bin/sh", "-ec", command], cwd=tmp_path, capture_output=True, timeout=30, check=True)
-    server, client = (Identity(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("server", "client"))
-    daemon = make(*with_tls(server, tmp_path / "authority.pem")).start()
-    context = ssl.create_default_context(cafile=server.certificate)
-    context.load_cert_chain(client.certificate, client.key)
-    with RawClient(daemon.address, context, name="states.example") as ours:
-        ours.ask("ping")
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Runs a command in a directory of its own, which is ours, too. Returns what it says."""
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+
+    def run(command: str) -> str:
+        return subprocess.check_output(
+            ["/bin/sh", "-ec", command], env=environment, stderr=subprocess.PIPE, text=True, timeout=30
+        ).strip()
+
+    return run
+
+
+Shell = Callable[[str], str]
+
+
+def start_as(command: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> tuple[Daemon, str]:
+    """The daemon of a command, but for the port; and its address, under the name that its certificate has."""
+    _, listen, address, *arguments = shlex.split(command)
+    assert (listen, address) == ("--listen", "0.0.0.0:7828")
+    daemon = make(*arguments)
+    daemon.address = "0.0.0.0:0"
+    daemon.start()
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, *more, **named: look_up("127.0.0.1", *more, **named))
+    return daemon, daemon.address.replace("0.0.0.0", "states.example")
+
+
+@pytest.mark.parametrize("document", [README, HANDBOOK], ids=["README.md", "operating.md"])
+def test_their_commands_let_clients_in_by_tls_and_with_a_token(
+    make: Make, shell: Shell, monkeypatch: pytest.MonkeyPatch, document: str
+) -> None:
+    shell(commands(document, "openssl req")[0])
+    token = shell(commands(document, "statestored token")[0].partition(" && ")[0])
+    daemon, address = start_as(commands(document, "statestored --listen")[0], make, monkeypatch)
+    (connecting,) = re.findall(r'RemoteStorage\("states\.example:7828".*?\)', document)
+    connecting = connecting.replace("states.example:7828", address).replace('"..."', repr(token))
+    with eval(connecting, {"RemoteStorage": RemoteStorage}) as store:
+        store.set(*ANN, "CONFIRMING")
+        assert store.get(*ANN) == "CONFIRMING"
     assert "can read the key" not in daemon.log()
 
 
-def test_its_commands_make_tokens_that_work(make: Make, tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+def test_their_commands_let_clients_in_by_certificates(
+    make: Make, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in commands(HANDBOOK, "openssl req"):
+        shell(command)
+    daemon, address = start_as(commands(HANDBOOK, "statestored --listen")[1], make, monkeypatch)
+    with RemoteStorage(address, tls="server.pem", tls_cert="client.pem", tls_key="client.key") as store:
+        store.set(*ANN, "CONFIRMING")
+        assert store.get(*ANN) == "CONFIRMING"
+    with RemoteStorage(address, tls="server.pem", deadline=0.5) as store, pytest.raises(StateStoreError):
+        store.get(*ANN)
+    assert "can read the key" not in daemon.log()
+
+
+def test_their_commands_make_tokens_that_work(make: Make, shell: Shell, tmp_path: Path) -> None:
     given = [
-        subprocess.check_output(
-            ["/bin/sh", "-ec", command], cwd=tmp_path, env=environment, text=True, timeout=30
-        ).strip()
-        for command in (
-            commands("export STATESTORE_TOKEN")[0] + "; echo $STATESTORE_TOKEN",
-            commands("statestored token")[0].partition(" && ")[0],
-        )
+        shell(commands(HANDBOOK, "export STATESTORE_TOKEN")[0] + "; echo $STATESTORE_TOKEN"),
+        shell(commands(HANDBOOK, "statestored token")[0].partition(" && ")[0]),
     ]
     daemon = make(f"--tokens={tmp_path / 'tokens.toml'}").start()
     for token in given:
