@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 ROUNDS ?= 1000
 RUNS ?= 100
 INPUTS ?= 1000000
+GUIDED ?= 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help run test torture demo bench lint format clean
@@ -21,7 +22,7 @@ test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
-torture: $(VENV)/dev ## The long tests: kills, interrupts, histories, real mail, fuzzed input, hostile clients
+torture: $(VENV)/dev $(VENV)/fuzz ## The long tests: kills, interrupts, histories, real mail, fuzzed input, hostile clients
 	tests/install-tools.sh
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS) --fsync always
 	$(BIN)/python -m tests.torture --rounds $(ROUNDS) --fsync everysec
@@ -30,6 +31,8 @@ torture: $(VENV)/dev ## The long tests: kills, interrupts, histories, real mail,
 	$(BIN)/python -m tests.consistency --runs $(RUNS)
 	$(BIN)/python -m tests.mail
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz --guided --inputs $(GUIDED); \
+	    else echo "NOT RUN: the fuzzer that is guided, for there is no atheris for this system or this Python"; fi
 	$(BIN)/python -m tests.hostile
 
 demo: $(VENV)/dev ## Three real mail processes share one store, which is restarted in the middle
@@ -57,7 +60,7 @@ $(BIN)/python:
 	    echo "$(PYTHON) is older than Python 3.11: name a newer one, as in  make PYTHON=python3.13 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/server $(VENV)/dev $(VENV)/bench: $(VENV)/%: pyproject.toml | $(BIN)/python
+$(VENV)/server $(VENV)/dev $(VENV)/fuzz $(VENV)/bench: $(VENV)/%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 

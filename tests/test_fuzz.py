@@ -5,11 +5,17 @@
 
 import gc
 import mmap
+import re
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
+from collections.abc import Callable
 from itertools import repeat
 from random import Random
+from types import FunctionType, ModuleType
+from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +31,7 @@ from tests.fuzz import driver
 from tests.fuzz.connections import connection_messages
 from tests.fuzz.crafted import IDENTITY_FILE, origin_of, segment_header, snapshot_of, with_snapshot
 from tests.fuzz.driver import Run, fuzz
+from tests.fuzz.guided import fuzz_guided
 from tests.fuzz.stores import Thorough, look_at_files
 from tests.fuzz.targets import TARGETS
 from tests.server.journals import without_syncs
@@ -223,3 +230,64 @@ def test_the_command_says_what_failed_and_how_to_see_it_again(
     replay = output.partition("again: python -m tests.fuzz connection_messages --replay ")[2].split()[0]
     with pytest.raises(AssertionError):
         connection_messages(bytes.fromhex(replay))
+
+
+# The guided one
+
+
+class Finished(Exception):
+    """In place of the end of the process."""
+
+
+class Atheris(ModuleType):
+    """It has no ideas of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("atheris")
+        self.watched: list[FunctionType] = []
+
+    def instrument_func(self, function: FunctionType) -> None:
+        self.watched.append(function)
+
+    def Setup(self, arguments: list[str], one: Callable[[bytes], None]) -> None:  # noqa: N802
+        self.arguments, self._one = arguments, one
+
+    def Fuzz(self) -> None:  # noqa: N802
+        for data in map(bytes, range(10)):
+            self._one(data)
+
+
+def test_the_guided_one_watches_our_code_and_tries_so_many_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    atheris, tried = Atheris(), list[bytes]()
+    monkeypatch.setitem(sys.modules, "atheris", atheris)
+
+    def finish(run: Run) -> NoReturn:
+        raise Finished(run.inputs)
+
+    with pytest.raises(Finished, match=r"^5$"):
+        fuzz_guided(tried.append, 5, 7, print, finish)
+    assert tried == [b"", *map(bytes, range(5))]  # the first so that all is loaded
+    assert "-seed=8" in atheris.arguments
+    assert intake.Intake._execute in atheris.watched
+    assert {each.__module__.partition(".")[0] for each in atheris.watched} == {"statestored", "statestore"}
+
+
+def test_without_atheris_the_guided_one_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "atheris", None)
+    monkeypatch.setattr(command.resource, "setrlimit", lambda *_: None)
+    with pytest.raises(SystemExit, match=re.escape("pip install '.[fuzz]'")):
+        command.main(["client_bytes", "--guided"])
+
+
+@pytest.mark.parametrize("failing", [None, "client_bytes", "snapshot_content"])
+def test_the_guided_one_has_a_process_for_each_target(monkeypatch: pytest.MonkeyPatch, failing: str | None) -> None:
+    started: list[list[str]] = []
+
+    def run(arguments: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        started.append(arguments[3:])
+        return subprocess.CompletedProcess(arguments, int(failing in arguments))
+
+    monkeypatch.setattr(command.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(command.subprocess, "run", run)
+    assert command.main(["--guided", "--inputs", "3", "--seed", "1"]) == int(failing is not None)
+    assert started == [[name, "--guided", "--inputs=3", "--seed=1"] for name in TARGETS]

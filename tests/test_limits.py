@@ -249,6 +249,13 @@ def test_a_full_store(tmp_path: Path) -> None:
             assert store.get_many([("lists", f"s{number}") for number in range(5)]) == ["B", "B", "START", "B", "A"]
             assert store.compare_and_set("lists", "s4", "A", "A").swapped
             store.set("lists", "s2", "A")  # that is room for one
+            with suppress(Full):
+                for number in range(stored):
+                    store.set("lists", f"s{number}", f"{number} {'x' * 1000}")
+            assert store.info()["memory"] < 1.07 * store.info()["max_memory"]
+            with pytest.raises(Full):
+                store.set_all("s5000", "x" * 1000)
+            store.set_many(("lists", f"s{number}", "B" if number < 2 else "A") for number in range(1000))
             stored = store.count()
             daemon.send_signal(signal.SIGUSR1)
             wait_until(lambda: store.info()["last_snapshot_time"])

@@ -2,9 +2,12 @@
 
 import os
 import re
+import shlex
 import signal
+import socket
 import ssl
 import subprocess
+import sys
 import sysconfig
 import threading
 import urllib.error
@@ -16,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from statestore import RemoteStorage, StateStoreError
 from statestored.errors import Exit
 from tests.certificates import Authority, Identity
 from tests.daemon import Daemon
@@ -409,6 +413,16 @@ def test_guesses_are_put_off_and_right_tokens_from_the_same_address_are_not(make
 # Secrets
 
 
+# The daemon, with a fault of ours: an exception that says what was asked.
+FAULTY = """
+from dataclasses import replace
+from statestored.__main__ import main
+from statestored.commands import COMMANDS
+COMMANDS[b"get_many"] = replace(COMMANDS[b"get_many"], run=lambda caller, pairs: {}[pairs])
+main()
+"""
+
+
 def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Authority, server: Identity) -> None:
     """Of a run in which all goes wrong that can."""
     given = [tokens.add("one", "admin", "secret-lists"), tokens.add("two", "admin"), "guess-secret", "own-secret-of-it"]
@@ -417,13 +431,16 @@ def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Au
         f"--tokens={tokens.path}",
         "--allow-clear",
         environment={"STATESTORED_TOKEN": "own-secret-of-it", "STATESTORED_LOG_FORMAT": "json"},
-    ).start()
+    )
+    daemon.program = [sys.executable, "-c", FAULTY]
+    daemon.start()
     context = trusting(authority)
     for token in given:
         for about in (IN_LISTS, {"namespace": "secret-shop"}, {}):
             with RawClient(daemon.address, context) as client:
                 if client.call("hello", {"token": token, **about})[0] is None:
                     client.ask("set", *ANN, "SECRET")
+                    assert code_of(client.call("get_many", [ANN])[0]) == "internal"
                     client.ask("clear")
                     client.send(request(1, "none", "secret") + b"GET /secret HTTP/1.0\r\n\r\n")
                     client.next()
@@ -440,7 +457,15 @@ def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Au
         metrics(daemon, "guess-secret")
     assert daemon.stop() == Exit.STOPPED
     log = daemon.log()
-    for event in ("wrong token", "does not open", "too many wrong", "were forgotten", "TLS handshake", "read again"):
+    for event in (
+        "wrong token",
+        "does not open",
+        "too many wrong",
+        "were forgotten",
+        "TLS handshake",
+        "read again",
+        "Traceback of KeyError",
+    ):
         assert event in log
     log = log.replace("knows no 'secret'", "")
     assert not [word for word in (*given, "secret", "SECRET", "127.0.0.1") if word in log]
@@ -448,41 +473,82 @@ def test_the_log_gives_nothing_away(make: Make, tokens: TokenFile, authority: Au
     assert hashes == []
 
 
-# What the operator's handbook says
+# What the documents say
 
 
-HANDBOOK = (Path(__file__).parents[1] / "docs" / "operating.md").read_text()
+ROOT = Path(__file__).parents[1]
+README, HANDBOOK = ((ROOT / name).read_text() for name in ("README.md", "docs/operating.md"))
 
 
-def commands(beginning: str) -> list[str]:
-    """Those of the handbook that begin so."""
-    found = re.findall(rf"^    ({beginning}(?:.*\\\n)*.*)$", HANDBOOK, re.M)
+def commands(document: str, beginning: str) -> list[str]:
+    """Those of a document that begin so."""
+    found = re.findall(rf"^    ({beginning}(?:.*\\\n)*.*)$", document, re.M)
     assert found
     return found
 
 
-def test_its_commands_make_certificates_that_work(make: Make, tmp_path: Path) -> None:
-    for command in commands("openssl req"):
-        subprocess.run(["/bin/sh", "-ec", command], cwd=tmp_path, capture_output=True, timeout=30, check=True)
-    server, client = (Identity(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("server", "client"))
-    daemon = make(*with_tls(server, tmp_path / "authority.pem")).start()
-    context = ssl.create_default_context(cafile=server.certificate)
-    context.load_cert_chain(client.certificate, client.key)
-    with RawClient(daemon.address, context, name="states.example") as ours:
-        ours.ask("ping")
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Runs a command in a directory of its own, which is ours, too. Returns what it says."""
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+
+    def run(command: str) -> str:
+        return subprocess.check_output(
+            ["/bin/sh", "-ec", command], env=environment, stderr=subprocess.PIPE, text=True, timeout=30
+        ).strip()
+
+    return run
+
+
+Shell = Callable[[str], str]
+
+
+def start_as(command: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> tuple[Daemon, str]:
+    """The daemon of a command, but for the port; and its address, under the name that its certificate has."""
+    _, listen, address, *arguments = shlex.split(command)
+    assert (listen, address) == ("--listen", "0.0.0.0:7828")
+    daemon = make(*arguments)
+    daemon.address = "0.0.0.0:0"
+    daemon.start()
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, *more, **named: look_up("127.0.0.1", *more, **named))
+    return daemon, daemon.address.replace("0.0.0.0", "states.example")
+
+
+@pytest.mark.parametrize("document", [README, HANDBOOK], ids=["README.md", "operating.md"])
+def test_their_commands_let_clients_in_by_tls_and_with_a_token(
+    make: Make, shell: Shell, monkeypatch: pytest.MonkeyPatch, document: str
+) -> None:
+    shell(commands(document, "openssl req")[0])
+    token = shell(commands(document, "statestored token")[0].partition(" && ")[0])
+    daemon, address = start_as(commands(document, "statestored --listen")[0], make, monkeypatch)
+    (connecting,) = re.findall(r'RemoteStorage\("states\.example:7828".*?\)', document)
+    connecting = connecting.replace("states.example:7828", address).replace('"..."', repr(token))
+    with eval(connecting, {"RemoteStorage": RemoteStorage}) as store:
+        store.set(*ANN, "CONFIRMING")
+        assert store.get(*ANN) == "CONFIRMING"
     assert "can read the key" not in daemon.log()
 
 
-def test_its_commands_make_tokens_that_work(make: Make, tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+def test_their_commands_let_clients_in_by_certificates(
+    make: Make, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in commands(HANDBOOK, "openssl req"):
+        shell(command)
+    daemon, address = start_as(commands(HANDBOOK, "statestored --listen")[1], make, monkeypatch)
+    with RemoteStorage(address, tls="server.pem", tls_cert="client.pem", tls_key="client.key") as store:
+        store.set(*ANN, "CONFIRMING")
+        assert store.get(*ANN) == "CONFIRMING"
+    with RemoteStorage(address, tls="server.pem", deadline=0.5) as store, pytest.raises(StateStoreError):
+        store.get(*ANN)
+    assert "can read the key" not in daemon.log()
+
+
+def test_their_commands_make_tokens_that_work(make: Make, shell: Shell, tmp_path: Path) -> None:
     given = [
-        subprocess.check_output(
-            ["/bin/sh", "-ec", command], cwd=tmp_path, env=environment, text=True, timeout=30
-        ).strip()
-        for command in (
-            commands("export STATESTORE_TOKEN")[0] + "; echo $STATESTORE_TOKEN",
-            commands("statestored token")[0].partition(" && ")[0],
-        )
+        shell(commands(HANDBOOK, "export STATESTORE_TOKEN")[0] + "; echo $STATESTORE_TOKEN"),
+        shell(commands(HANDBOOK, "statestored token")[0].partition(" && ")[0]),
     ]
     daemon = make(f"--tokens={tmp_path / 'tokens.toml'}").start()
     for token in given:
@@ -505,7 +571,8 @@ def test_settings_that_contradict_each_other_are_refused_with_their_names(
         ([certificate, f"--tls-key={other.key}"], ["--tls-key", "--tls-cert"]),
         ([f"--tls-cert={none}", key], ["--tls-cert", str(none)]),
         ([certificate, key, f"--tls-client-ca={none}"], ["--tls-client-ca", str(none)]),
-        ([f"--tokens={none}"], [str(none)]),
+        ([f"--tokens={none}"], ["--tokens", str(none)]),
+        (["--listen=127.0.0.1:1", "--admin-listen=127.0.0.1:1"], ["--listen and --admin-listen are both 127.0.0.1:1"]),
         (["--listen=0.0.0.0:0", certificate, key], ["--listen 0.0.0.0:0", "--tokens", "--tls-client-ca"]),
         (["--admin-listen=0.0.0.0:0"], ["--admin-listen 0.0.0.0:0", "--tokens"]),
     ):

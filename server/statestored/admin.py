@@ -10,10 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from statestore.address import TcpAddress, UnixAddress
 from statestore.errors import Unauthorized, Unavailable
 from statestored.commands import Service
-from statestored.errors import StartError
 from statestored.metrics import Metrics
-from statestored.sockets import bind_unix, reason
+from statestored.sockets import bind_unix, cannot_listen
+from statestored.timeouts import Dropped
 
+SETTING = "--admin-listen"
 KEEPALIVE = 30.0  # seconds; aiohttp's own default is an hour
 MAX_CONNECTIONS = 32  # each takes a file descriptor; for one more the oldest goes, for that is no health check
 
@@ -25,7 +26,7 @@ class Admin:
         self.ready = False
         self._path: Path | None = None
         self._listening: asyncio.Server | None = None
-        self._access = service.access
+        self._service = service
         self._metrics = Metrics(service)
         self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=KEEPALIVE)
 
@@ -34,13 +35,13 @@ class Admin:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         if isinstance(address, UnixAddress):
-            self._listening = await loop.create_unix_server(self._handler, sock=bind_unix(address))
+            self._listening = await loop.create_unix_server(self._handler, sock=bind_unix(address, SETTING))
             self._path = Path(address.path)
             return str(address)
         try:
             self._listening = await loop.create_server(self._handler, address.host, address.port)
         except OSError as error:
-            raise StartError(f"cannot listen on {address} (--admin-listen): {reason(error)}") from error
+            raise cannot_listen(address, SETTING, error) from error
         return f"http://{TcpAddress(*self._listening.sockets[0].getsockname()[:2])}"
 
     async def close(self) -> None:
@@ -54,7 +55,9 @@ class Admin:
         """Of a new connection."""
         server = cast(web.Server, self._runner.server)  # it was set up before
         for oldest in server.connections[: 1 - MAX_CONNECTIONS]:
-            oldest.force_close()
+            if oldest.transport is not None:  # else it was closed, and the server has not heard of it
+                self._service.note_dropped(Dropped.TOO_MANY_ADMIN)
+                oldest.force_close()
         return server()
 
     def _application(self) -> web.Application:
@@ -73,11 +76,11 @@ class Admin:
         return web.Response(status=503, text="not ready: loading, or about to end\n")
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:
-        if self._access.needed:
+        if self._service.access.needed:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             given = token.encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else None
             try:
-                self._access.admit(given, request.remote or "")
+                self._service.access.admit(given, request.remote or "")
             except Unauthorized:
                 return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"}, text="a token is needed\n")
             except Unavailable as error:

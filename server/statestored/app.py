@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 import structlog
 import uvloop
 
-from statestore.address import Address
+from statestore.address import Address, TcpAddress
 from statestore.base import Limits
 from statestored import __version__, audit, descriptors, memory
 from statestored.access import Access
@@ -46,6 +46,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> None:
         log.warning("there is no such setting", variable=name)
     access = Access(settings.tokens, own_token(environment))
     files = tls_files(settings)
+    check_addresses(settings)
     check_reach(settings, access)
     tls = None if files is None else ServerTls(files)
     check_limits(settings)
@@ -60,6 +61,14 @@ def _tune_interpreter() -> None:
     # Requests leave no cycles behind; what the collector looks for comes from connections and tasks, which are few.
     gc.set_threshold(GC_THRESHOLD)
     memory.give_back_large_blocks()
+
+
+def check_addresses(settings: Settings) -> None:
+    """Raises StartError where one is meant for two things."""
+    admin = settings.admin_listen
+    is_any_port = isinstance(admin, TcpAddress) and admin.port == 0
+    if admin in settings.listen and not is_any_port:
+        raise StartError(f"--listen and --admin-listen are both {admin}: they need an address each")
 
 
 def check_reach(settings: Settings, access: Access) -> None:
@@ -193,7 +202,8 @@ def _fail_stop(watch: "asyncio.Task[None]") -> None:
     """At once: nothing that this process might still say can be relied upon."""
     if watch.cancelled() or (error := watch.exception()) is None:
         return
-    log.critical("ended by a failure", error=str(error), exc_info=None if isinstance(error, DiskFailed) else error)
+    about = {"error": str(error)} if isinstance(error, DiskFailed) else {"exc_info": error}
+    log.critical("ended by a failure", **about)
     os._exit(Exit.DISK_FAILED)
 
 

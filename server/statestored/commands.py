@@ -53,13 +53,18 @@ class Service:
     allow_clear: bool = False
     max_connections: int = 10_000
     budget: Budget = field(default_factory=Budget)
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
     clock: SteadyClock = field(default_factory=SteadyClock)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
     connections: int = 0
     connections_total: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
+
+    def note_dropped(self, why: Dropped, reason: str = "") -> None:
+        """A connection is closed for it; `reason`: what the log says, where that is more than `why`."""
+        self.dropped[why] += 1
+        audit.connection_dropped(why, reason or why)
 
 
 class Caller:
@@ -276,7 +281,7 @@ def info(caller: Caller) -> Reply:
             "server": f"statestored {__version__}",
             "store_id": service.store_id,
             "limits": asdict(service.limits),
-            "uptime": time.time() - service.started,
+            "uptime": time.monotonic() - service.started,
             "connections": service.connections,
             "connections_total": service.connections_total,
             "connections_dropped": sum(service.dropped.values()),

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from statestore.errors import BadRequest, ShuttingDown, StateStoreError
 from statestore.wire import Incomplete
-from statestored import audit, timeouts
+from statestored import timeouts
 from statestored.budget import OWN
 from statestored.commands import Caller, Command, Service, check_params, find_command, hello
 from statestored.engines.base import Reply
@@ -188,7 +188,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def renew(self) -> None:
         """The tokens have changed: whoever's is gone, or does not open its namespace any more, has to go."""
-        if not self._draining and not self.caller.renew():
+        if not (self._draining or self._closing or self.caller.renew()):
+            self._service.note_dropped(Dropped.REVOKED)
             self.close()
 
     def close(self) -> None:
@@ -344,7 +345,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _drop(self, error: Exception) -> None:
         """For what it sent; what came before that is still answered."""
-        self._count_dropped(Dropped.GARBAGE, str(error) or type(error).__name__)
+        self._service.note_dropped(Dropped.GARBAGE, str(error) or type(error).__name__)
         self._rest.clear()
         self._extent = None
         self._count_held()
@@ -352,12 +353,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _give_up(self, why: Dropped) -> None:
         """Whatever waits to be sent."""
-        self._count_dropped(why, why)
+        self._service.note_dropped(why)
         self.abort()
-
-    def _count_dropped(self, why: Dropped, reason: str) -> None:
-        self._service.dropped[why] += 1
-        audit.connection_dropped(why, reason)
 
     def _go_on(self) -> None:
         """With what came before we stopped; on a connection that is being closed nothing more is executed."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.commands import Service
 from statestored.connection import Connection, Connections
-from statestored.errors import StartError
 from statestored.intake import Intake
-from statestored.sockets import bind_unix, notice_dead_peers, reason
+from statestored.sockets import bind_unix, cannot_listen, notice_dead_peers
 from statestored.timeouts import EVERY
 
+SETTING = "--listen"
 BACKLOG = 1024
 DRAIN = 0.2  # seconds in which requests that were on their way are told that the daemon is about to end
 # With TLS the loop takes over all that the system has received, up to 256 KiB, though the connection does not read on,
@@ -97,7 +97,7 @@ class Listener:
                 ssl_shutdown_timeout=patience,
             )
         except OSError as error:
-            raise StartError(f"cannot listen on {address}: {reason(error)}") from error
+            raise cannot_listen(address, SETTING, error) from error
         self._servers.append(server)
         for sock in server.sockets:
             notice_dead_peers(sock)
@@ -106,7 +106,7 @@ class Listener:
         return [TcpAddress(*found.getsockname()[:2]) for found in server.sockets]
 
     async def _listen_unix(self, address: UnixAddress) -> Address:
-        sock = bind_unix(address)
+        sock = bind_unix(address, SETTING)
         self._paths.append(Path(address.path))
         server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock, backlog=BACKLOG)
         self._servers.append(server)

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from contextlib import suppress
 from typing import TextIO, cast
 
@@ -9,6 +10,7 @@ import structlog
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
+FRAMES = 20  # of an exception, at most: those that were called last
 
 
 class _Stderr:
@@ -29,7 +31,7 @@ def set_up_logging(level: str, format_: str) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _without_messages,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -47,3 +49,26 @@ def set_up_logging(level: str, format_: str) -> None:
     handler = logging.StreamHandler(stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def _without_messages(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Of an exception its type, and where it came from: what it says may be what a client has sent."""
+    match event.pop("exc_info", None):
+        case BaseException() as error:
+            event["exception"] = _traceback(error)
+        case _, BaseException() as error, _:  # as `logging` has it
+            event["exception"] = _traceback(error)
+        case True:  # the one that is being handled
+            event["exception"] = _traceback(sys.exception())
+    return event
+
+
+def _traceback(error: BaseException | None) -> str:
+    """In one line, the last call first; then that of the exception from which it came."""
+    told = []
+    while error is not None:
+        frames = reversed(traceback.extract_tb(error.__traceback__, -FRAMES))
+        where = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)
+        told.append(f"Traceback of {type(error).__qualname__}: {where}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "; from ".join(told)

@@ -5,7 +5,7 @@ import socket
 import stat
 from pathlib import Path
 
-from statestore.address import UnixAddress
+from statestore.address import Address, UnixAddress
 from statestored.errors import StartError
 
 # A peer that is silent is asked after 20 seconds, and again every 10; what it has not acknowledged, or not answered,
@@ -22,7 +22,7 @@ def notice_dead_peers(listening: socket.socket) -> None:
             listening.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def bind_unix(address: UnixAddress) -> socket.socket:
+def bind_unix(address: UnixAddress, setting: str) -> socket.socket:
     """A socket that only our own user can connect to, in place of one that a killed daemon left. Raises StartError."""
     path = Path(address.path)
     sock = socket.socket(socket.AF_UNIX)
@@ -33,10 +33,14 @@ def bind_unix(address: UnixAddress) -> socket.socket:
         sock.bind(address.path)
     except OSError as error:
         sock.close()
-        raise StartError(f"cannot listen on {address}: {reason(error)}") from error
+        raise cannot_listen(address, setting, error) from error
     finally:
         os.umask(umask)
     return sock
+
+
+def cannot_listen(address: Address, setting: str, error: OSError) -> StartError:
+    return StartError(f"cannot listen on {address} ({setting}): {reason(error)}")
 
 
 def reason(error: OSError) -> str:

@@ -26,6 +26,8 @@ class Dropped(StrEnum):
     UNFINISHED = "unfinished"  # a message was, for too long
     NOT_READING = "not_reading"  # answers were not taken for too long, or too many wait
     NO_BUFFERS = "no_buffers"  # the budget of all was used up, and this one held most
+    REVOKED = "revoked"  # its token is gone, or does not open its namespace any more
+    TOO_MANY_ADMIN = "too_many_admin"  # connections to the admin address
 
 
 class Watched(Protocol):

@@ -35,7 +35,7 @@ class ServerTls(ssl.SSLContext):
     It is a new one for each reading, so that new connections have nothing to do with what was before: no certificate,
     no authority, no session that could be resumed.
 
-    failures: handshakes that ended with an error, or were not begun for those under way.
+    failures: handshakes that ended with an error or were given up, or were not begun for those under way.
     under_way: handshakes that have begun and not ended.
     """
 
@@ -86,11 +86,14 @@ def _reporting_to(tls: ServerTls) -> type[ssl.SSLObject]:
                 raise
             except ssl.SSLError as error:
                 tls.failed(getattr(error, "verify_message", "") or _said(error))
+                self._end()
                 raise
             self._end()
 
         def __del__(self) -> None:
-            self._end()  # it failed, or took too long, or its peer went away
+            if self._is_under_way:  # it took too long, or its peer went away
+                tls.failures += 1  # without a line: the collector may call, and somebody be in the middle of one
+                self._end()
 
         def _end(self) -> None:
             if self._is_under_way:

@@ -60,14 +60,15 @@ def digest_of(token: bytes) -> bytes:
 
 
 def read_tokens(path: Path) -> list[Token]:
-    """All tokens of a file, at least one. Raises StartError, which names the file and what is wrong in it."""
+    """All tokens of the setting's file, at least one. Raises StartError, which names both, and what is wrong."""
+    name = f"--tokens {path}"
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StartError(f"{path} cannot be read: {error}") from error
-    tokens = _parse(path, text)
+        raise StartError(f"{name} cannot be read: {error}") from error
+    tokens = _parse(name, text)
     if not tokens:
-        raise StartError(f"{path} has no token: make one with `statestored token {path} NAME`")
+        raise StartError(f"{name} has no token: make one with `statestored token {path} NAME`")
     return tokens
 
 
@@ -82,7 +83,7 @@ def add_token(path: Path, name: str, role: Role, namespaces: Sequence[str]) -> s
         old = path.stat() if path.exists() else None
         before = "" if old is None else path.read_text("utf-8")
         content = f"{before.rstrip()}\n\n{_table(name, role, namespaces, token)}".lstrip()
-        _parse(path, content)  # nothing is written that could not be read
+        _parse(str(path), content)  # nothing is written that could not be read
         files.write_durably(path, content.encode(), old)
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"cannot write {path}: {error}") from error
@@ -97,15 +98,15 @@ def _table(name: str, role: Role, namespaces: Sequence[str], token: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parse(path: Path, text: str) -> list[Token]:
+def _parse(name: str, text: str) -> list[Token]:
     try:
-        tokens = [_token(name, about) for name, about in tomllib.loads(text).items()]
+        tokens = [_token(title, about) for title, about in tomllib.loads(text).items()]
     except (tomllib.TOMLDecodeError, ValueError) as error:
-        raise StartError(f"{path}: {error}") from error
+        raise StartError(f"{name}: {error}") from error
     if len(tokens) > MAX_TOKENS:
-        raise StartError(f"{path} has {len(tokens)} tokens, at most {MAX_TOKENS} are allowed")
+        raise StartError(f"{name} has {len(tokens)} tokens, at most {MAX_TOKENS} are allowed")
     if len({token.digest for token in tokens}) < len(tokens):
-        raise StartError(f"{path}: two tokens have the same sha256")
+        raise StartError(f"{name}: two tokens have the same sha256")
     return tokens
 
 

@@ -137,10 +137,12 @@ async def test_a_unix_socket_is_for_its_owner_only(path: Path) -> None:
 
 async def test_where_too_many_are_connected_the_oldest_go() -> None:
     """L4: a crowd that says nothing takes no file descriptors from the journal, and holds up no health check."""
-    async with serving() as (_, url):
+    service = make_service()
+    async with serving(service=service) as (_, url):
         host, _, port = url.removeprefix("http://").rpartition(":")
         crowd = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS + 5)]
         assert await get(f"{url}/live") == (200, "live\n")
+        assert service.dropped["too_many_admin"] == 6
         for reader, _ in crowd[:5]:
             assert await reader.read() == b""
         reader, writer = crowd[-1]

@@ -30,7 +30,7 @@ from structlog.testing import capture_logs
 from statestore.address import Address, parse_address
 from statestored import files
 from statestored.access import Access
-from statestored.app import check_reach, serve
+from statestored.app import check_addresses, check_reach, serve
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.framing import Kind, Sequence
 from statestored.settings import Settings
@@ -388,10 +388,10 @@ def test_an_address_in_use_is_named(make: Make) -> None:
     first = make().start()
     second = make(name="two")
     second.address = first.address
-    assert f"cannot listen on {first.address}: address already in use" in refusal(second, Exit.CANNOT_START)
+    assert f"cannot listen on {first.address} (--listen): address already in use" in refusal(second, Exit.CANNOT_START)
     unix = make(name="three")
     unix.unix_address = first.unix_address
-    assert f"cannot listen on {first.unix_address}: another process" in refusal(unix, Exit.CANNOT_START)
+    assert f"cannot listen on {first.unix_address} (--listen): another process" in refusal(unix, Exit.CANNOT_START)
     admin = make(f"--admin-listen={first.admin.removeprefix('http://')}", name="four")
     assert "--admin-listen" in refusal(admin, Exit.CANNOT_START)
     assert ask(first, "ping") is None
@@ -541,6 +541,14 @@ def settings(listen: list[str], admin: str = "127.0.0.1:0", client_ca: Path | No
         admin_listen=parse_address(admin),
         tls_client_ca=client_ca,
     )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "unix:/run/s"])
+def test_clients_and_the_admin_need_an_address_each(address: str) -> None:
+    with pytest.raises(StartError, match=re.escape(f"--listen and --admin-listen are both {address}")):
+        check_addresses(settings(["127.0.0.1:2", address], admin=address))
+    check_addresses(settings(["127.0.0.1:2", "127.0.0.1:0"], admin=address))
+    check_addresses(settings(["127.0.0.1:0", address], admin="127.0.0.1:0"))
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.7:1", "mail.example:1", "[::ffff:192.0.2.7]:1"])

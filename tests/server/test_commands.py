@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,14 @@ def test_info_names_what_the_protocol_promises(caller: Caller) -> None:
     assert info[b"uptime"] >= 0
     assert info[b"server"].startswith(b"statestored ")
     assert info[b"calls"].keys() == set(COMMANDS)
+
+
+@pytest.mark.parametrize("now", [0.0, 2.0**32])
+def test_the_uptime_does_not_follow_a_clock_that_is_set(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, now: float
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert 0 <= call(caller, "info")[b"uptime"] < 60
 
 
 def test_hello_answers_who_it_is() -> None:

@@ -470,6 +470,7 @@ def test_whose_token_is_gone_has_to_go_and_nothing_more_is_executed(tokens: Toke
     other.ask(hello(1, token=tokens.add("two")), request(2, "ping"))
     tokens.remove("one")
     renew(wire, service)
+    assert service.dropped["revoked"] == 1
     assert wire.is_closing()
     assert wire.ask(request(3, "set", *ANN, "A")) == []
     assert state(service) == START
@@ -483,8 +484,10 @@ def test_whose_token_is_gone_still_gets_what_was_being_answered(tokens: TokenFil
     wire.ask(hello(1, token=token), request(2, "set", *ANN, "A"))
     tokens.remove("one")
     renew(wire, service)
+    renew(wire, service)
     wire.send(request(3, "set", *ANN, "B"))
     assert not wire.is_closing()
+    assert service.dropped["revoked"] == 1
     engine.commit.settle()
     assert wire.read()[-1] == [1, 2, None, None]
     assert wire.is_closing()

@@ -112,7 +112,7 @@ async def test_a_port_in_use_is_refused_with_its_name() -> None:
         with pytest.raises(StartError) as refusal:
             async with listening(address):
                 pass
-    assert str(refusal.value) == f"cannot listen on {address}: address already in use"
+    assert str(refusal.value) == f"cannot listen on {address} (--listen): address already in use"
 
 
 async def test_a_name_that_stands_for_nothing_is_refused() -> None:
@@ -303,6 +303,7 @@ async def test_a_handshake_that_is_not_completed_ends(tls: ServerTls, monkeypatc
         with suppress(ConnectionResetError):
             assert await reader.read() == b""
         writer.close()
+        await eventually(lambda: tls.failures == 1)
 
 
 async def test_handshakes_that_are_given_up_leave_nothing_behind(tls: ServerTls) -> None:
@@ -315,6 +316,7 @@ async def test_handshakes_that_are_given_up_leave_nothing_behind(tls: ServerTls)
             for writer in writers:
                 writer.close()
             await eventually(lambda: tls.under_way == 0)
+            assert tls.failures == 20
         finally:
             gc.enable()
 
@@ -482,6 +484,7 @@ async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
         service.access.read()
         listener.renew()
         assert await asyncio.wait_for(connections[1][0].read(), PATIENCE) == b""
+        assert service.dropped["revoked"] == sum(service.dropped.values()) == 1
         for reader, writer in (connections[0], connections[2]):
             writer.write(request(1, "ping"))
             assert await reader.readexactly(len(PONG)) == PONG

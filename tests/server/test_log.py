@@ -1,6 +1,7 @@
 """One line for each event, whatever stands in it."""
 
 import json
+import re
 import subprocess
 import sys
 from textwrap import dedent
@@ -39,6 +40,28 @@ EVENTS = """
 ALL = ["a debug", "an info", "a warning", "an error", "from a library", "a fault"]
 EXPECTED = {"debug": ALL, "info": ALL[1:], "warning": ALL[2:], "error": ["an error", "a fault"]}
 
+FAULTS = """
+    def look_up(sender):
+        try:
+            return {}[sender]
+        except KeyError as error:
+            raise ValueError(f"{sender} is not there") from error
+
+    def go_down(sender):
+        return go_down(sender)
+
+    for act in look_up, go_down:
+        try:
+            act("ann@a.example")
+        except Exception as error:
+            log.error("a fault", exc_info=error)
+            log.exception("a fault")
+            logging.getLogger("library").error("a fault", exc_info=error)
+            logging.getLogger("library").exception("a fault")
+    log.error("no fault", exc_info=False)
+    log.error("no fault", exc_info=True)
+"""
+
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_json_is_one_object_a_line(level: str) -> None:
@@ -60,6 +83,23 @@ def test_text_is_one_event_a_line() -> None:
     assert "number=5" in lines[1]
     assert 'text="two words"' in lines[2]
     assert "ZeroDivisionError" in lines[-1]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_an_exception_is_told_without_what_it_says(format_: str) -> None:
+    """S3: that may be what a client has sent."""
+    *faults, without, with_none = logged("info", format_, FAULTS)
+    assert not [line for line in faults if "ann" in line]
+    for line in faults[:4]:
+        told = (
+            r"Traceback of ValueError: <string>:\d+ look_up < \S+ <module>; from Traceback of KeyError: \S+ look_up\b"
+        )
+        assert re.search(told, line)
+    for line in faults[4:]:
+        assert "Traceback of RecursionError: " in line
+        assert len(line) < 1000
+    assert len(faults) == 8
+    assert "Traceback" not in without + with_none
 
 
 def test_levels_go_from_the_most_to_the_least() -> None:

@@ -32,7 +32,7 @@ def leave_socket(path: Path) -> None:
 
 @pytest.mark.usefixtures("open_umask")
 def test_it_is_for_its_owner_only_before_anybody_could_connect(path: Path) -> None:
-    with bind_unix(address(path)):
+    with bind_unix(address(path), "--listen"):
         assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -41,10 +41,10 @@ def test_the_umask_is_what_it_was(path: Path, works: bool) -> None:
     before = os.umask(0o027)
     try:
         if works:
-            bind_unix(address(path)).close()
+            bind_unix(address(path), "--listen").close()
         else:
             with pytest.raises(StartError):
-                bind_unix(UnixAddress("/nowhere/at/all/s"))
+                bind_unix(UnixAddress("/nowhere/at/all/s"), "--listen")
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
@@ -52,7 +52,7 @@ def test_the_umask_is_what_it_was(path: Path, works: bool) -> None:
 
 def test_a_stale_one_is_replaced(path: Path) -> None:
     leave_socket(path)
-    with bind_unix(address(path)) as sock:
+    with bind_unix(address(path), "--listen") as sock:
         sock.listen()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -63,22 +63,22 @@ def test_one_that_answers_is_left_alone(path: Path) -> None:
         sock.bind(str(path))
         sock.listen()
         with pytest.raises(StartError, match="another process listens on it"):
-            bind_unix(address(path))
+            bind_unix(address(path), "--listen")
         assert path.exists()
 
 
 def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(StartError, match="no socket"):
-        bind_unix(address(path))
+        bind_unix(address(path), "--listen")
     assert path.read_text() == "precious"
 
 
 @pytest.mark.parametrize("where", ["/nowhere/at/all/s", "/tmp/" + "x" * 200])
 def test_a_path_that_cannot_be_is_refused_with_its_name(where: str) -> None:
     with pytest.raises(StartError) as refusal:
-        bind_unix(UnixAddress(where))
-    assert str(refusal.value).startswith(f"cannot listen on unix:{where}: ")
+        bind_unix(UnixAddress(where), "--listen")
+    assert str(refusal.value).startswith(f"cannot listen on unix:{where} (--listen): ")
 
 
 def test_a_reason_fits_into_a_sentence() -> None:

@@ -155,12 +155,15 @@ def test_handshakes_under_way_are_counted_until_they_end_in_whatever_way(
     assert tls.under_way == 2
     with pytest.raises(ssl.SSLError):
         failing.shake_hands()
-    del failing, given_up
+    with pytest.raises(ssl.SSLError):
+        failing.server.do_handshake()
+    assert (tls.under_way, tls.failures) == (1, 1)
+    del given_up
     gc.collect()
-    assert tls.under_way == 0
-    del complete
+    assert (tls.under_way, tls.failures) == (0, 2)
+    del complete, failing
     gc.collect()
-    assert tls.under_way == 0
+    assert (tls.under_way, tls.failures) == (0, 2)
 
 
 def test_there_are_not_more_of_them_than_there_is_room_for(

@@ -177,7 +177,7 @@ def test_a_file_that_makes_no_sense_is_refused_with_what_is_wrong(path: Path, te
     path.write_text(text)
     with pytest.raises(StartError) as refusal:
         read_tokens(path)
-    assert str(refusal.value).startswith(str(path))
+    assert str(refusal.value).startswith(f"--tokens {path}")
     assert says in str(refusal.value)
     assert DIGEST not in str(refusal.value)
 
@@ -186,7 +186,7 @@ def test_a_file_that_makes_no_sense_is_refused_with_what_is_wrong(path: Path, te
 def test_a_file_that_cannot_be_read_is_named(path: Path, content: bytes | None) -> None:
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(StartError, match=f"{path} cannot be read"):
+    with pytest.raises(StartError, match=f"--tokens {path} cannot be read"):
         read_tokens(path)
 
 

@@ -268,10 +268,11 @@ class EmbeddedSpace:
         return self._of(sender, None) if batch is None else batch.nothing
 
     def set_all(self, sender: Sender, state: bytes) -> Answer[int]:
-        modules = self._table.modules(sender)
-        if modules:
-            self._engine.commits.commit([(PUT, self._name, module, sender, state) for module in modules])
-        return self._of(sender, len(modules))
+        puts = [(PUT, self._name, module, sender, state) for module in self._table.modules(sender)]
+        if puts:
+            self._engine.quota.check(self._engine.states, self._table, puts)
+            self._engine.commits.commit(puts)
+        return self._of(sender, len(puts))
 
     def compare_and_set(
         self, module: bytes, sender: Sender, expected: bytes, state: bytes

@@ -1,4 +1,8 @@
-"""How much may be stored. What is there can always be changed and removed, and nothing ever goes to make room."""
+"""How much may be stored. What takes no more room is never refused, and nothing ever goes to make room.
+
+A state that others in the module have takes none: what is there can always be changed to such a one, and removed. For
+a change to a state of its own, which has to be kept, there is some room beyond that for entries, and an end to it.
+"""
 
 import sys
 from collections import Counter
@@ -9,7 +13,9 @@ from statestore.base import Limits
 from statestore.errors import Full
 from statestored.engines.base import START, Sender
 from statestored.engines.states import Effect, States
-from statestored.engines.table import Table, entry_memory
+from statestored.engines.table import Table, entry_memory, kind_memory, sender_memory
+
+FOR_CHANGES = 16  # one part in so many of the memory, beyond it: far more than an application has states
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +44,23 @@ class Quota:
             self._check_each(states, table, puts)
 
     def _check_each(self, states: States, table: Table, puts: Sequence[Effect]) -> None:
-        new: set[tuple[bytes, Sender]] = set()
+        last = {(module, sender): state for _, _, module, sender, state in puts if state != START}
+        brought = {(module, state) for (module, _), state in last.items()}
         modules: Counter[Sender] = Counter()
-        memory = states.memory
-        for _, _, module, sender, state in puts:
-            if state == START or (module, sender) in new or table.get(module, sender) != START:
+        growth = 0
+        for (module, sender), state in last.items():
+            held = table.held(module, sender)
+            if held is None:
+                modules[sender] += 1
+                if len(table.modules(sender)) + modules[sender] > self.modules:
+                    raise Full(f"a sender has entries in {self.modules} modules, and no more are allowed")
+                growth += sender_memory(sender, 1)
+            elif held.state == state:
                 continue
-            new.add((module, sender))
-            modules[sender] += 1
-            memory += entry_memory(module, sender, b"" if table.has_kind(module, state) else state)
-            if len(table.modules(sender)) + modules[sender] > self.modules:
-                raise Full(f"a sender has entries in {self.modules} modules, and no more are allowed")
-        if new and memory > self.memory:
-            raise Full(f"the states take the {self.memory >> 20} MiB that they may: nothing new can be stored")
+            elif held.kind.count == 1 and (module, held.state) not in brought:
+                growth -= kind_memory(module, held.state)
+            if not table.has_kind(module, state):
+                growth += kind_memory(module, state)
+        room = self.memory if modules else self.memory + self.memory // FOR_CHANGES
+        if growth > 0 and states.memory + growth > room:
+            raise Full(f"the states take the {self.memory >> 20} MiB that they may, and this would take more")

@@ -118,6 +118,11 @@ class Table:
         """How many entries there are."""
         return self._size
 
+    def held(self, module: bytes, sender: Sender) -> Cell | None:
+        """What holds the entry, where there is one."""
+        held = self._range(position_of(sender)).bucket.get(sender)
+        return next((cell for cell in cells_of(held) if cell.module == module), None)
+
     def get(self, module: bytes, sender: Sender) -> bytes:
         held = self._directory[crc32(sender or b"") >> self._shift].get(sender)
         if held is None:
