@@ -142,7 +142,7 @@ class Model:
     def _once(self, run: Callable[[], Any], options: dict[bytes, Any]) -> Any:
         """It runs if it was not carried out before, and is not late."""
         not_after = options.get(b"not_after", math.nextafter(math.inf, 0))
-        if type(not_after) is not float or not math.isfinite(not_after):
+        if type(not_after) not in (int, float) or not math.isfinite(not_after):
             raise Wrong
         if b"seq" in options or b"oldest" in options:
             seq, oldest = options.get(b"seq"), options.get(b"oldest")
