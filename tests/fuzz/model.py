@@ -182,7 +182,7 @@ class Model:
             raise Wrong
         session = about.get(b"session")
         if "sessions" in self.features and session is not None:
-            if type(session) is not int or not 0 <= session < 2**63:
+            if type(session) not in (int, float) or session % 1 or not 0 <= session < 2**63:
                 raise Wrong
             self.has_session = True
         self.namespace = _stored(about.get(b"namespace", b"default"), MAX_NAMESPACE)
