@@ -26,6 +26,7 @@ ANSWERS = {
     "pipelinedSets": 100,
     "pipelinedGets": ["X" * (5 * i + 1) for i in range(100)],
 }
+REPEATED = {"answers": [[True, "START"], [True, "START"]], "isOneSession": True}
 
 
 def converse(package: str, address: str, module: str) -> dict[str, object]:
@@ -47,6 +48,8 @@ def test_a_foreign_client(package: str, daemon) -> None:
     answers = converse(package, daemon.address, module)
     assert str(answers.pop("unknownMethod")).startswith("unknown_method: ")
     assert str(answers.pop("wrongParams")).startswith("bad_request: ")
+    if package != "neovim":
+        assert answers.pop("repeated") == REPEATED
     assert answers == ANSWERS
 
     # What JavaScript stored is found under the same keys by Python.

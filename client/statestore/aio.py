@@ -254,12 +254,12 @@ class AsyncRemoteStorage:
 
     async def _try_all(self, deadline: Deadline) -> AsyncConnection:
         """A connection to the first address that gives one, and to the right store."""
-        candidates = Candidates(self._settings.address, deadline)
+        candidates = Candidates(self._settings.address, self._store.address, deadline)
         for address, share in candidates:
             try:
                 return await self._greet(address, share)
             except Exception as failure:
-                if not candidates.may_go_on(failure):
+                if not candidates.may_go_on(address, failure):
                     raise
         raise candidates.exhausted()
 
@@ -269,7 +269,7 @@ class AsyncRemoteStorage:
             session = self._store.session.id
             connection = await connect(address, namespace, token, deadline, session, self._tls)
             try:
-                if self._store.accepts(connection.welcome, session):
+                if self._store.accepts(address, connection.welcome, session):
                     return connection
             except BaseException:
                 connection.close()

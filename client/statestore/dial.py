@@ -12,9 +12,9 @@ from typing import Any
 
 from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
-from statestore.errors import StateStoreError, Unavailable
+from statestore.errors import Unavailable
 from statestore.forks import begin_anew_in_child, hold_while_forking
-from statestore.protocol import ConnectionLost
+from statestore.protocol import ConnectionLost, WrongServer, WrongStore
 
 CONNECT_PATIENCE = 3.0  # seconds for one address: for a lost packet or two, not for a host that is down
 # Seconds that a send or a receive may take; then it raises BlockingIOError. This way the usual one is a single system
@@ -78,10 +78,12 @@ class Candidates:
     before, or TimeoutError. After the last one: `raise candidates.exhausted()`.
     """
 
-    def __init__(self, addresses: Sequence[Address], deadline: Deadline) -> None:
-        self._addresses = addresses
+    def __init__(self, addresses: Sequence[Address], first: Address | None, deadline: Deadline) -> None:
+        """first: the one to begin with; or one that is down would cost each new connection its share."""
+        self._addresses = sorted(addresses, key=lambda address: address != first)
         self._deadline = deadline
-        self._failures: list[str] = []
+        self._failures: list[str] = []  # one for each address that was tried
+        self._may_be_back = False  # one of these
 
     def __iter__(self) -> Iterator[tuple[Address, Deadline]]:
         for number, address in enumerate(self._addresses):
@@ -90,18 +92,22 @@ class Candidates:
             share = self._deadline.left() / (len(self._addresses) - number)
             yield address, self._deadline.within(min(share, CONNECT_PATIENCE))
 
-    def may_go_on(self, failure: Exception) -> bool:
+    def may_go_on(self, address: Address, failure: Exception) -> bool:
         """Whether another address may do better than this one did; else raise `failure`."""
-        if isinstance(failure, ConnectionLost | TimeoutError):
-            self._failures.append(str(failure))
-            return True
-        if isinstance(failure, StateStoreError) and failure.retry:
-            self._failures.append(failure.detail)
-            return True
-        return False
+        passes = isinstance(failure, ConnectionLost | TimeoutError) or getattr(failure, "retry", False)
+        if isinstance(failure, WrongStore) or not (passes or isinstance(failure, WrongServer)):
+            return False
+        self._may_be_back = self._may_be_back or passes
+        said = getattr(failure, "detail", str(failure))
+        self._failures.append(said if len(self._addresses) == 1 else f"{address}: {said}")
+        return True
 
-    def exhausted(self) -> ConnectionLost:
-        return ConnectionLost("; ".join(self._failures), sent=False)
+    def exhausted(self) -> ConnectionLost | WrongServer:
+        """What each of them said. WrongServer where asking again helps at none."""
+        said = "; ".join(self._failures)
+        if self._may_be_back or len(self._failures) < len(self._addresses):
+            return ConnectionLost(said, sent=False)
+        return WrongServer(said)
 
 
 def connect(address: Address, deadline: Deadline) -> ClientSocket:

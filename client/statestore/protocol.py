@@ -20,6 +20,10 @@ class WrongServer(Unavailable):
     retry = False
 
 
+class WrongStore(WrongServer):
+    """Another store than the expected one; to ask elsewhere does not help either."""
+
+
 class ConnectionLost(Exception):
     """The connection cannot be used any more. `sent`: the server may have received the request."""
 

@@ -211,12 +211,12 @@ class RemoteStorage(StateStorage):
 
     def _connect(self, call: Call) -> Connection:
         """A connection to the first address that gives one, and to the right store."""
-        candidates = Candidates(self._settings.address, call.deadline)
+        candidates = Candidates(self._settings.address, self._store.address, call.deadline)
         for address, share in candidates:
             try:
                 return self._greet(address, share)
             except Exception as failure:
-                if not candidates.may_go_on(failure):
+                if not candidates.may_go_on(address, failure):
                     raise
         raise candidates.exhausted()
 
@@ -227,7 +227,7 @@ class RemoteStorage(StateStorage):
             session = self._store.session.id
             connection = Connection(address, namespace, token, deadline, session, self._tls)
             try:
-                if self._store.accepts(connection.welcome, session):
+                if self._store.accepts(address, connection.welcome, session):
                     return connection
             except BaseException:
                 connection.close()

@@ -4,10 +4,11 @@ import logging
 import sys
 import time
 
+from statestore.address import Address
 from statestore.base import Limits
 from statestore.forks import begin_anew_in_child
 from statestore.outage import Outage
-from statestore.protocol import Welcome, WrongServer
+from statestore.protocol import Welcome, WrongStore
 from statestore.session import Session
 
 log = logging.getLogger("statestore")
@@ -24,6 +25,7 @@ class Store:
     def __init__(self, where: str, store_id: str | None = None) -> None:
         self.where = where
         self._ids: dict[str, str] = {} if store_id is None else {"of": store_id}
+        self.address: Address | None = None  # where it answered last, and is looked for first
         self.limits = UNLIMITED
         self.session = Session()
         self.after_fork_in_child()
@@ -36,15 +38,16 @@ class Store:
         """Nobody has been reached yet; so one connection is made before all others, and gives them their session."""
         self.outage: Outage | None = Outage()
 
-    def accepts(self, welcome: Welcome, asked: int) -> bool:
-        """Whether a connection that was greeted so, having asked for the session `asked`, can be used.
+    def accepts(self, address: Address, welcome: Welcome, asked: int) -> bool:
+        """Whether a connection that was greeted so at `address`, having asked for the session `asked`, can be used.
 
-        False: make it again, and ask for `session.id`. Raises WrongServer where another store answers: it is not ours
+        False: make it again, and ask for `session.id`. Raises WrongStore where another store answers: it is not ours
         come back, and to it every sender would be a stranger.
         """
         store_id = self._ids.setdefault("of", welcome.store_id)  # one call into C: of all threads one says which
         if welcome.store_id != store_id:
-            raise WrongServer(f"the store {welcome.store_id} answers where {store_id} was expected")
+            raise WrongStore(f"the store {welcome.store_id} answers where {store_id} was expected")
+        self.address = address
         self.limits = welcome.limits
         if self.outage is not None and not self.outage.reported:
             self.outage = None  # else the log's next word on it is for its first answer

@@ -119,9 +119,7 @@ def hello(caller: Caller, about: object) -> Reply:
     if token is not None and not token.opens(namespace):
         audit.namespace_refused(token.name, namespace)
         raise Forbidden("the token does not open this namespace")
-    asked = about.get(b"session")
-    if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_NUMBER):
-        raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
+    asked = _asked_session(about)
     caller.work_in(namespace)
     caller.token = token
     caller.become(Role.ADMIN if token is None else token.role)
@@ -140,6 +138,15 @@ def hello(caller: Caller, about: object) -> Reply:
         return _welcome_later(caller, welcome, session)
     caller.session = session
     return pack({**welcome, "session": session})
+
+
+def _asked_session(about: dict[Any, Any]) -> int | None:
+    asked = about.get(b"session")
+    if type(asked) is float and asked.is_integer():
+        asked = int(asked)  # JavaScript libraries write integers of more than 32 bits so
+    if asked is not None and (type(asked) is not int or not 0 <= asked <= MAX_NUMBER):
+        raise BadRequest("session must be an integer: 0, or the number of one that a hello has given")
+    return asked
 
 
 def _welcome_later(caller: Caller, welcome: dict[str, Any], opened: Held[int]) -> Future[bytes]:

@@ -60,9 +60,10 @@ def set_once_together(callers: Sequence[Caller], sets: Sequence[tuple[Any, ...]]
 
 
 def _not_after(options: Mapping[Any, Any]) -> float:
-    not_after = options[NOT_AFTER]
-    if not isinstance(not_after, float) or not math.isfinite(not_after):
-        raise BadRequest("not_after must be a float: seconds, in the server's time")
+    not_after: float = options[NOT_AFTER]
+    # JavaScript has one type of numbers, and writes a whole one as an integer.
+    if type(not_after) not in (int, float) or not math.isfinite(not_after):
+        raise BadRequest("not_after must be a number: seconds, in the server's time")
     return not_after
 
 

@@ -8,14 +8,17 @@ from contextlib import suppress
 import pytest
 
 from statestore import forks
-from statestore.address import parse_address, parse_addresses
+from statestore.address import Address, parse_address, parse_addresses
 from statestore.deadline import Deadline
 from statestore.dial import CONNECT_PATIENCE, TICK, Candidates, connect
-from statestore.errors import ShuttingDown, Unauthorized
-from statestore.protocol import ConnectionLost, WrongServer
+from statestore.errors import ShuttingDown, Unauthorized, Unavailable
+from statestore.protocol import ConnectionLost, WrongServer, WrongStore
 from tests.client.scripts import run_script
 from tests.client.servers import black_hole, found, refused, says
 from tests.client.timing import Clock
+
+A, B = parse_addresses("a:1, b:2")
+REFUSED = ConnectionLost("refused", sent=False)
 
 
 @pytest.fixture
@@ -66,42 +69,78 @@ def test_the_next_address_of_a_name_has_its_turn(listening: str, monkeypatch: py
 
 
 def test_each_of_many_addresses_has_its_share_of_the_time(clock: Clock) -> None:
-    addresses = parse_addresses("a:1, b:2, c:3")
     shares = []
-    for address, share in (candidates := Candidates(addresses, Deadline(6))):
+    for address, share in (candidates := Candidates(parse_addresses("a:1, b:2, c:3"), None, Deadline(6))):
         shares.append((str(address), share.left()))
         clock.now += 0.5
-        assert candidates.may_go_on(ConnectionLost(f"{address} refused", sent=False))
+        assert candidates.may_go_on(address, ConnectionLost("refused", sent=False))
     assert shares == [("a:1", 2.0), ("b:2", 2.75), ("c:3", CONNECT_PATIENCE)]
-    assert str(candidates.exhausted()) == "a:1 refused; b:2 refused; c:3 refused"
+    assert str(candidates.exhausted()) == "a:1: refused; b:2: refused; c:3: refused"
 
 
-def test_where_no_time_is_left_for_the_others_it_says_what_became_of_the_first(clock: Clock) -> None:
-    candidates = Candidates(parse_addresses("a:1, b:2"), Deadline(6))
+@pytest.mark.parametrize(
+    ("first", "order"), [(None, ["a:1", "b:2", "c:3"]), ("a:1", ["a:1", "b:2", "c:3"]), ("b:2", ["b:2", "a:1", "c:3"])]
+)
+def test_it_begins_where_it_is_told_to(first: str | None, order: list[str]) -> None:
+    address = None if first is None else parse_address(first)
+    candidates = Candidates(parse_addresses("a:1, b:2, c:3"), address, Deadline(6))
+    assert [str(address) for address, _ in candidates] == order
+
+
+@pytest.mark.parametrize("failure", [TimeoutError("what it says"), WrongServer("what it says")])
+def test_where_no_time_is_left_for_the_others_it_says_what_became_of_the_first(
+    clock: Clock, failure: Exception
+) -> None:
+    candidates = Candidates((A, B), None, Deadline(6))
     addresses = iter(candidates)
     next(addresses)
-    candidates.may_go_on(TimeoutError("a:1 is silent"))
+    candidates.may_go_on(A, failure)
     clock.now += 10
-    with pytest.raises(ConnectionLost, match=r"^a:1 is silent$"):
+    with pytest.raises(ConnectionLost, match=r"^a:1: what it says$"):  # also of what is no store: B was not asked
         next(addresses)
     with pytest.raises(TimeoutError, match="no answer within 0 s"):
-        next(iter(Candidates(parse_addresses("a:1"), Deadline(0))))
+        next(iter(Candidates((A,), None, Deadline(0))))
 
 
 @pytest.mark.parametrize(
     ("failure", "may_go_on"),
     [
         (TimeoutError("late"), True),
+        (ConnectionLost("late", sent=False), True),
         (ShuttingDown("late"), True),
+        (Unavailable("late"), True),
+        (WrongServer("late"), True),
+        (WrongStore("late"), False),
         (Unauthorized("late"), False),
-        (WrongServer("late"), False),
         (ZeroDivisionError("late"), False),
     ],
 )
-def test_another_address_is_of_no_use_where_somebody_refuses_us(failure: Exception, may_go_on: bool) -> None:
-    candidates = Candidates(parse_addresses("a:1, b:2"), Deadline(20))
-    assert candidates.may_go_on(failure) == may_go_on
-    assert str(candidates.exhausted()) == ("late" if may_go_on else "")
+def test_another_address_is_of_no_use_where_the_store_refuses_us_or_is_another(
+    failure: Exception, may_go_on: bool
+) -> None:
+    candidates = Candidates((A, B), None, Deadline(20))
+    assert candidates.may_go_on(A, failure) == may_go_on
+    assert str(candidates.exhausted()) == ("a:1: late" if may_go_on else "")
+
+
+@pytest.mark.parametrize(
+    ("failures", "error", "said"),
+    [
+        ({A: REFUSED}, ConnectionLost, "refused"),
+        ({A: WrongServer("HTTP")}, WrongServer, "HTTP"),
+        ({A: WrongServer("HTTP"), B: REFUSED}, ConnectionLost, "a:1: HTTP; b:2: refused"),
+        ({A: REFUSED, B: WrongServer("HTTP")}, ConnectionLost, "a:1: refused; b:2: HTTP"),
+        ({A: WrongServer("HTTP"), B: WrongServer("expired")}, WrongServer, "a:1: HTTP; b:2: expired"),
+    ],
+)
+def test_asking_again_is_of_no_use_where_all_are_something_else(
+    failures: dict[Address, Exception], error: type[Exception], said: str
+) -> None:
+    candidates = Candidates(list(failures), None, Deadline(20))
+    for address, failure in failures.items():
+        assert candidates.may_go_on(address, failure)
+    assert type(candidates.exhausted()) is error
+    assert str(candidates.exhausted()) == said
 
 
 def test_a_child_closes_what_it_has_inherited(listening: str) -> None:

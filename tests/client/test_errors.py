@@ -21,11 +21,11 @@ from statestore.errors import (
     from_wire,
     to_wire,
 )
-from statestore.protocol import WrongServer
+from statestore.protocol import WrongServer, WrongStore
 from tests.client.scripts import run_script
 
 CLASSES = list(BY_WIRE_CODE.values())
-EVERY_CLASS: list[type[StateStoreError]] = [*CLASSES, StateStoreError, WrongServer]
+EVERY_CLASS: list[type[StateStoreError]] = [*CLASSES, StateStoreError, WrongServer, WrongStore]
 DETAIL = "10.0.0.7:7828: réfusé\nline two"
 TRY_AGAIN = "451 4.3.0 state store unavailable, try again later"
 SENDER_TOO_LONG = "sender is 5000 bytes long, at most 4096 are allowed"
@@ -154,9 +154,9 @@ def test_the_real_salmon_takes_every_error_for_its_own() -> None:
         import pickle
         import salmon.server
         from statestore.errors import BY_WIRE_CODE, StateStoreError
-        from statestore.protocol import WrongServer
+        from statestore.protocol import WrongServer, WrongStore
 
-        for cls in [*BY_WIRE_CODE.values(), StateStoreError, WrongServer]:
+        for cls in [*BY_WIRE_CODE.values(), StateStoreError, WrongServer, WrongStore]:
             try:
                 raise cls("sender at mx.example:7828\\n")
             except salmon.server.SMTPError as error:

@@ -7,10 +7,12 @@ from typing import Any, cast
 import pytest
 
 from statestore import Limits, forks
-from statestore.protocol import Welcome, WrongServer
+from statestore.address import parse_addresses
+from statestore.protocol import Welcome, WrongStore
 from statestore.store import UNLIMITED, Store
 
 SMALL = Limits(1, 2, 3, 4)
+THERE, ELSEWHERE = parse_addresses("there:1, elsewhere:1")
 FAILURE = ConnectionRefusedError("refused")
 
 
@@ -24,11 +26,11 @@ def store() -> Store:
 
 def test_the_first_that_answers_is_the_store_from_then_on(store: Store) -> None:
     assert store.limits is UNLIMITED
-    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    assert store.accepts(THERE, Welcome("s1", 1, SMALL), 0)
     assert store.limits is SMALL
-    assert store.accepts(Welcome("s1", 1, SMALL), 0)
-    with pytest.raises(WrongServer, match="the store s2 answers where s1 was expected"):
-        store.accepts(Welcome("s2", 1, Limits()), 0)
+    assert store.accepts(THERE, Welcome("s1", 1, SMALL), 0)
+    with pytest.raises(WrongStore, match="the store s2 answers where s1 was expected"):
+        store.accepts(THERE, Welcome("s2", 1, Limits()), 0)
     assert store.limits is SMALL
 
 
@@ -42,22 +44,32 @@ def test_of_two_threads_that_meet_different_stores_one_says_which_it_is() -> Non
         def store_id(self) -> str:
             if not accepted:
                 accepted.append("s2")
-                assert store.accepts(Welcome("s2", 1, SMALL), 0)
+                assert store.accepts(THERE, Welcome("s2", 1, SMALL), 0)
             return "s1"
 
-    with pytest.raises(WrongServer, match="the store s1 answers where s2 was expected"):
-        store.accepts(cast(Any, Slow(limits=SMALL, session=None)), 0)
-    assert store.accepts(Welcome("s2", 1, SMALL), 0)
+    with pytest.raises(WrongStore, match="the store s1 answers where s2 was expected"):
+        store.accepts(THERE, cast(Any, Slow(limits=SMALL, session=None)), 0)
+    assert store.accepts(THERE, Welcome("s2", 1, SMALL), 0)
 
 
 def test_a_store_named_beforehand_is_the_only_one() -> None:
-    with pytest.raises(WrongServer):
-        Store("there:1", "s1").accepts(Welcome("s2", 1, SMALL), 0)
+    with pytest.raises(WrongStore):
+        Store("there:1", "s1").accepts(THERE, Welcome("s2", 1, SMALL), 0)
+
+
+def test_it_is_looked_for_first_where_it_answered_last(store: Store) -> None:
+    assert store.address is None
+    for address in (THERE, ELSEWHERE, THERE):
+        assert store.accepts(address, Welcome("s1", 1, SMALL), 0)
+        assert store.address == address
+    with pytest.raises(WrongStore):
+        store.accepts(ELSEWHERE, Welcome("s2", 1, SMALL), 0)
+    assert store.address == THERE
 
 
 def test_all_connections_are_in_one_session(store: Store) -> None:
-    assert store.accepts(Welcome("s1", 1, SMALL, session=7), 0)
-    assert not store.accepts(Welcome("s1", 1, SMALL, session=8), 0)
+    assert store.accepts(THERE, Welcome("s1", 1, SMALL, session=7), 0)
+    assert not store.accepts(THERE, Welcome("s1", 1, SMALL, session=8), 0)
     assert store.session.id == 7
 
 
@@ -71,10 +83,10 @@ def test_an_outage_that_nobody_suffers_from_is_not_in_the_log(store: Store, capl
 
 def test_a_greeting_ends_what_the_log_does_not_know_of(store: Store) -> None:
     store.unreached("a", FAILURE)
-    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    assert store.accepts(THERE, Welcome("s1", 1, SMALL), 0)
     assert store.outage is None
     store.gone("refused", store.unreached("a", FAILURE), writing=True)
-    assert store.accepts(Welcome("s1", 1, SMALL), 0)
+    assert store.accepts(THERE, Welcome("s1", 1, SMALL), 0)
     assert store.outage is not None
 
 

@@ -66,14 +66,31 @@ async function converse({ call, notify }, module) {
   };
 }
 
+// A numbered write, and the same again on another connection, as if its answer had not come.
+async function repeat(connect, module) {
+  const attempt = async (session) => {
+    const client = await connect();
+    const welcome = await client.call("hello", { session });
+    const options = { seq: 1, oldest: 1, not_after: Math.ceil(welcome.time) + 60 };
+    const answer = await client.call("compare_and_set", module, "repeated", "START", "CONFIRMING", options);
+    await client.close();
+    return { session: welcome.session, answer };
+  };
+  const first = await attempt(0);
+  const second = await attempt(first.session);
+  return { answers: [first.answer, second.answer], isOneSession: first.session === second.session };
+}
+
 async function main([name, address, module]) {
   const [, path, host, port] = /^(?:unix:(.+)|(.+):(\d+))$/.exec(address);
-  const client = await packages[name](path ? { path } : { host, port: Number(port) });
+  const connect = () => packages[name](path ? { path } : { host, port: Number(port) });
+  const client = await connect();
   const answers = await converse(
     { call: client.call.bind(client), notify: client.notify.bind(client) },
     module,
   );
   await client.close();
+  if (name !== "neovim") answers.repeated = await repeat(connect, module); // its `hello` would not be the first
   process.stdout.write(`${JSON.stringify(answers)}\n`); // console.log is muted by `neovim`
 }
 

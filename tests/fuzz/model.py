@@ -142,7 +142,7 @@ class Model:
     def _once(self, run: Callable[[], Any], options: dict[bytes, Any]) -> Any:
         """It runs if it was not carried out before, and is not late."""
         not_after = options.get(b"not_after", math.nextafter(math.inf, 0))
-        if type(not_after) is not float or not math.isfinite(not_after):
+        if type(not_after) not in (int, float) or not math.isfinite(not_after):
             raise Wrong
         if b"seq" in options or b"oldest" in options:
             seq, oldest = options.get(b"seq"), options.get(b"oldest")
@@ -182,7 +182,7 @@ class Model:
             raise Wrong
         session = about.get(b"session")
         if "sessions" in self.features and session is not None:
-            if type(session) is not int or not 0 <= session < 2**63:
+            if type(session) not in (int, float) or session % 1 or not 0 <= session < 2**63:
                 raise Wrong
             self.has_session = True
         self.namespace = _stored(about.get(b"namespace", b"default"), MAX_NAMESPACE)

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 from tests.fuzz.choices import Choices
-from tests.fuzz.packing import FLOATS, array, array_head, integer, map_head, pack, string, text, value
+from tests.fuzz.packing import FLOATS, INTEGERS, array, array_head, map_head, pack, string, text, value
 
 # What each parameter of a method is like.
 _KEYS = (b"a", b"lists", "é".encode(), b"", b"START")
 _SENDERS = (b"ann@a.example", b"", None, b"None", b"\xed\xa0\xbd", b"b" * 200)
 _STATES = (b"A", b"START", b"", b"B", "É".encode(), b"s" * 1000)
 TOKEN = b"open sesame"
+_NUMBERS = FLOATS + INTEGERS
 _OPTIONS = (b"seq", b"oldest", b"not_after", b"fence", b"\xff")
 
 
@@ -64,7 +65,7 @@ def _options(choices: Choices) -> bytes:
     oldest = 1 + choices.below(3)
     options = pack(b"seq") + pack(oldest + choices.below(3)) + pack(b"oldest") + pack(oldest)
     if choices.once_in(4):
-        return map_head(3) + options + pack(b"not_after") + pack(choices.one_of(FLOATS))
+        return map_head(3) + options + pack(b"not_after") + pack(choices.one_of(_NUMBERS))
     return map_head(2) + options
 
 
@@ -109,7 +110,7 @@ def _about(choices: Choices) -> bytes:
     if not choices.once_in(8):
         about[pack(b"token")] = pack(TOKEN)
     if choices.once_in(4):
-        about[pack(b"session")] = integer(choices) if choices.once_in(2) else pack(0)
+        about[pack(b"session")] = pack(choices.one_of(_NUMBERS) if choices.once_in(2) else 0)
     if choices.once_in(16):
         about[value(choices)] = value(choices)
     return map_head(len(about)) + b"".join(key + of for key, of in about.items())

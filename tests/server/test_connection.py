@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import math
 import select
 import sys
 import termios
@@ -909,7 +910,7 @@ def test_a_hello_without_a_session_has_none(wire: Wire, service: Service) -> Non
     assert sessions_of(service) == 0
 
 
-@pytest.mark.parametrize("session", [-1, 2**63, "7", 1.0, True, [7]])
+@pytest.mark.parametrize("session", [-1, 2**63, "7", 1.5, -1.0, 2.0**63, math.inf, math.nan, True, [7]])
 def test_a_session_that_makes_no_sense_is_a_refused_hello(wire: Wire, service: Service, session: object) -> None:
     answers = wire.ask(hello(1, session=session), request(2, "set", *ANN, "A"))
     assert [error_of(answer) for answer in answers] == ["bad_request"]
@@ -927,6 +928,14 @@ def test_a_session_goes_on_over_another_connection(service: Service) -> None:
     assert second.ask(hello(1, session=welcome[3]["session"]))[0][3]["session"] == welcome[3]["session"]
     assert second.ask(once(2, 1, "B"), once(3, 2, "C"), once(4, 1, "B")) == [ok(number, None) for number in (2, 3, 4)]
     assert state(service) == b"C"
+    assert sessions_of(service) == 1
+
+
+def test_a_session_may_be_a_float(service: Service) -> None:
+    first, second = Wire(service), Wire(service)
+    (welcome,) = first.ask(hello(1, session=0.0))
+    session = welcome[3]["session"]
+    assert second.ask(hello(1, session=float(session)))[0][3]["session"] == session
     assert sessions_of(service) == 1
 
 

@@ -1,6 +1,7 @@
 """The default engine: states like a dict's, held until the disk has them, and there after whatever end."""
 
 import asyncio
+import secrets
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,9 +22,10 @@ from statestored.datadir import DataDirectory
 from statestored.engines import commits as commits_module
 from statestored.engines import embedded as embedded_module
 from statestored.engines import leases as leases_module
-from statestored.engines.base import START, Counts, Filter, Held, Page, Reply, Sender
+from statestored.engines.base import MAX_NUMBER, START, Counts, Filter, Held, Page, Reply, Sender
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
+from statestored.engines.sessions import OPENED
 from statestored.engines.states import MS_A_DAY
 from statestored.errors import DamagedFile, DiskFailed, StartError
 from statestored.files import temporary_name
@@ -883,9 +885,28 @@ async def test_a_session_is_known_when_it_is_durable(tmp_path: Path, syncs: Gate
             await eventually(lambda: syncs.waiting)
             await some_turns()
             assert told == []
-        assert 0 < await settled_once_told(session, told) < 2**63
+        assert 0 < await settled_once_told(session, told) < 2**53
         assert engine.open_session(session.value) == session.value
         assert engine.info()["sessions"] == 1
+
+
+@pytest.mark.parametrize(("drawn", "session"), [(lambda _: 0, 1), (lambda limit: limit - 1, 2**53 - 1)])
+async def test_a_double_holds_what_is_given_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: Callable[[int], int], session: int
+) -> None:
+    monkeypatch.setattr(secrets, "randbelow", drawn)
+    async with opened(tmp_path) as engine:
+        assert await new_session(engine) == session
+
+
+async def test_a_larger_one_that_a_file_knows_goes_on(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        engine.commits.commit(((OPENED, MAX_NUMBER),))
+    async with opened(tmp_path) as engine:
+        assert engine.open_session(MAX_NUMBER) == MAX_NUMBER
+        first = await packed_once_settled(once(engine, MAX_NUMBER, MAX_NUMBER, put_ann(b"A")))
+        assert once(engine, MAX_NUMBER, MAX_NUMBER, lambda of: of.clear()) == first
+        assert space(engine).get(*ANN) == b"A"
 
 
 async def test_in_place_of_one_that_nobody_knows_there_is_a_new_one(tmp_path: Path) -> None:

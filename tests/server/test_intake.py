@@ -398,6 +398,8 @@ def test_what_the_client_tells_to_have_is_not_in_a_snapshot(service: Service, lo
     [
         ({"seq": 1, "oldest": 1, "not_after": 0.5}, "unavailable"),
         ({"seq": 1, "oldest": 1, "not_after": float("inf")}, "bad_request"),
+        ({"seq": 1, "oldest": 1, "not_after": True}, "bad_request"),
+        ({"seq": 1, "oldest": 1, "not_after": 1}, "unavailable"),
         ({"seq": 0, "oldest": 0, "not_after": 1e11}, "bad_request"),
         ({"seq": 5000, "oldest": 1, "not_after": 1e11}, "bad_request"),
         ({"seq": 1.0, "oldest": 1, "not_after": 1e11}, "bad_request"),

@@ -154,7 +154,7 @@ def test_a_session_that_is_not_there_any_more_is_uncertain(caller: Caller) -> No
         {"seq": True, "oldest": True},
         {"seq": b"1", "oldest": b"1"},
         {"seq": None, "oldest": None},
-        {"not_after": 5},
+        {"not_after": True},
         {"not_after": None},
         {"not_after": math.nan},
         {"not_after": math.inf},
@@ -218,6 +218,17 @@ def test_a_write_that_is_too_late_is_not_applied(caller: Caller, clock: Clock, n
     assert state(caller) == b"OLD"
     run(caller, name, *WRITES[name], not_after=clock.time)
     assert state(caller) != b"OLD"
+
+
+def test_whole_seconds_may_be_an_integer(caller: Caller, clock: Clock) -> None:
+    now = int(clock.time)
+    run(caller, b"set", *ANN, b"NEW", not_after=now)
+    for late in (now - 1, 0, -(2**63)):
+        with pytest.raises(Unavailable, match="not_after"):
+            run(caller, b"set", *ANN, b"LATE", not_after=late)
+    assert state(caller) == b"NEW"
+    run(caller, b"set", *ANN, b"LATER", not_after=2**64 - 1)
+    assert state(caller) == b"LATER"
 
 
 def test_the_answer_of_what_was_applied_in_time_comes_also_too_late(caller: Caller, clock: Clock) -> None:

@@ -52,6 +52,7 @@ Reply = Union[bytes, Held[Any], "Future[bytes]"]
 
 
 MAX_NUMBER = 2**63 - 1  # of a session, and of a write
+MAX_NEW_SESSION = 2**53 - 1  # of those that are given out: a client may have no integers but those in a double
 # Which write of which session it is, and `oldest`: the client has the answers to all those before that.
 Number = tuple[int, int, int]
 

@@ -13,7 +13,7 @@ from statestore.errors import Full, StateStoreError, Unavailable, Uncertain
 from statestored.datadir import DataDirectory
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
-    MAX_NUMBER,
+    MAX_NEW_SESSION,
     Answer,
     Counts,
     Filter,
@@ -109,7 +109,7 @@ class EmbeddedEngine:
             return asked
         if len(sessions) >= MAX_SESSIONS and not self._end_one():
             return None
-        new = 1 + secrets.randbelow(MAX_NUMBER)  # nobody can guess another client's
+        new = 1 + secrets.randbelow(MAX_NEW_SESSION)  # nobody can guess another client's
         try:
             batch = self.commits.commit(((OPENED, new),))
         except Unavailable:
