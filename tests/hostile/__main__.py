@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
             wrong = list(complaints(kind, seconds, outcome))
             if code := daemon.stop():
                 wrong.append(f"the daemon ended with {code}")
-            say(*(f"  FAILED      {what}" for what in wrong))
+            for what in wrong:
+                say(f"  FAILED      {what}")
             failed = failed or bool(wrong)
     return int(failed)
 
