@@ -40,7 +40,7 @@ def _functions() -> list[FunctionType]:
     return [
         each
         for each in gc.get_objects()
-        if isinstance(each, FunctionType) and each.__module__.partition(".")[0] in PACKAGES
+        if isinstance(each, FunctionType) and str(each.__module__).partition(".")[0] in PACKAGES
     ]
 
 
