@@ -54,6 +54,12 @@ def ask(storage: RemoteStorage, operation: int) -> None:
     elif operation % 10 == 1:
         other = (number + 1) % KEYS
         assert storage.get_many([("m", str(number)), ("m", str(other))]) == [f"S{number}", f"S{other}"]
+    elif operation % 10 == 2:
+        own = f"of {os.getpid()} {threading.get_ident()}"  # nobody else writes to it
+        state = f"S{operation}"
+        storage.set("m", own, state)
+        assert storage.compare_and_set("m", own, state, "SWAPPED") == (True, state)
+        assert storage.get("m", own) == "SWAPPED"
     else:
         state = storage.get("m", str(number))
         assert state == f"S{number}", f"{state} is not of {number}"

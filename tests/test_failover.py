@@ -71,7 +71,7 @@ def test_a_client_goes_on_at_the_other_address_when_its_own_falls_silent(
 
 
 def test_an_address_that_is_down_costs_its_time_once(client: Client, second: Proxy) -> None:
-    with black_hole() as hole, client(hole, second.address, deadline=2.0) as storage:
+    with black_hole() as hole, client(hole, second.address, deadline=4.0) as storage:
         storage.set("m", "a", "A")
         second.cut()
         with within(1.0):  # its share of a call's time

@@ -19,6 +19,7 @@ from statestore.wire import RESPONSE, Decoder
 from tests.certificates import Identity
 
 PATIENCE = 20.0  # seconds after which a test has hung
+DRIP = 0.01  # seconds from one byte to the next
 WELCOME = {"store_id": "s1", "version": 1, "limits": {"module": 1024, "sender": 4096, "state": 1024, "items": 1000}}
 
 
@@ -156,6 +157,37 @@ def hanging_up() -> Iterator[str]:
 
     async def serve(reader: StreamReader, _: StreamWriter) -> None:
         await Messages(reader).read()
+
+    with Server(serve) as server:
+        yield server.address
+
+
+async def drip(writer: StreamWriter, data: bytes) -> None:
+    """A byte at a time."""
+    for byte in data:
+        writer.write(bytes([byte]))
+        await asyncio.sleep(DRIP)
+
+
+@contextmanager
+def dripping_from_the_first_byte() -> Iterator[str]:
+    """One where an answer that is too long to come in time comes byte by byte."""
+
+    async def serve(_: StreamReader, writer: StreamWriter) -> None:
+        await drip(writer, b"\x94\x01\x01\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
+
+    with Server(serve) as server:
+        yield server.address
+
+
+@contextmanager
+def dripping_after_the_hello() -> Iterator[str]:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        messages = Messages(reader)
+        await messages.read()
+        writer.write(msgpack.packb([RESPONSE, 1, None, WELCOME]))
+        await messages.read()
+        await drip(writer, b"\x94\x01\x02\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
 
     with Server(serve) as server:
         yield server.address

@@ -31,6 +31,8 @@ from tests.client.servers import (
     Server,
     answers,
     black_hole,
+    dripping_after_the_hello,
+    dripping_from_the_first_byte,
     found,
     hanging_look_up,
     hanging_up,
@@ -47,7 +49,6 @@ from tests.daemon import Daemon
 from tests.server.waiting import wait_until
 
 PATIENCE = 60.0  # seconds after which a test has hung
-DRIP = 0.01  # seconds from one byte to the next
 
 
 @pytest.fixture
@@ -79,34 +80,6 @@ def once_back(call: Callable[[], Any]) -> Any:
 
 
 # The deadline
-
-
-async def drip(writer: StreamWriter, data: bytes) -> None:
-    for byte in data:
-        writer.write(bytes([byte]))
-        await asyncio.sleep(DRIP)
-
-
-@contextmanager
-def dripping_from_the_first_byte() -> Iterator[str]:
-    async def serve(_: StreamReader, writer: StreamWriter) -> None:
-        await drip(writer, b"\x94\x01\x01\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
-
-    with Server(serve) as server:
-        yield server.address
-
-
-@contextmanager
-def dripping_after_the_hello() -> Iterator[str]:
-    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
-        messages = Messages(reader)
-        await messages.read()
-        writer.write(msgpack.packb([1, 1, None, WELCOME]))
-        await messages.read()
-        await drip(writer, b"\x94\x01\x02\xc0\xdb\x00\x0f\xff\xff" + b"x" * 10_000)
-
-    with Server(serve) as server:
-        yield server.address
 
 
 @pytest.mark.parametrize(
