@@ -31,11 +31,11 @@ def _own_cgroup() -> str:
 
 
 M_MMAP_THRESHOLD = -3
-OF_ITS_OWN = 2**17  # bytes
+OF_ITS_OWN = 2**16  # bytes: the table of a full bucket is larger
 
 
 def give_back_large_blocks() -> None:
-    """What was a buffer of a client's is the system's again when it is freed.
+    """What was a buffer of a client's, or a bucket, is the system's again when it is freed, and not with many at once.
 
     Without this glibc, once a large block was freed, puts all others among the small ones, where they leave holes:
     after clients with half a megabyte each it kept three times what they had. Other libraries do not need it.

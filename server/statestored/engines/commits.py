@@ -39,6 +39,7 @@ IDLE = 0.05  # seconds without a batch, after which, with `always`, the last one
 RETRY_EVERY = 1.0  # seconds, where there is no room
 MOST_TURNS = 16  # of the loop, in which a batch that is to be synced may grow; a few microseconds each
 PACK_AT_ONCE = 1000  # effects; a fraction of a millisecond's work
+FREED_AT_ONCE = 100  # senders; up to three milliseconds, of five million the last ones
 
 T = TypeVar("T")
 
@@ -254,10 +255,14 @@ class GroupCommit:
         self.writing.settle(None)
 
     def _free_garbage(self) -> None:
-        """A bucket for each turn of the loop."""
+        """A little in each turn of the loop. The last ones take longest: with them all that they lay between goes."""
         garbage = self._states.garbage
         if garbage:
-            garbage.pop()
+            bucket = garbage[-1]
+            for _ in range(min(len(bucket), FREED_AT_ONCE)):
+                bucket.popitem()
+            if not bucket:
+                garbage.pop()
             self._loop.call_soon(self._free_garbage)
 
     # Where there is no room

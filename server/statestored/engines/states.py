@@ -30,7 +30,7 @@ class States:
         self.sessions = ClientSessions()
         self.changes = 0
         self.memory = 0
-        self.garbage: list[Bucket] = []  # cleared, and to be freed a bucket at a time: all at once takes too long
+        self.garbage: list[Bucket] = []  # cleared, and to be freed little by little: all at once takes too long
         self._changed: set[Table | ClientSessions] = set()  # since the last cut
         self._cut: set[Table | ClientSessions] = set()  # before that, and not settled
 
