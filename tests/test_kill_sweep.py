@@ -71,7 +71,7 @@ idle      journal   journal   pwrite64 fdatasync
 rotate    journal   journal   openat pwrite64 fdatasync rename ftruncate
 snapshot  journal   journal   openat pwrite64 fdatasync rename ftruncate
 snapshot  executor  snapshot  openat pwrite64 fdatasync rename unlink
-snapshot  executor  journal   openat rename ftruncate fdatasync unlink
+snapshot  executor  journal   openat rename unlink
 stop      journal   journal   pwrite64 fdatasync ftruncate
 """)
 

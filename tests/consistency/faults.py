@@ -47,8 +47,7 @@ def done_not_in_snapshots(patch: Patch) -> None:
     dump = ClientSessions.dump
 
     def dump_empty(sessions: ClientSessions, session: int) -> Any:
-        dumped = dump(sessions, session)
-        return dumped and (*dumped[:2], [])
+        return [(*dumped[:2], []) for dumped in dump(sessions, session)]
 
     patch.setattr(ClientSessions, "dump", dump_empty)
 

@@ -156,7 +156,7 @@ def snapshot_renamed_before_synced(patch: Patch) -> None:
 
     def flush_unsynced(writer: SnapshotWriter) -> None:
         data, writer._unwritten, writer.unwritten = b"".join(writer._unwritten), [], 0
-        files.write_at(writer._file, data, writer._size - len(data))
+        files.write_at(writer._file, data, writer.size - len(data))
 
     def finish_and_sync(writer: SnapshotWriter, entries: int, last: Sequence) -> None:
         finish(writer, entries, last)
