@@ -91,7 +91,7 @@ class Forbidden(StateStoreError):
 
 
 class Full(StateStoreError):
-    """The store takes no new entries; reading, overwriting and removing work."""
+    """The store takes no new entries; reading, removing and usual changes work."""
 
     wire_code = "full"
 

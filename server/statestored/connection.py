@@ -363,10 +363,9 @@ class Connection(asyncio.BufferedProtocol):
         self.stopped = False
         if self._rest and self._has_whole():
             self._answer_rest()
-        if self._eof:
-            self._after_waiting()
-        else:
-            self._read_on()
+        if self._eof and not self._owes_answers():
+            self._transport.close()
+        self._read_on()
 
     def _read_on(self) -> None:
         if not (self._eof or self.stopped or self._must_wait()):

@@ -89,7 +89,7 @@ class DataDirectory:
 
     def unfinished(self) -> list[Path]:
         """Snapshots and segments whose writing, or whose removal, was broken off."""
-        return sorted(path for path in self.path.iterdir() if is_unfinished(path) and path.stem != IDENTITY)
+        return sorted(path for path in files.paths_in(self.path) if is_unfinished(path) and path.stem != IDENTITY)
 
     def snapshot(self, number: int) -> Path:
         return self.path / f"{number:08}{SNAPSHOT}"
@@ -136,7 +136,7 @@ class DataDirectory:
             files.sync_directory(path.parent)
 
     def _numbered(self, suffix: str) -> list[Path]:
-        found = [path for path in self.path.iterdir() if path.suffix == suffix and _NUMBERED.fullmatch(path.name)]
+        found = [path for path in files.paths_in(self.path) if path.suffix == suffix and _NUMBERED.fullmatch(path.name)]
         return sorted(found, key=number_of)
 
     def _take_lock(self, advice: str) -> IO[str]:
@@ -170,7 +170,7 @@ class DataDirectory:
         return StartError(f"data directory {self.path} is in use by another statestored (process {owner}): {advice}")
 
     def _remove_unfinished(self) -> None:
-        for path in self.path.iterdir():
+        for path in files.paths_in(self.path):
             if is_unfinished(path):
                 files.remove(path)
 

@@ -111,6 +111,13 @@ def has_other_names(path: Path) -> bool:
     return path.stat().st_nlink > 1
 
 
+def paths_in(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError as error:
+        raise _no_room_or(error, error) from None
+
+
 def free_space(path: Path) -> int:
     """Bytes that may still be written to the file system on which `path` is, as far as it tells."""
     found = os.statvfs(path)

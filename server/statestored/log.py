@@ -47,8 +47,17 @@ def set_up_logging(level: str, format_: str) -> None:
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=[_without_arguments, *shared])
+    )
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def _without_arguments(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Of what a library says the sentence, without what it fills in, such as a peer's address."""
+    if (record := event.get("_record")) is not None:
+        event["event"] = str(record.msg).partition("\n")[0]
+    return event
 
 
 def _without_messages(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -783,6 +783,32 @@ def test_a_client_that_only_waits_for_held_answers_gets_them_and_the_end(holding
     assert wire.is_closing()
 
 
+def test_one_that_ends_its_half_with_too_much_held_goes_on_when_some_of_it_has_left(holding: HoldingEngine) -> None:
+    """A request of it waits for its turn then, and must not be asked for again and again in one turn of the loop."""
+    loop = Loop()
+    wire = Wire(make_service(holding), loop=loop)
+    sets: list[int] = []
+
+    def next_sets(count: int) -> list[bytes]:
+        numbers = range(len(sets), len(sets) + count)
+        sets.extend(numbers)
+        return [set_(number) for number in numbers]
+
+    while wire.connection.responses.held < connection_module.MAX_HELD - 80:
+        wire.send(*next_sets(40), request(5000, "ping"))  # each time others to wait for
+        loop.turn()
+    wire.send(*next_sets(100), *[request(6000 + scan, "scan", None, None, None, None) for scan in range(4)])
+    wire.deliver()
+    assert wire.connection.eof_received()  # keeps the connection open
+    for _ in range(10):
+        holding.commit.settle()
+        holding.commit = HeldCommit()
+        while loop.is_busy:
+            loop.turn()
+    assert {*sets, *range(6000, 6004)} <= {answer[1] for answer in wire.read()}
+    assert wire.is_closing()
+
+
 def test_closing_waits_for_held_answers(holding: HoldingEngine) -> None:
     """O1: what was written is acknowledged, and nothing more is executed."""
     wire = Wire(make_service(holding))

@@ -15,6 +15,7 @@ from statestored.engines.base import START, Sender
 from statestored.engines.table import (
     MAX_DEPTH,
     POSITION_BITS,
+    Bucket,
     Range,
     Table,
     cells_of,
@@ -352,6 +353,19 @@ def test_a_bucket_that_no_walk_gives_is_not_adopted(start: int, depth: int) -> N
     table = Table()
     with pytest.raises(ValueError, match="there is no bucket"):
         table.adopt(start, depth, {b"y": table.cell(b"lists", b"POSTING", TODAY)})
+
+
+@pytest.mark.parametrize(("sender", "half"), [(None, 0), (b"", 0), (b"y", 1), (b"123456789", 1)])
+def test_a_bucket_with_senders_that_belong_elsewhere_is_not_adopted(sender: bytes | None, half: int) -> None:
+    """D5: nobody would find them there, and they could stand in two buckets."""
+    assert position_of(sender) >> 31 == half
+    table = Table()
+    bucket: Bucket = {sender: table.cell(b"lists", b"POSTING", TODAY)}
+    with pytest.raises(ValueError, match="belong elsewhere"):
+        table.adopt((1 - half) << 31, 1, bucket)
+    assert len(table) == 0
+    table.adopt(half << 31, 1, bucket)
+    assert len(table) == 1
 
 
 def test_states_of_their_own_are_counted_among_what_a_table_takes(monkeypatch: pytest.MonkeyPatch) -> None:

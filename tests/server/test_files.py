@@ -241,6 +241,22 @@ def test_a_large_file_that_has_another_name_stays_there_as_it_is(
     assert other.read_bytes() == bytes(25)
 
 
+@pytest.mark.parametrize("number", TOO_MANY_OPEN)
+def test_where_too_many_files_are_open_a_directory_cannot_be_listed_for_want_of_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """L4: no disk has failed then."""
+    (tmp_path / "x").touch()
+    assert files.paths_in(tmp_path) == [tmp_path / "x"]
+
+    def fail(*_: object) -> None:
+        raise OSError(number, "too many")
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(NoRoom):
+        files.paths_in(tmp_path)
+
+
 def test_free_space_is_that_of_the_file_system(tmp_path: Path) -> None:
     free = files.free_space(tmp_path)
     usage = shutil.disk_usage(tmp_path)

@@ -37,7 +37,7 @@ EVENTS = """
     except ZeroDivisionError as error:
         log.error("a fault", exc_info=error)
 """
-ALL = ["a debug", "an info", "a warning", "an error", "from a library", "a fault"]
+ALL = ["a debug", "an info", "a warning", "an error", "from a %s", "a fault"]
 EXPECTED = {"debug": ALL, "info": ALL[1:], "warning": ALL[2:], "error": ["an error", "a fault"]}
 
 FAULTS = """

@@ -263,6 +263,7 @@ class GroupCommit:
                 bucket.popitem()
             if not bucket:
                 garbage.pop()
+        if garbage:
             self._loop.call_soon(self._free_garbage)
 
     # Where there is no room
@@ -329,7 +330,9 @@ class GroupCommit:
             try:
                 await self._in_thread(self._journal.mark, now())
             except NoRoom:
-                return  # it is still unmarked, and tried again
+                self._unmarked.clear()
+                self._loop.call_later(RETRY_EVERY, self._unmarked.set)
+                return
             if self._fsync is Fsync.ALWAYS:
                 await self._in_thread(self._journal.sync)
         self._unmarked.clear()

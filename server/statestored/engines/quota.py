@@ -1,4 +1,4 @@
-"""How much may be stored. What takes no more room is never refused, and nothing ever goes to make room.
+"""How much may be stored. An entry that takes no more room is never refused, and nothing ever goes to make room.
 
 A state that others in the module have takes none: what is there can always be changed to such a one, and removed. For
 a change to a state of its own, which has to be kept, there is some room beyond that for entries, and an end to it.

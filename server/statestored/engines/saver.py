@@ -87,8 +87,7 @@ class Saver:
                 since, pause = time.monotonic(), RETRY_AFTER
             except (NoRoom, Unavailable, DamagedFile) as error:
                 self._failures += 1
-                if pause == RETRY_AFTER:  # those that follow say nothing new
-                    log.error("snapshot failed", error=str(error), next_attempt_in=pause)
+                log.error("snapshot failed", error=str(error), next_attempt_in=pause)
                 await self._until_asked(pause)
                 self._asked.set()
                 pause = min(2 * pause, RETRY_AT_MOST)

@@ -114,7 +114,7 @@ class ClientSessions:
     def dump(self, session: int) -> Iterator[Dump]:
         """For a snapshot: one dump, or several with some of the answers each, as all is when that one is asked for.
 
-        None where it has expired meanwhile.
+        Nothing where it has expired meanwhile.
         """
         found = self._sessions.get(session)
         if found is None:

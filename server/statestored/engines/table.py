@@ -300,6 +300,11 @@ class Table:
         covered = self._range(start)
         if (covered.start, covered.depth) != (start, depth) or covered.bucket:
             raise ValueError(f"a bucket at position {start} with depth {depth} overlaps another one")
+        positions = [*map(crc32, filter(None, bucket))]
+        if not bucket.keys().isdisjoint((None, b"")):
+            positions.append(position_of(None))
+        if positions and not (start <= min(positions) and max(positions) < covered.end):
+            raise ValueError(f"a bucket at position {start} with depth {depth} has senders that belong elsewhere")
         self._place(covered._replace(bucket=bucket))
         # Counting senders at C speed matters when there are millions.
         self.memory += len(bucket) * SENDER_MEMORY + sum(map(len, filter(None, bucket)))
