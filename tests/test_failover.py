@@ -60,7 +60,7 @@ def test_a_client_goes_on_at_the_other_address_when_its_own_dies(client: Client,
 def test_a_client_goes_on_at_the_other_address_when_its_own_falls_silent(
     client: Client, first: Proxy, second: Proxy
 ) -> None:
-    with client(first.address, second.address) as storage:
+    with client(first.address, second.address, deadline=15.0) as storage:
         storage.set("m", "a", "A")
         first.hold()
         assert storage.get("m", "a") == "A"
