@@ -29,12 +29,14 @@ from benchmarks.transports import Endpoint, Place, Transport
 KEYS = 1_000
 THREADS = 8
 CALLS_BETWEEN_LOOKS = 16  # at the clock, so that it costs nothing
-SERVERS, CLIENTS = -1, 0  # their cores
+CLIENTS = 0  # their core
+# Where the servers are. On another a call is mostly the waking of a core; on the same it is what both sides do.
+SERVERS = {"another core": -1, "the same core": 0}
 OURS, BARE, REFERENCE = "RemoteStorage", "bare-socket", "redis-py (hiredis)"
 NOTE = (
     "The bare socket sends and receives the bytes of RemoteStorage's gets and numbered sets, one system call each, and "
     f"looks at nothing. With {THREADS} threads each client shares a pool of as many connections. The clients have one "
-    "core, the servers another."
+    "core, and the servers another or the same."
 )
 
 Get = Callable[[str], object]
@@ -209,16 +211,21 @@ class Outcome:
         return median(own / other for own, other in pairs)
 
 
-def measure(rounds: int, seconds: float) -> dict[Transport, list[Outcome]]:
-    return {transport: _measure(transport, rounds, seconds) for transport in Transport}
+Setting = tuple[Transport, str]  # and where the servers are
 
 
-def _measure(transport: Transport, rounds: int, seconds: float) -> list[Outcome]:
+def measure(rounds: int, seconds: float) -> dict[Setting, list[Outcome]]:
+    settings = [(transport, servers) for transport in Transport for servers in SERVERS]
+    return {setting: _measure(setting, rounds, seconds) for setting in settings}
+
+
+def _measure(setting: Setting, rounds: int, seconds: float) -> list[Outcome]:
+    transport, servers = setting
     with ExitStack() as stack:
-        with on_core(SERVERS):
+        with on_core(SERVERS[servers]):
             place = stack.enter_context(transports.place(transport))
             contenders = {Contender(stack.enter_context(store(place))): CASES for store in STORES}
-            if transport is Transport.TCP:
+            if setting == (Transport.TCP, "another core"):
                 contenders |= {Contender(stack.enter_context(shelf(place))): ONE_THREAD for shelf in SHELVES}
         outcomes = [Outcome(each.name, {case: [] for case in cases}) for each, cases in contenders.items()]
         stack.enter_context(on_core(CLIENTS))
@@ -261,14 +268,15 @@ def _time_calls(call: Callable[[], object], seconds: float) -> float:
     return (now - start) / calls
 
 
-def report(outcomes: Mapping[Transport, Sequence[Outcome]]) -> str:
+def report(outcomes: Mapping[Setting, Sequence[Outcome]]) -> str:
     """Time beside time: a ratio below 1 is faster."""
-    return "\n\n".join([*(_table(transport, rows) for transport, rows in outcomes.items()), NOTE])
+    return "\n\n".join([*(_table(setting, rows) for setting, rows in outcomes.items()), NOTE])
 
 
-def _table(transport: Transport, outcomes: Sequence[Outcome]) -> str:
+def _table(setting: Setting, outcomes: Sequence[Outcome]) -> str:
+    transport, servers = setting
     by_name = {outcome.name: outcome for outcome in outcomes}
-    head = [f"{transport}, µs a call", *map(str, CASES)]
+    head = [f"{transport}, {servers}, µs a call", *map(str, CASES)]
     rows = [[each.name, *(_cell(each, case) for case in CASES)] for each in outcomes]
     for name in (REFERENCE, "pymemcache", BARE):
         rows.append([f"{OURS} / {name}", *(f"{by_name[OURS].ratio(case, by_name[name]):.2f}" for case in CASES)])
