@@ -22,9 +22,8 @@ from statestore.wire import (
     REQUEST,
     Decoder,
     Incomplete,
-    text_packer,
 )
-from statestored.answers import NIL
+from statestored.answers import NIL, pack
 from statestored.commands import COMMANDS, Caller, Command, Service, get, set_, set_together
 from statestored.engines.base import Held, Reply, Space
 from statestored.extent import Garbage
@@ -41,11 +40,10 @@ GETS_AT_ONCE, GETS_AT_ONCE_IF_SHORT = 256, 16
 
 log = structlog.get_logger()
 
-_pack = text_packer()
 GET_NAME, SET_NAME = b"get", b"set"
 GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
 KNOWN_HEADS = 2**16
-_HEADS = [b"\x94\x01" + _pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
+_HEADS = [b"\x94\x01" + pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
 PLAIN, WITH_OPTIONS = 3, 4  # parameters of a set
 
@@ -342,7 +340,7 @@ def _new_decoder() -> Decoder:
 def _head(msgid: Any) -> bytes:
     if type(msgid) is not int or not 0 <= msgid <= MAX_MSGID:
         raise Garbage("a request's id is no 32-bit number")
-    return b"\x94\x01" + _pack(msgid) + NIL
+    return b"\x94\x01" + pack(msgid) + NIL
 
 
 def _pass_over(message: Any) -> None:

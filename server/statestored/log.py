@@ -75,7 +75,9 @@ def _without_messages(_logger: object, _method: str, event: structlog.typing.Eve
 def _traceback(error: BaseException | None) -> str:
     """In one line, the last call first; then that of the exception from which it came."""
     told = []
-    while error is not None:
+    seen = set[int]()  # a chain of exceptions may lead back into itself
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         frames = reversed(traceback.extract_tb(error.__traceback__, -FRAMES))
         where = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)
         told.append(f"Traceback of {type(error).__qualname__}: {where}")

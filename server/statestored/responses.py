@@ -13,8 +13,7 @@ from functools import partial
 import structlog
 
 from statestore.errors import Internal, StateStoreError, Unavailable, to_wire
-from statestore.wire import text_packer
-from statestored.answers import NIL
+from statestored.answers import NIL, pack
 from statestored.budget import OWN
 from statestored.commands import Service
 from statestored.engines.base import Held, Reply
@@ -24,8 +23,6 @@ log = structlog.get_logger()
 # Answers that wait for the disk: a client that has more is not read from until they are out.
 MAX_HELD = 1024
 LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
-
-_pack = text_packer()
 
 
 class Responses:
@@ -123,4 +120,4 @@ class Responses:
             log.error("a request failed", exc_info=error)
             error = Internal("the server's log says more")
         self._service.errors[error.wire_code] += 1
-        return head[: -len(NIL)] + _pack(to_wire(error)) + NIL
+        return head[: -len(NIL)] + pack(to_wire(error)) + NIL
