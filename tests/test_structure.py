@@ -37,6 +37,7 @@ CLIENT_ORDER = [
     "filelock",
     "mapping",
     "memory",
+    "undo",
     "shelf",
     "routing",
     "testing",

@@ -6,6 +6,7 @@ import importlib
 import os
 import pickle
 import shelve
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import pytest
 
 from statestore import START, ShelveStorage, StateStoreError, Unavailable
 from tests.client.scripts import finish, run_script, start_script
+from tests.faults.strace import Strace
 
 PROCESSES, ROUNDS = 4, 25
 SENDERS = [
@@ -59,10 +61,15 @@ def backends() -> Iterator[str]:
 @pytest.fixture(params=backends())
 def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where a shelf of each kind can be made."""
-    monkeypatch.setattr(dbm, "_names", [request.param])
+    allow_only(request.param, monkeypatch)
+    return str(tmp_path / "shelf")
+
+
+def allow_only(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this be the one kind of dbm that there is."""
+    monkeypatch.setattr(dbm, "_names", [kind])
     monkeypatch.setattr(dbm, "_defaultmod", None)
     monkeypatch.setattr(dbm, "_modules", {})
-    return str(tmp_path / "shelf")
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -258,3 +265,103 @@ def test_what_holds_the_lock_is_waited_for(path: str) -> None:
             waiting = pool.submit(store.get, "m", "a")
             senders["a"] = {"m": ("A", 1)}
         assert waiting.result(20) == "A"
+
+
+# An entry that grows beyond its place, one that is added, and one that is removed.
+CHANGES = [("a", "B" * 1000), ("b", "B"), ("c", START)]
+CHANGE = f"""
+import dbm, sys
+dbm._names = [sys.argv[2]]
+from statestore import ShelveStorage
+
+store = ShelveStorage(sys.argv[1])
+for sender, state in {CHANGES!r}:
+    store.set("m", sender, state)
+    print(sender, flush=True)
+"""
+# Calls that change files. The script's own output is one of them.
+CALLS = (
+    "/^(p?write(64|v)?|sendfile|copy_file_range|f?truncate|rename(at2?)?|unlink(at)?|mkdir(at)?|rmdir|f?chmod(at)?)$"
+)
+MAX_CALLS = 300
+
+
+def fill(path: str) -> ShelveStorage:
+    """Return a shelf in which the senders of CHANGES have their first states, and one more sender has one."""
+    store = ShelveStorage(path)
+    store.set_many([("m", "a", "A"), ("m", "c", "A"), ("m", "other", "A")])
+    return store
+
+
+def killed_at(call: int, directory: Path, path: str) -> tuple[list[str], bool]:
+    """Run CHANGE and kill it at one of CALLS. Returns what it acknowledged, and whether it came to its end before."""
+    strace = Strace(directory / "trace", (), CALLS, f"{CALLS}:signal=KILL:when={call}")
+    kind = dbm._names[0]  # type: ignore[attr-defined]
+    command = [*strace.command(), sys.executable, "-c", CHANGE, path, kind]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    return process.stdout.split(), process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="strace is for Linux")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_kill_at_any_call_loses_nothing(path: str, tmp_path: Path, is_new: bool) -> None:
+    for call in range(1, MAX_CALLS):
+        directory = tmp_path / str(call)
+        directory.mkdir()
+        path = str(directory / "shelf")
+        expected = {"a": {START}, "b": {START}, "c": {START}}
+        if not is_new:
+            fill(path)
+            expected |= {"a": {"A"}, "c": {"A"}, "other": {"A"}}
+        done, is_over = killed_at(call, directory, path)
+        for sender, state in CHANGES[: len(done)]:
+            expected[sender] = {state}
+        for sender, state in CHANGES[len(done) :][:1]:  # it was under way
+            expected[sender] |= {state}
+        store = ShelveStorage(path)
+        for sender, states in expected.items():
+            assert store.get("m", sender) in states, f"call {call}, {sender}, acknowledged: {done}"
+        store.set("m", "next", "A")
+        assert store.get("m", "next") == "A"
+        if is_over:
+            break
+    assert is_over
+    assert call > len(CHANGES)  # it was killed before
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_exception_in_the_middle_takes_back_all_changes(path: str, count: int) -> None:
+    store = fill(path)
+
+    def change() -> None:
+        with store._held() as senders:
+            for number in range(count):
+                senders[str(number)] = {"m": ("B", 1)}
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        change()
+    if dbm.whichdb(path) != "dbm.sqlite3":
+        assert store.count() == 3
+    assert store.get("m", "other") == "A"
+
+
+@pytest.mark.parametrize("index", [None, b""])
+def test_a_shelf_without_its_index_is_unavailable_not_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: bytes | None
+) -> None:
+    """A process that was killed while it wrote a `dbm.dumb` without a copy leaves no index, or an empty one."""
+    allow_only("dbm.dumb", monkeypatch)
+    store = fill(str(tmp_path / "shelf"))
+    (tmp_path / "shelf.dir").rename(tmp_path / "shelf.bak")
+    if index is not None:
+        (tmp_path / "shelf.dir").write_bytes(index)
+    before = contents(tmp_path)
+    for call in (lambda: store.get("m", "a"), lambda: store.set("m", "a", "B"), store.clear):
+        with pytest.raises(Unavailable):
+            call()
+    assert contents(tmp_path) == before
+    (tmp_path / "shelf.bak").rename(tmp_path / "shelf.dir")
+    assert store.get("m", "a") == "A"
