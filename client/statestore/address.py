@@ -18,7 +18,7 @@ class TcpAddress:
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
         ip = self.ip
-        return self.host == "localhost" if ip is None else ip.is_loopback
+        return self.host.removesuffix(".").lower() == "localhost" if ip is None else ip.is_loopback
 
     @property
     def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

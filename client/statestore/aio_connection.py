@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from statestore.address import Address, TcpAddress
 from statestore.connection import HELLO_PATIENCE, silence
 from statestore.deadline import Deadline
-from statestore.dial import open_sockets, targets_of
+from statestore.dial import is_interpreter_ending, open_sockets, targets_of
 from statestore.forks import begin_anew_in_child
 from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer
 from statestore.tls import Tls
@@ -331,5 +331,10 @@ async def _in_thread(function: Callable[[], T]) -> T:
         except Exception as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="statestore-connect", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="statestore-connect", daemon=True).start()
+    except RuntimeError:
+        if not is_interpreter_ending():
+            raise
+        run()
     return await asyncio.wrap_future(outcome)

@@ -156,12 +156,17 @@ def targets_of(address: Address, deadline: Deadline) -> Iterator[tuple[int, Any]
 
 
 def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...]]:
-    """`getaddrinfo` knows no time-out: a thread asks, and is left behind where it takes too long."""
+    """Ask `getaddrinfo`, which knows no time-out, in a thread, which is left behind if it takes too long.
+
+    Raises ConnectionLost.
+    """
     answer: list[Any] = []
+    # Of bytes the name is taken as it is. Of a str a codec is loaded first, which a process at its end cannot do.
+    host = address.host.encode() if address.host.isascii() else address.host
 
     def ask() -> None:
         try:
-            answer.append(socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM))
+            answer.append(socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
             answer.append(error)
 
@@ -169,15 +174,26 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
     try:
         thread.start()
     except RuntimeError as error:
-        raise ConnectionLost(f"looking up {address.host}: {error}", sent=False) from error
-    with contextlib.suppress(TimeoutError):
-        thread.join(deadline.left())
+        if not is_interpreter_ending():
+            raise ConnectionLost(f"looking up {address.host}: {error}", sent=False) from error
+        ask()
+    else:
+        with contextlib.suppress(TimeoutError):
+            thread.join(deadline.left())
     if not answer:
         raise ConnectionLost(f"looking up {address.host} took longer than {deadline.seconds:g} s", sent=False)
     if isinstance(answer[0], Exception):
         raise ConnectionLost(f"looking up {address.host}: {answer[0]}", sent=False)
     found: Iterable[tuple[Any, ...]] = answer[0]
     return found
+
+
+def is_interpreter_ending() -> bool:
+    """Return whether the main thread has ended: Python 3.12 and newer may start no thread then.
+
+    What a thread was to do is done by the caller's then, without a limit of time.
+    """
+    return not threading.main_thread().is_alive()
 
 
 def reason(error: Exception) -> str:

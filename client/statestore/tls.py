@@ -54,9 +54,9 @@ class Tls:
         import ssl
 
         self._ssl = ssl
-        self._host = host
+        self._host = host.removesuffix(".")  # the dot is for the look-up alone: no certificate has it (RFC 6066)
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._received, self._to_send, server_hostname=host)
+        self._tls = context.wrap_bio(self._received, self._to_send, server_hostname=self._host)
         self._seen_first = False
         self._end: Exception | None = None  # why nothing more can come
         self.is_ready = False

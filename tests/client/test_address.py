@@ -98,12 +98,15 @@ def test_one_bad_address_spoils_the_list(text: str) -> None:
         ("127.9.9.9", True),
         ("[::1]", True),
         ("localhost", True),
+        ("localhost.", True),
+        ("LocalHost", True),
         ("unix:/s", True),
         ("0.0.0.0", False),
         ("[::]", False),
         ("10.0.0.1", False),
         ("mx.example", False),
         ("localhost.example", False),
+        ("localhost..", False),
     ],
 )
 def test_what_only_this_machine_can_reach(text: str, is_local: bool) -> None:

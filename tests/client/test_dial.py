@@ -1,6 +1,7 @@
 """Sockets: connected in time, never waiting for long, and closed in a child."""
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from statestore.dial import CONNECT_PATIENCE, TICK, Candidates, connect
 from statestore.errors import ShuttingDown, Unauthorized, Unavailable
 from statestore.protocol import ConnectionLost, WrongServer, WrongStore
 from tests.client.scripts import run_script
-from tests.client.servers import black_hole, found, refused, says
+from tests.client.servers import WELCOME, answers, black_hole, found, refused, says
 from tests.client.timing import Clock
 
 A, B = parse_addresses("a:1, b:2")
@@ -66,6 +67,50 @@ def test_the_next_address_of_a_name_has_its_turn(listening: str, monkeypatch: py
     monkeypatch.setattr(socket, "getaddrinfo", found(refused(), listening))
     with dial("states.example") as sock:
         assert "{}:{}".format(*sock.getpeername()) == listening
+
+
+class NoThread(threading.Thread):
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_a_name_that_no_thread_can_look_up_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    with pytest.raises(ConnectionLost, match="looking up localhost: can't start new thread"):
+        dial("localhost:1")
+
+
+def test_a_process_at_its_end_looks_a_name_up_without_a_thread(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 starts no more threads then."""
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    monkeypatch.setattr(threading, "main_thread", lambda: threading.Thread())
+    with dial(listening.replace("127.0.0.1", "localhost")) as sock:
+        assert "{}:{}".format(*sock.getpeername()) == listening
+
+
+@pytest.mark.parametrize(
+    "at_the_end",
+    [
+        "atexit.register(lambda: (last(), asyncio.run(last_async())))",
+        "threading.Thread(target=lambda: (threading.main_thread().join(), last(), asyncio.run(last_async()))).start()",
+    ],
+)
+def test_a_process_at_its_end_reaches_a_store_by_its_name(at_the_end: str) -> None:
+    script = f"""
+        import asyncio, atexit, sys, threading
+        from statestore import AsyncRemoteStorage, RemoteStorage
+
+        def last():
+            print(RemoteStorage(sys.argv[1]).get("m", "a"))
+
+        async def last_async():
+            async with AsyncRemoteStorage(sys.argv[1]) as storage:
+                print(await storage.get("m", "b"))
+
+        {at_the_end}
+        """
+    with answers(lambda method, params: (None, WELCOME if method == "hello" else params[1])) as server:
+        assert run_script(script, server.address.replace("127.0.0.1", "localhost")).split() == ["a", "b"]
 
 
 def test_each_of_many_addresses_has_its_share_of_the_time(clock: Clock) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from statestore import RemoteStorage, Unavailable
+from statestore import AsyncRemoteStorage, RemoteStorage, Unavailable
 from statestore.protocol import WrongServer
 from statestore.tls import Tls, client_context
 from tests.certificates import Authority
 from tests.client.scripts import run_script
-from tests.client.servers import WELCOME, Server, answers, says, server_context
+from tests.client.servers import WELCOME, Server, answers, found, says, server_context
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,21 @@ def test_a_certificate_for_another_name_is_refused(authority: Authority) -> None
         pytest.raises(Unavailable, match=r"the server's certificate is not for 127\.0\.0\.1: connect by a name"),
     ):
         storage.get("m", "a")
+
+
+def test_a_name_with_a_dot_at_its_end_is_the_same_name(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = server_context(authority.issue("dotted", "states.example"))
+    with store(context) as server:
+        monkeypatch.setattr(socket, "getaddrinfo", found(server.address))
+        address = "states.example.:7828"
+        with RemoteStorage(address, deadline=5, tls=authority.certificate) as storage:
+            assert storage.get("m", "a") == "a"
+
+        async def ask() -> str:
+            async with AsyncRemoteStorage(address, deadline=5, tls=authority.certificate) as storage:
+                return await storage.get("m", "b")
+
+        assert asyncio.run(ask()) == "b"
 
 
 def test_an_expired_certificate_is_refused(authority: Authority) -> None:
