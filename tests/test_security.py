@@ -114,6 +114,19 @@ def test_clients_that_trust_the_authority_are_served(make: Make, authority: Auth
     assert daemon.stop() == Exit.STOPPED
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_connection_with_tls_is_not_taken_for_a_dead_one(
+    make: Make, authority: Authority, server: Identity, version: ssl.TLSVersion
+) -> None:
+    """Before each write it is looked whether something unread has come: the server's session tickets must not be."""
+    daemon, context = make(*with_tls(server)).start(), trusting(authority)
+    context.maximum_version = version
+    with RemoteStorage(daemon.address, tls=context) as storage:
+        for number in range(20):
+            storage.set(*ANN, str(number))
+        assert storage.info()["connections_total"] == 1
+
+
 @pytest.mark.parametrize("fault", ["another name", "expired", "another authority"])
 def test_clients_see_that_a_server_is_not_the_right_one(
     make: Make, authority: Authority, tmp_path: Path, fault: str

@@ -24,6 +24,7 @@ CLIENT_ORDER = [
     "protocol",
     "results",
     "outage",
+    "renewal",
     "store",
     "calls",
     "dial",

@@ -227,7 +227,12 @@ class Peer:
 def guarded_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory = tmp_path_factory.mktemp("guarded")
     tokens = directory / "tokens.toml"
-    tokens.write_text(f'[guarded]\nrole = "admin"\nsha256 = "{digest_of(TOKEN.encode()).hex()}"\n')
+    roles = {"admin": TOKEN, "read": "look only"}
+    tokens.write_text(
+        "\n".join(
+            f'[{role}]\nrole = "{role}"\nsha256 = "{digest_of(token.encode()).hex()}"' for role, token in roles.items()
+        )
+    )
     with Daemon(directory, "--max-namespaces=1", f"--tokens={tokens}") as daemon:
         yield daemon
 

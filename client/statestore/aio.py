@@ -1,7 +1,6 @@
 """`AsyncRemoteStorage`: as `RemoteStorage`, for coroutines."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from statestore.address import Address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.base import Entry, Pair, Sender, Swap, Triple
-from statestore.calls import WRITES, Call
+from statestore.calls import Call
 from statestore.deadline import Deadline
 from statestore.dial import Candidates
 from statestore.errors import BadRequest, Unavailable
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     import os
     import ssl
 
-# Seconds after which a connection's `hello` is too old to be sure that the server's clock and ours still run alike.
-CLOCK_AGE = 1.0
 WRITES_AT_ONCE = 1000  # a session remembers 1,024 numbers; the rest is for those that are answered out of turn
 
 
@@ -71,6 +68,7 @@ class AsyncRemoteStorage:
         self._closings = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that this belongs to
         self._connection: AsyncConnection | None = None
+        self._retired: list[AsyncConnection] = []  # that were replaced; calls may be under way on them
         self._attempt: asyncio.Task[AsyncConnection | Exception] | None = None  # to connect
         self._room = asyncio.Semaphore(WRITES_AT_ONCE)
         begin_anew_in_child(self)
@@ -141,13 +139,16 @@ class AsyncRemoteStorage:
         """
         self._enter_loop()
         self._closings += 1
-        attempt, connection = self._attempt, self._connection
+        attempt, connections = self._attempt, self._retired
+        if self._connection is not None:
+            connections = [*connections, self._connection]
         self._leave_loop()
         if attempt is not None:
             attempt.cancel()
             await asyncio.wait([attempt])
-        if connection is not None:
+        for connection in connections:
             connection.close()
+        for connection in connections:
             await connection.wait_closed()
 
     async def __aenter__(self) -> Self:
@@ -194,7 +195,7 @@ class AsyncRemoteStorage:
     async def _call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Any:
         """Ask until there is an answer, or the deadline passes."""
         self._enter_loop()
-        closings = self._closings
+        closings, is_outdated = self._closings, False
         call = Call(self._store, method, params, deadline)
         try:
             while True:
@@ -203,10 +204,12 @@ class AsyncRemoteStorage:
                 try:
                     if closings != self._closings:
                         raise ConnectionLost("the client was closed", sent=False)
-                    connection = self._connection
-                    if connection is None or connection.lost is not None:
-                        connection = await self._connected(call)
-                    response = await connection.call(method, call.parameters(connection.welcome), call.patience())
+                    connection = await self._connection_for(call, is_outdated=is_outdated)
+                    refusal, is_outdated = call.refusal(connection.welcome), False
+                    if refusal is None:
+                        response = await connection.call(method, call.parameters(connection.welcome), call.patience())
+                    else:
+                        response = refusal
                 except Exception as failure:
                     if closings != self._closings:
                         raise call.closed(failure) from None
@@ -214,16 +217,21 @@ class AsyncRemoteStorage:
                 else:
                     if call.answered(response):
                         return response.result
-                    if method in WRITES and time.monotonic() - connection.welcome.received > CLOCK_AGE:
-                        # It may have come too late by the server's clock: ours stands still while this machine is
-                        # suspended. The `hello` of a new connection sets it; the pool of threads makes one anyway.
-                        connection.give_up()
+                    if call.writes and refusal is None and connection is self._connection:
+                        is_outdated = self._store.renewal.is_due()
         finally:
             self._store.session.unanswered.pop(call, None)
             if (outage := self._store.outage) is not None:
                 outage.left_by(call)
 
     # The one connection.
+
+    async def _connection_for(self, call: Call, *, is_outdated: bool) -> AsyncConnection:
+        """Return the connection, or a new one if there is none, or if this call needs another than the one there is."""
+        connection = self._connection
+        if connection is None or connection.lost is not None or is_outdated or call.needs_another(connection.welcome):
+            return await self._connected(call)
+        return connection
 
     async def _connected(self, call: Call) -> AsyncConnection:
         """One attempt makes the connection for all who wait for it; it goes on when one of them is cancelled."""
@@ -244,8 +252,12 @@ class AsyncRemoteStorage:
         try:
             # A little less than a call may take, so that who waits for it learns what came of it.
             patience = Deadline(0.9 * min(self._settings.deadline, self._settings.write_deadline))
-            self._connection = await self._try_all(patience)
-            return self._connection
+            connection = await self._try_all(patience)
+            replaced, self._connection = self._connection, connection
+            if replaced is not None:
+                replaced.retire()
+                self._retired = [each for each in (*self._retired, replaced) if each.lost is None]
+            return connection
         except Exception as failure:
             return failure
         finally:
@@ -286,6 +298,7 @@ class AsyncRemoteStorage:
 
     def _leave_loop(self) -> None:
         self._loop = self._connection = self._attempt = None
+        self._retired = []
         self._room = asyncio.Semaphore(WRITES_AT_ONCE)
 
     def after_fork_in_child(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import os
+import select
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from statestore.connection import HELLO_PATIENCE, silence
 from statestore.deadline import Deadline
 from statestore.dial import is_interpreter_ending, open_sockets, targets_of
 from statestore.forks import begin_anew_in_child
-from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer
+from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, NotSent, Response, Welcome, WrongServer
 from statestore.tls import Tls
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class AsyncConnection(asyncio.Protocol):
         self._answers = 0  # so many came
         self._is_paused = False
         self._is_flush_due = False
+        self._is_retired = False
+        self._has_hung_up: Callable[[], object] = bool
         self._closed = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None  # one for all calls: when the first deadline passes
         self._alarm_at = _NEVER
@@ -61,7 +64,7 @@ class AsyncConnection(asyncio.Protocol):
         except TimeoutError as late:
             self._lose(late)
         if self.lost is not None:
-            raise ConnectionLost(f"{_connection_lost(self.lost, sent=False)}: does it speak TLS?", sent=False)
+            raise ConnectionLost(f"{_reason(self.lost)}: does it speak TLS?", sent=False)
 
     async def hello(self, namespace: str, token: str | None, session: int | None, deadline: Deadline) -> Response:
         """Raises ConnectionLost."""
@@ -73,17 +76,24 @@ class AsyncConnection(asyncio.Protocol):
             raise ConnectionLost(f"{lost}{hint}", sent=False) from None
 
     async def call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Response:
-        """Raises ConnectionLost, or TooLong for what no message can hold. May be cancelled at any moment."""
+        """Send a request and return the response. May be cancelled at any moment.
+
+        Raises NotSent if the connection broke, or the deadline passed, before it was sent, else ConnectionLost; TooLong
+        for what no message can hold.
+        """
         return await self._ask(self._core.request(method, params), deadline)
 
     def close(self) -> None:
-        """At once; what is under way raises ConnectionLost."""
+        """Close it at once; what is under way raises ConnectionLost."""
         self._lose(ConnectionLost("it was closed", sent=False))
 
-    def give_up(self) -> None:
-        """As `close`, but all that is under way counts as sent: that it was not says nothing of the server."""
-        self._unsent.clear()
-        self._lose(ConnectionLost("it was given up for a new one", sent=True))
+    def retire(self) -> None:
+        """Close it as soon as nothing is under way on it: another has taken its place.
+
+        What was asked on it is answered on it. A write that was broken off here would be in doubt.
+        """
+        self._is_retired = True
+        self._close_if_done()
 
     async def wait_closed(self) -> None:
         """Until the socket is closed, which after `close` takes a turn of the loop or two."""
@@ -110,6 +120,7 @@ class AsyncConnection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock.family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._has_hung_up = _hang_up_detector(sock.fileno())
         begin_anew_in_child(self)
         if self._tls is not None:
             self._write(self._tls.handshake(b""))
@@ -125,9 +136,13 @@ class AsyncConnection(asyncio.Protocol):
         except Exception as error:  # whatever it is, nothing that comes after it can be trusted
             self._lose(error)
 
+    def eof_received(self) -> None:
+        """What is sent from now on would be lost; `connection_lost` is called some iterations later."""
+        self._lose(ConnectionLost(_HUNG_UP, sent=False))
+
     def connection_lost(self, error: Exception | None) -> None:
         self._closed.set()
-        self._lose(error or ConnectionLost("the server closed the connection", sent=False))
+        self._lose(error or ConnectionLost(_HUNG_UP, sent=False))
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -140,7 +155,7 @@ class AsyncConnection(asyncio.Protocol):
 
     async def _ask(self, request: tuple[int, bytes], deadline: Deadline) -> Response:
         if self.lost is not None:
-            raise _connection_lost(self.lost, sent=False)
+            raise NotSent(_reason(self.lost))
         msgid, data = request
         outcome: _Outcome = self._loop.create_future()
         self._asked[msgid] = (outcome, deadline, self._answers)
@@ -155,13 +170,23 @@ class AsyncConnection(asyncio.Protocol):
         except asyncio.CancelledError:
             if self._unsent.pop(msgid, None) is not None:
                 self._asked.pop(msgid, None)  # else it waits for the answer, to drop it
+            self._close_if_done()
             raise
         if isinstance(response, ConnectionLost):
             raise response
         return response
 
     def _flush(self) -> None:
+        """Send what was asked in this iteration of the loop.
+
+        The loop may have been blocked, and the process stopped: the server may have hung up meanwhile, and deadlines
+        may have passed. What is given back here was not sent, and is not in doubt.
+        """
         self._is_flush_due = False
+        if self._unsent and self._has_hung_up():  # 0.4 µs
+            self._give_back(_HUNG_UP)
+        if self._alarm_at <= time.monotonic():
+            self._give_back_late()
         while self._unsent and not self._is_paused:
             batch = self._next_batch()
             self._write(batch if self._tls is None else self._tls.encrypt(batch))
@@ -178,6 +203,17 @@ class AsyncConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)
+
+    def _give_back(self, why: str) -> None:
+        for msgid in list(self._unsent):
+            self._give_up(msgid, self._asked[msgid][0], why)
+
+    def _give_back_late(self) -> None:
+        now = time.monotonic()
+        for msgid in list(self._unsent):
+            outcome, deadline, _ = self._asked[msgid]
+            if deadline.at <= now:
+                self._give_up(msgid, outcome, _late(deadline))
 
     def _next_batch(self) -> bytes:
         size, msgids = 0, []
@@ -196,6 +232,8 @@ class AsyncConnection(asyncio.Protocol):
         self._answers += 1
         if not outcome.done():
             outcome.set_result(response)
+        if self._is_retired:
+            self._close_if_done()
 
     # Endings.
 
@@ -214,13 +252,19 @@ class AsyncConnection(asyncio.Protocol):
             if deadline.at > now:
                 waiting.append(deadline)
                 continue
-            late = TimeoutError(f"no answer within {deadline.seconds:g} s")
-            self._give_up(msgid, outcome, late)
-            if answers == self._answers:  # nobody else's came either
-                self._lose(late)
+            was_sent = msgid not in self._unsent
+            self._give_up(msgid, outcome, _late(deadline))
+            if answers == self._answers and (was_sent or self._is_paused):  # nobody else's came either
+                self._lose(TimeoutError(_late(deadline)))
                 return
         if waiting:
             self._set_alarm(min(waiting, key=attrgetter("at")))
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        """If it is retired, and nobody waits for an answer any more."""
+        if self._is_retired and all(outcome.done() for outcome, _, _ in self._asked.values()):
+            self.close()
 
     def _lose(self, why: Exception) -> None:
         if self.lost is not None:
@@ -233,29 +277,46 @@ class AsyncConnection(asyncio.Protocol):
             self._transport.abort()  # `close` would wait for a peer that does not read
         for msgid, (outcome, _, _) in list(self._asked.items()):
             if not outcome.done():
-                self._give_up(msgid, outcome, why)
+                self._give_up(msgid, outcome, _reason(why))
         self._asked.clear()
         self._unsent.clear()
 
-    def _give_up(self, msgid: int, outcome: "_Outcome", why: Exception) -> None:
+    def _give_up(self, msgid: int, outcome: "_Outcome", why: str) -> None:
         was_sent = self._unsent.pop(msgid, None) is None
         if not was_sent:
             del self._asked[msgid]
-        outcome.set_result(_connection_lost(why, sent=was_sent))
+        if not outcome.done():
+            outcome.set_result(ConnectionLost(why, sent=True) if was_sent else NotSent(why))
 
 
 # Never holds an exception: one that nobody came back for would be reported to the loop's handler.
 _Outcome = asyncio.Future[Response | ConnectionLost]
 _Asked = tuple[_Outcome, Deadline, int]  # the number of answers that had come when it was asked
 _NEVER = float("inf")
+_HUNG_UP = "the server closed the connection"
 
 
-def _connection_lost(why: Exception, *, sent: bool) -> ConnectionLost:
+def _late(deadline: Deadline) -> str:
+    return f"no answer within {deadline.seconds:g} s"
+
+
+def _reason(why: Exception) -> str:
     if isinstance(why, OSError) and why.errno:
-        reason = os.strerror(why.errno).lower()  # asyncio's own words are about the call that failed
-    else:
-        reason = str(getattr(why, "detail", why)) or "timed out"
-    return ConnectionLost(reason, sent=sent)
+        return os.strerror(why.errno).lower()  # asyncio's own words are about the call that failed
+    return str(getattr(why, "detail", why)) or "timed out"
+
+
+if hasattr(select, "poll"):
+
+    def _hang_up_detector(fd: int) -> Callable[[], object]:
+        """Return a function that tells whether the peer has closed the connection, though the loop has not seen it."""
+        poller = select.poll()
+        poller.register(fd, getattr(select, "POLLRDHUP", 0))  # POLLHUP and POLLERR are always told
+        return lambda: poller.poll(0)
+else:
+
+    def _hang_up_detector(fd: int) -> Callable[[], object]:  # noqa: ARG001
+        return bool
 
 
 async def connect(
@@ -302,7 +363,7 @@ async def _open(address: Address, deadline: Deadline, tls: "ssl.SSLContext | Non
                 await _open_target(connection, *target)
             return connection
         except OSError as error:  # TimeoutError is one
-            failure = _connection_lost(error, sent=False)
+            failure = ConnectionLost(_reason(error), sent=False)
     raise failure
 
 

@@ -18,7 +18,7 @@ from statestore.errors import (
     UnknownMethod,
 )
 from statestore.outage import Outage
-from statestore.protocol import ConnectionLost, Response, Welcome, WrongServer
+from statestore.protocol import ConnectionLost, NotSent, Response, Welcome, WrongServer
 from statestore.results import fits
 from statestore.store import Store
 
@@ -30,8 +30,6 @@ MOST_ATTEMPTS = 20  # that are counted: what doubles with each is at its longest
 LAST_ATTEMPT = 0.05  # seconds before the deadline in which there is time for one more attempt
 
 WRITES = frozenset({"set", "set_all", "set_many", "compare_and_set", "clear"})
-# Doing these twice comes to the same, unless somebody else wrote in between: what is left to do without a session.
-HARMLESS_TWICE = WRITES - {"compare_and_set"}
 
 FAULTS_OF_THE_CALLER = (BadRequest, UnknownMethod, TooLong)
 REFUSALS = (Unauthorized, Forbidden, Full, Internal, Uncertain)
@@ -43,9 +41,14 @@ class Call:
     A client repeats these steps:
 
     1. wait as long as `pause()` says, until it says 0;
-    2. take a connection, or make one after `check_turn()`;
-    3. send `method` with `parameters()`, and wait for the response until `patience()` is over;
+    2. take a connection, or make one after `check_turn()`; replace the one that is there if `needs_another()`;
+    3. take the `refusal()` for the response if there is one; else send `method` with `parameters()`, and wait for the
+       response until `patience()` is over;
     4. hand the response to `answered`, or the exception that came of the attempt to `failed`.
+
+    A write is in doubt from the first attempt that was sent and had no answer until the end of the call. Then it is
+    sent again only under the number that it was sent with, in the same session; else it is `Uncertain`. An attempt that
+    the server refused was not executed (but for the error `uncertain`), and leaves no doubt.
 
     Whatever ends the call, the client removes it from `store.session.unanswered` afterwards, and says so to
     `store.outage` (`left_by`), where there is one.
@@ -54,36 +57,39 @@ class Call:
     __slots__ = (
         "_attempts",
         "_failure",
+        "_is_in_doubt",
         "_is_last",
         "_not_before",
         "_number",
-        "_sent",
         "_session",
         "_store",
         "deadline",
         "method",
         "params",
+        "writes",
     )
 
     def __init__(self, store: Store, method: str, params: tuple[Any, ...], deadline: Deadline) -> None:
         self._store = store
         self.method = method
         self.params = params
+        self.writes = method in WRITES
         self.deadline = deadline
         self._attempts = 0  # that failed
         self._failure: Exception | None = None
         self._not_before = 0.0
         self._is_last = False
-        self._sent = False  # whether it is a write that may have reached the server
+        self._is_in_doubt = False
         self._session: int | None = None  # in which it was sent last
-        self._number = 0
+        self._number = 0  # in that session
 
     # Step 1
 
     def pause(self) -> float:
-        """Seconds to wait before asking again; 0: make an attempt.
+        """Return the seconds to wait before the next attempt; 0: make it now.
 
-        Raises Unavailable, or what refuses us there, where the store has been away for longer than the call may take.
+        Raises Unavailable, or what refused the attempts, if the deadline has passed, or if the store has been away for
+        longer than the call may take; Uncertain for a write that is in doubt.
         """
         outage = self._store.outage
         if outage is None and not self._attempts:
@@ -95,13 +101,15 @@ class Call:
             wait = outage.wait(self)
             if wait > 0 and outage.is_hopeless(self.deadline):
                 raise self._end(outage)
+        if left <= 0:
+            raise self._end(outage) from self._failure
         if wait <= 0:
             return 0.0
         if left <= LAST_ATTEMPT:
-            if self._is_last or left <= 0:
-                return max(left, 0.0)
+            if self._is_last:
+                return left
             self._is_last = outage is None or outage.allows_last(self)
-            return 0.0 if self._is_last else max(left, 0.0)
+            return 0.0 if self._is_last else left
         return min(wait, STEP, left - LAST_ATTEMPT)
 
     # Step 2
@@ -115,21 +123,41 @@ class Call:
         if outage is not None and not self._is_last and not outage.is_turn_of(self):
             raise ConnectionLost(getattr(outage.failure, "detail", str(outage.failure)), sent=False)
 
+    def needs_another(self, welcome: Welcome) -> bool:
+        """Return whether to replace a connection that was greeted so: the next may be given the session that it lacks.
+
+        All calls of a client together ask for one about once a second, until there is one. A client that was not
+        allowed to write may be by now.
+        """
+        if welcome.session_error is None or not self.writes:
+            return False
+        return not self._store.session.is_refused or self._store.renewal.is_due()
+
     # Step 3
 
-    def parameters(self, welcome: Welcome) -> tuple[Any, ...]:
-        """What to send on a connection that was greeted so.
+    def refusal(self, welcome: Welcome) -> Response | None:
+        """Return what the server has answered to a write with its `hello`: there is no session now. None: send it.
 
-        Raises Uncertain where it was sent before, in a session that is no more, and TimeoutError where too many writes
-        wait for their answers: hand both to `failed`.
+        Without a number it could not be repeated if its answer was lost. If the server does not allow this client to
+        write, it is sent as it is, and the server says so.
         """
-        if self.method not in WRITES:
+        error = welcome.session_error
+        return None if error is None or not (error.retry and self.writes) else Response(0, error, None)
+
+    def parameters(self, welcome: Welcome) -> tuple[Any, ...]:
+        """Return what to send on a connection that was greeted so.
+
+        Raises Uncertain if it is in doubt and has no number in this session, and TimeoutError if too many writes wait
+        for their answers: hand both to `failed`.
+        """
+        if not self.writes:
             return self.params
         options: dict[str, Any] = {}
+        if self._is_in_doubt and (self._session is None or self._session != welcome.session):
+            raise Uncertain("the session in which it was sent is lost")
         if self._session != welcome.session:
-            if self._sent and self._session is not None:
-                raise Uncertain("the session in which it was sent is lost")
-            self._session = welcome.session
+            self._session, self._number = welcome.session, 0
+            self._store.session.unanswered.pop(self, None)
         if self._session is not None:
             self._number = self._number or self._store.session.number(self)
             options["seq"] = self._number
@@ -139,26 +167,22 @@ class Call:
         return (*self.params, options) if options else self.params
 
     def patience(self) -> Deadline:
-        """Until when to bear with a silent connection: less than the whole deadline where it can be asked once more."""
-        if self.method in WRITES and self._session is None:
+        """Return until when to wait for a silent connection: not the whole deadline if the call can be sent again."""
+        if self.writes and self._session is None:
             return self.deadline
         return self.deadline.within(FIRST_PATIENCE * 2**self._attempts)
-
-    def must_not_be_lost(self, welcome: Welcome) -> bool:
-        """Whether it cannot be repeated once it was sent on such a connection, so that it pays to look before."""
-        return welcome.session is None and self.method in WRITES and self.method not in HARMLESS_TWICE
 
     # Step 4
 
     def answered(self, response: Response) -> bool:
-        """Whether `response.result` is what the caller gets; False: try again. Raises the error it gets instead."""
-        error, writing = response.error, self.method in WRITES
+        """Return whether `response.result` is what the caller gets; False: try again. Raises the error it gets."""
+        error, writing = response.error, self.writes
         if error is None:
             if fits(self.method, self.params, response.result):
                 self._store.answered(writing=writing)
                 return True
             error = WrongServer(f"the answer to {self.method} has another form than ours")
-            self._sent = writing
+            self._is_in_doubt = writing
         self._failure = error
         if error.retry:
             if self._store.outage is not None:
@@ -168,24 +192,24 @@ class Call:
                 return False
         elif isinstance(error, FAULTS_OF_THE_CALLER):
             self._store.answered(writing=writing)
-            if not self._sent:
+            if not self._is_in_doubt:
                 raise error
         else:
             self._store.reached()
-        # Where an earlier attempt had no answer, this is not its: it may still be under way, and be applied.
+        # If an earlier attempt had no answer, this is not its answer: that one may still be applied.
         raise self._end(None) from error
 
     def failed(self, failure: Exception) -> None:
-        """An attempt had no answer. Returns where another is to be made; else raises what the caller gets."""
+        """An attempt had no answer. Return if another is to be made; else raise what the caller gets."""
         outage = self._store.outage
         if outage is not None and not _is_of_the_store(failure):
             outage.left_by(self)
         if isinstance(failure, TooLong):
             raise failure
-        if self._failure is None or not isinstance(failure, TimeoutError):
+        if self._failure is None or not isinstance(failure, TimeoutError | NotSent):
             self._failure = failure  # else what was wrong before says more
         was_sent = isinstance(failure, ConnectionLost) and failure.sent
-        self._sent = self._sent or (was_sent and self.method in WRITES)
+        self._is_in_doubt = self._is_in_doubt or (was_sent and self.writes)
         again = self._is_repeatable(failure) and not self.deadline.passed
         if _is_of_the_store(failure) and not (outage is None and was_sent and again):
             outage = self._store.unreached(self, failure, is_slip=not isinstance(failure, ConnectionLost))
@@ -194,8 +218,8 @@ class Call:
         self._back_off()
 
     def closed(self, failure: Exception) -> StateStoreError:
-        """The error to raise where the client itself was closed meanwhile, which says nothing of the store."""
-        if self._sent or (isinstance(failure, ConnectionLost) and failure.sent and self.method in WRITES):
+        """Return the error to raise if the client itself was closed meanwhile, which says nothing of the store."""
+        if self._is_in_doubt or (isinstance(failure, ConnectionLost) and failure.sent and self.writes):
             return Uncertain(f"{self._store.where}: the client was closed; {self.method} may have been applied")
         return Unavailable(f"{self._store.where}: the client was closed")
 
@@ -204,7 +228,7 @@ class Call:
             return failure.retry
         if not isinstance(failure, ConnectionLost | TimeoutError):
             return False  # a fault of ours: to a mail server it must be a store that is away, as any other
-        return not self._sent or self._session is not None or self.method in HARMLESS_TWICE
+        return not self._is_in_doubt or self._session is not None
 
     def _back_off(self) -> None:
         """A connection that a restart has broken deserves a second attempt at once; then the pauses grow."""
@@ -222,15 +246,17 @@ class Call:
         if refusal is not None and outage is None:
             self._store.refused(refusal.wire_code, text)
         else:
-            self._store.gone(text, outage, writing=self.method in WRITES)
-        if self._sent:
+            self._store.gone(text, outage, writing=self.writes)
+        if self._is_in_doubt:
             return Uncertain(f"{text}; {self.method} may have been applied")
         return Unavailable(text) if refusal is None else type(refusal)(text)
 
 
 def _is_of_the_store(failure: Exception) -> bool:
     """Whether it was asked in vain, or is not to be asked by us; else the fault lies with this call or client."""
-    return isinstance(failure, ConnectionLost | StateStoreError) and not isinstance(failure, Uncertain | TooLong)
+    if isinstance(failure, NotSent | Uncertain | TooLong):
+        return False
+    return isinstance(failure, ConnectionLost | StateStoreError)
 
 
 def _says_more(error: StateStoreError) -> bool:

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 from statestore.calls import STEP, Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
+from statestore.errors import ShuttingDown, StateStoreError
 from statestore.forks import begin_anew_in_child
 from statestore.protocol import Response
+from statestore.renewal import Renewal
 
 BY = "by"
 # Seconds that a call leaves what is free to those who came before it. The first of them may be held up by a signal's
@@ -31,9 +33,10 @@ class Place:
     no connection on which its answer may still come.
     """
 
-    __slots__ = ("connection", "taken")
+    __slots__ = ("_renewal", "connection", "taken")
 
-    def __init__(self) -> None:
+    def __init__(self, renewal: Renewal) -> None:
+        self._renewal = renewal
         self.connection: Connection | None = None
         self.taken: dict[str, object] = {}
 
@@ -49,27 +52,33 @@ class Place:
         except BaseException:
             connection.close()
             raise
-        # Where it cannot be done now, another connection may find a server that can; and its `hello` tells the server's
-        # time anew, for ours stands still while this machine is suspended, and what is sent then seems to be too late.
-        if response.error is None or not response.error.retry:
+        if response.error is None or not self._is_to_be_replaced(response.error):
             self.connection = connection
         else:
             connection.close()
         return response
 
+    def _is_to_be_replaced(self, refusal: StateStoreError) -> bool:
+        """Return whether a new connection may do better than the one that brought the refusal."""
+        return refusal.retry and (isinstance(refusal, ShuttingDown) or self._renewal.is_due())
+
 
 class Pool:
-    """At most `size` connections, made by `connect` when first needed; of those that are free the first is used."""
+    """At most `size` connections, made by `connect` when first needed; of those that are free the first is used.
 
-    def __init__(self, connect: Callable[[Call], Connection], size: int) -> None:
+    renewal: decides when a connection that brings refusals is replaced.
+    """
+
+    def __init__(self, connect: Callable[[Call], Connection], size: int, renewal: Renewal | None = None) -> None:
         self._connect = connect
         self._size = size
+        self._renewal = renewal or Renewal()
         self.after_fork_in_child()
         begin_anew_in_child(self)
 
     def after_fork_in_child(self) -> None:
         """The connections are the parent's, and its threads are in places that they will not leave here."""
-        self._places = [Place() for _ in range(self._size)]
+        self._places = [Place(self._renewal) for _ in range(self._size)]
         # For a place, in the order of coming, and what wakes them: who comes later leaves it to them first. Or a thread
         # that asks again and again would take the place that it has just left, for ever.
         self.waiting: dict[object, queue.SimpleQueue[None]] = {}
@@ -125,12 +134,19 @@ class Pool:
         if self.waiting.pop(call, None) is not None and self.waiting:
             self._wake_first()  # there may be more than one place
         connection = place.connection
-        if connection is not None and call.must_not_be_lost(connection.welcome) and connection.is_stale:
+        if connection is not None and call.writes and connection.is_stale:
             _close(place, call)
+            self.drop_idle()
             connection = None
-        if connection is None:
+        if connection is None or call.needs_another(connection.welcome):
             call.check_turn()
+            replaced = connection
             connection = place.connection = self._connect(call)
+            if replaced is not None:
+                replaced.close()  # not before: if there is no other, reads go on by it
+        refusal = call.refusal(connection.welcome)
+        if refusal is not None:
+            return refusal
         return place.ask((call.method, call.parameters(connection.welcome), call.deadline, call.patience))
 
     def _comes_first(self, call: Call) -> bool:

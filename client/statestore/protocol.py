@@ -32,6 +32,16 @@ class ConnectionLost(Exception):
         self.sent = sent
 
 
+class NotSent(ConnectionLost):
+    """The request did not reach the server as a whole, so it was not executed; that says nothing of the store.
+
+    The connection was open before, and turned out to be broken or too slow: make another attempt.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, sent=False)
+
+
 @dataclass(slots=True)
 class Response:
     """What the server said to the request `msgid`: `error` is None, or the error to raise."""
@@ -45,7 +55,7 @@ class Response:
 class Welcome:
     """What `hello` answers.
 
-    session: that of the connection, None where it has none; a server that knows none says nothing of it.
+    session: the connection's, None if it has none. session_error: why it has none, if the server knows sessions.
     time: the server's, in seconds, when it said so; `received` is when that was, on our monotonic clock.
     """
 
@@ -56,20 +66,24 @@ class Welcome:
     features: frozenset[str] = frozenset()
     time: float = 0.0
     received: float = field(default=0.0, compare=False)
+    session_error: StateStoreError | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, result: Any) -> Self:
         """To be called as soon as it has come. Raises WrongServer where this is no answer to a `hello`."""
         try:
             limits = result["limits"]
+            session = None if result.get("session") is None else int(result["session"])
+            features = frozenset(result.get("features", ()))
             return cls(
                 store_id=str(result["store_id"]),
                 version=int(result["version"]),
                 limits=Limits(**{name: int(limits[name]) for name in ("module", "sender", "state", "items")}),
-                session=None if result.get("session") is None else int(result["session"]),
-                features=frozenset(result.get("features", ())),
+                session=session,
+                features=features,
                 time=float(result.get("time", 0.0)),
                 received=time.monotonic(),
+                session_error=_session_error(result) if session is None and "sessions" in features else None,
             )
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise WrongServer(f"what answers is not statestored: its hello lacks {error}") from error
@@ -84,6 +98,12 @@ class Welcome:
             raise WrongServer(
                 f"the server speaks version {self.version} of the protocol, this client {wire.PROTOCOL_VERSION}"
             )
+
+
+def _session_error(result: dict[str, Any]) -> StateStoreError:
+    """Why a server that knows sessions has given none. If it does not say, it may give one later."""
+    reason = result.get("session_error")
+    return from_wire(reason) if isinstance(reason, str) else Unavailable("the server gives no session now")
 
 
 class ClientProtocol:

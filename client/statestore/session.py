@@ -26,6 +26,7 @@ class Session:
     def after_fork_in_child(self) -> None:
         """A child's writes are others than its parent's: it has a session of its own."""
         self.id = 0  # what to ask for in the next `hello`; 0: a new one
+        self.is_refused = False  # the last `hello` that asked for one was given none
         self._given: dict[int, int] = {}  # what was given instead of what was asked for
         self.unanswered: dict[object, int] = {}
         self._numbers = count(1)
@@ -35,6 +36,7 @@ class Session:
 
         If not, another connection was faster, and this one has to be made again, asking for what `id` is then.
         """
+        self.is_refused = given is None
         if given is None or given == asked:
             return True
         self.id = self._given.setdefault(asked, given)

@@ -46,11 +46,12 @@ class RemoteStorage(StateStorage):
     where the store has been away for longer than that. A lost connection is made anew and the request repeated until
     the deadline.
 
-    A write is applied once, however often it is repeated, and never after its write deadline. It raises `Uncertain`
-    where it was sent and then had no answer: the deadline passed, its session was lost, or it was refused when it was
-    repeated. It was applied then, or may be until its deadline; so it is where an exception of a handler ends the call.
-    With a daemon that knows no sessions writes are repeated all the same, and may be applied twice; but for
-    `compare_and_set`, which raises `Uncertain` as soon as the connection breaks.
+    A write is applied once, however often it is repeated, and never after its write deadline. It raises `Uncertain` if
+    it was sent and then had no answer: the deadline passed, its session was lost, or it was refused when it was
+    repeated. It was applied then, or may be until its deadline; so it is if an exception of a handler ends the call. If
+    each attempt was refused, it raises `Unavailable`, and was not applied. While the daemon's disk is full, or all its
+    sessions are in use, writes wait for a session, and reads go on. With a daemon that knows no sessions a write is not
+    repeated: it raises `Uncertain` as soon as the connection breaks.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class RemoteStorage(StateStorage):
         self._store = Store(settings.where, settings.store_id)
         self._patience = min(settings.deadline, FIRST_PATIENCE)  # with the first attempt of a read
         self._is_in_haste = self._patience <= 2 * TICK  # no time for a look whether the answer comes at once
-        self._pool = Pool(self._connect, settings.pool)
+        self._pool = Pool(self._connect, settings.pool, self._store.renewal)
 
     def get(self, module: str, sender: Sender) -> str:
         self._store.limits.check_key(module, sender)

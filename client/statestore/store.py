@@ -9,6 +9,7 @@ from statestore.base import Limits
 from statestore.forks import begin_anew_in_child
 from statestore.outage import Outage
 from statestore.protocol import Welcome, WrongStore
+from statestore.renewal import Renewal
 from statestore.session import Session
 
 log = logging.getLogger("statestore")
@@ -28,6 +29,7 @@ class Store:
         self.address: Address | None = None  # where it answered last, and is looked for first
         self.limits = UNLIMITED
         self.session = Session()
+        self.renewal = Renewal()
         self.after_fork_in_child()
         begin_anew_in_child(self)
         self.unable: set[bool] = set()  # now, as it says: to write (True), to read (False)
@@ -49,6 +51,7 @@ class Store:
             raise WrongStore(f"the store {welcome.store_id} answers where {store_id} was expected")
         self.address = address
         self.limits = welcome.limits
+        self.renewal.put_off()
         if self.outage is not None and not self.outage.reported:
             self.outage = None  # else the log's next word on it is for its first answer
         return self.session.joins(asked, welcome.session)

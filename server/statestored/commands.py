@@ -16,7 +16,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from statestore.base import Limits
-from statestore.errors import BadRequest, Forbidden, Full, StateStoreError, Unauthorized, UnknownMethod
+from statestore.errors import (
+    BadRequest,
+    Forbidden,
+    Full,
+    StateStoreError,
+    Unauthorized,
+    Unavailable,
+    UnknownMethod,
+    to_wire,
+)
 from statestore.wire import PROTOCOL_VERSION
 from statestored import __version__, audit
 from statestored.access import Access
@@ -133,7 +142,12 @@ def hello(caller: Caller, about: object) -> Reply:
     }
     if asked is None:
         return pack(welcome)
-    session = service.engine.open_session(asked) if caller.role >= Role.WRITE else None
+    try:
+        if caller.role < Role.WRITE:
+            raise Forbidden("a session is for writes, and they need the role write")
+        session = service.engine.open_session(asked)
+    except (Forbidden, Unavailable) as error:
+        return _welcome_without_session(welcome, error)
     if isinstance(session, Held):
         return _welcome_later(caller, welcome, session)
     caller.session = session
@@ -150,17 +164,24 @@ def _asked_session(about: dict[Any, Any]) -> int | None:
 
 
 def _welcome_later(caller: Caller, welcome: dict[str, Any], opened: Held[int]) -> Future[bytes]:
-    """When the session is durable; where it cannot be, the caller has none."""
+    """Answer when the new session is durable; if it cannot become durable, the connection has none."""
     caller.session = opened.value
     answer: Future[bytes] = asyncio.get_running_loop().create_future()
 
     def tell(_: None, error: StateStoreError | None) -> None:
-        if error is not None:
+        if error is None:
+            answer.set_result(pack({**welcome, "session": opened.value}))
+        else:
             caller.session = None
-        answer.set_result(pack({**welcome, "session": caller.session}))
+            answer.set_result(_welcome_without_session(welcome, error))
 
     opened.until.then(tell, None)
     return answer
+
+
+def _welcome_without_session(welcome: dict[str, Any], error: StateStoreError) -> bytes:
+    """Say why there is none: if the error is one that passes, the client asks again before it writes."""
+    return pack({**welcome, "session": None, "session_error": to_wire(error)})
 
 
 def ping(_caller: Caller) -> Reply:

@@ -50,6 +50,12 @@ class Blocking(StateStorage):
     def clear(self) -> None:
         self._run(self._storage.clear())
 
+    def ping(self) -> None:
+        self._run(self._storage.ping())
+
+    def info(self) -> dict[str, Any]:
+        return self._run(self._storage.info())
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self

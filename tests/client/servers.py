@@ -48,6 +48,10 @@ class Server:
         self._thread.join(PATIENCE)
         self._loop.close()
 
+    def in_loop(self, function: Callable[[], object]) -> None:
+        """Calls it soon, where the connections are served."""
+        self._loop.call_soon_threadsafe(function)
+
     async def _handle(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.connections += 1
         try:

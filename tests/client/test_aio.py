@@ -505,9 +505,8 @@ async def test_while_the_store_is_known_to_be_away_calls_fail_at_once_and_few_co
         assert len(attempts) <= 3
 
 
-async def test_after_the_machine_was_suspended_writes_are_not_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_the_machine_was_suspended_writes_are_not_too_late() -> None:
     """The server's clock went on meanwhile, and ours did not."""
-    monkeypatch.setattr("statestore.aio.CLOCK_AGE", 0.0)
     suspended = 0.0
     with punctual(lambda: time.monotonic() + suspended) as server:
         async with storage_at(server.address, write_deadline=20.0) as storage:
@@ -520,7 +519,7 @@ async def test_after_the_machine_was_suspended_writes_are_not_too_late(monkeypat
 async def test_a_store_that_cannot_write_now_is_not_asked_on_ever_new_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("statestore.aio.CLOCK_AGE", 1000.0)
+    monkeypatch.setattr("statestore.renewal.PAUSE", (1000.0, 1000.0))
     refusals = iter(range(2 * TASKS))
 
     def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:

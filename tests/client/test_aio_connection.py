@@ -6,6 +6,7 @@ import random
 import ssl
 import stat
 import threading
+import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +21,7 @@ from statestore.address import parse_address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.deadline import Deadline
 from statestore.dial import open_sockets
-from statestore.protocol import ConnectionLost, WrongServer
+from statestore.protocol import ConnectionLost, NotSent, WrongServer
 from statestore.tls import client_context
 from tests.certificates import Authority
 from tests.client.servers import (
@@ -35,7 +36,7 @@ from tests.client.servers import (
     server_context,
 )
 from tests.daemon import Daemon
-from tests.server.waiting import eventually
+from tests.server.waiting import eventually, wait_until
 
 PATIENCE = 20.0  # seconds after which a test has hung
 AT_ONCE = "at once"
@@ -350,6 +351,50 @@ async def test_a_connection_that_has_fallen_silent_is_given_up_for_all() -> None
         assert not caught.value.sent
 
 
+def block(seconds: float) -> None:
+    """What runs in the loop takes so long."""
+    time.sleep(seconds)
+
+
+async def test_what_is_late_before_it_leaves_is_not_sent() -> None:
+    """The loop was blocked meanwhile."""
+    async with answered_by_hand() as (requests, connection):
+        late, other = ask(connection, "late", 0.05), ask(connection, "other")
+        await asyncio.sleep(0)
+        assert len(connection._unsent) == 2
+        block(0.1)
+        with pytest.raises(NotSent, match=r"no answer within 0\.05 s"):
+            await late
+        await eventually(lambda: requests.ids)
+        requests.answer("other")
+        assert await other == "other"
+
+
+async def test_an_answer_that_came_in_time_is_taken_however_late_the_loop_is() -> None:
+    async with answered_by_hand() as (_, connection):
+        asked = ask(connection, AT_ONCE, 0.2)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert connection._unsent == {}
+        block(0.4)
+        assert await asked == AT_ONCE
+
+
+async def test_nothing_is_sent_where_the_server_has_hung_up_while_the_loop_was_blocked() -> None:
+    async with answered_by_hand() as (requests, connection):
+        sent = ask(connection, "sent")
+        await eventually(lambda: requests.ids)
+        unsent = ask(connection, "unsent")
+        await asyncio.sleep(0)
+        requests.hang_up()
+        wait_until(connection._has_hung_up)
+        with pytest.raises(NotSent, match="the server closed the connection"):
+            await unsent
+        with pytest.raises(ConnectionLost, match="the server closed the connection") as caught:
+            await sent
+        assert caught.value.sent
+
+
 # Back-pressure
 
 
@@ -484,18 +529,43 @@ async def test_closing_ends_what_is_under_way_at_once() -> None:
                 await each
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-async def test_what_is_under_way_when_it_is_given_up_counts_as_sent() -> None:
+async def test_a_connection_that_is_retired_answers_what_was_asked_and_then_closes() -> None:
     async with answered_by_hand() as (requests, connection):
-        calls = [ask(connection, "a")]
-        await eventually(lambda: requests.ids)
-        calls.append(ask(connection, "b"))
+        calls = {what: ask(connection, what) for what in "abc"}
+        await eventually(lambda: len(requests.ids) == 3)
+        calls["d"] = ask(connection, "d")
         await asyncio.sleep(0)
-        connection.give_up()
-        failures = await asyncio.gather(*calls, return_exceptions=True)
-        assert [getattr(each, "sent", None) for each in failures] == [True, True]
+        connection.retire()
+        await eventually(lambda: len(requests.ids) == 4)
+        calls["b"].cancel()
+        for what in "acd":
+            assert connection.lost is None
+            requests.answer(what)
+            assert await calls[what] == what
+        assert connection.lost is not None, "nobody waits for the answer that is missing"
 
 
+@pytest.mark.parametrize("how", ["idle", "cancelled", "late"])
+async def test_a_connection_that_is_retired_closes_though_an_answer_is_missing(how: str) -> None:
+    async with answered_by_hand() as (requests, connection):
+        if how == "idle":
+            connection.retire()
+        else:
+            asked = ask(connection, "a", PATIENCE if how == "cancelled" else 0.2)
+            await eventually(lambda: requests.ids)
+            assert await ask(connection, AT_ONCE) == AT_ONCE
+            connection.retire()
+            assert connection.lost is None
+            if how == "cancelled":
+                asked.cancel()
+            with suppress(asyncio.CancelledError, ConnectionLost):
+                await asked
+        assert connection.lost is not None
+        with pytest.raises(NotSent):
+            await ask(connection, "next")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 async def test_a_child_of_a_fork_gives_its_copy_back_and_leaves_the_parents_alone() -> None:
     async with answered_by_hand() as (requests, connection):
         assert connection._transport is not None

@@ -21,10 +21,11 @@ from statestore import (
     Uncertain,
     UnknownMethod,
 )
+from statestore.address import parse_addresses
 from statestore.calls import FIRST_PATIENCE, LAST_ATTEMPT, STEP, WRITES, Call
 from statestore.deadline import Deadline
 from statestore.errors import from_wire
-from statestore.protocol import ConnectionLost, Response, Welcome, WrongServer
+from statestore.protocol import ConnectionLost, NotSent, Response, Welcome, WrongServer
 from statestore.store import CALM, Store
 from tests.client.timing import Clock
 
@@ -32,6 +33,8 @@ KEY = ("m", "a", "A")
 RESULTS = {"get": "A", "set_all": 1, "compare_and_set": [True, "A"]}
 SESSIONS = frozenset({"sessions", "not_after"})
 LOST, REFUSED = ConnectionLost("reset", sent=True), ConnectionLost("refused", sent=False)
+UNSENT, LATE = NotSent("reset"), TimeoutError("no answer within 2 s")
+NO_ROOM, READ_ONLY = Unavailable("no room"), Forbidden("needs the role write")
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +54,10 @@ def call(store: Store, method: str = "set", seconds: float = 10) -> Call:
     return Call(store, method, KEY, Deadline(seconds))
 
 
-def welcome(session: int | None = 7, features: frozenset[str] = SESSIONS) -> Welcome:
-    return Welcome("s1", 1, Limits(), session, features, time=5000.0, received=time.monotonic())
+def welcome(
+    session: int | None = 7, features: frozenset[str] = SESSIONS, error: StateStoreError | None = None
+) -> Welcome:
+    return Welcome("s1", 1, Limits(), session, features, 5000.0, time.monotonic(), error)
 
 
 def wait(call: Call, clock: Clock) -> float:
@@ -97,6 +102,142 @@ def test_a_server_is_sent_what_it_knows(store: Store) -> None:
     assert set(call(store).parameters(welcome(7, frozenset({"sessions"})))[-1]) == {"seq", "oldest"}
 
 
+# Each combination of what is asked, the connection's greeting, and what becomes of the first attempt
+
+GREETINGS: dict[str, Callable[[], Welcome]] = {
+    "a session": welcome,
+    "no sessions known": lambda: welcome(None, frozenset()),
+    "may not write": lambda: welcome(None, error=READ_ONLY),
+}
+# What becomes of an attempt, and what the caller gets; None: another attempt is made. The last of them is the caller's
+# only if the call cannot be repeated: if it is a write without a number.
+ATTEMPTS: dict[str, tuple[Exception, type[StateStoreError] | None]] = {
+    "no connection": (REFUSED, None),
+    "broken before it was sent": (UNSENT, None),
+    "too late to be sent": (LATE, None),
+    "refused for now": (NO_ROOM, None),
+    "refused for good": (Full("no"), Full),
+    "no answer": (LOST, Uncertain),
+}
+
+
+def attempt(asking: Call, greeting: Welcome, outcome: Exception) -> None:
+    """Raises what ends the call."""
+    asking.parameters(greeting)
+    if isinstance(outcome, StateStoreError):
+        assert not asking.answered(Response(1, outcome, None))
+    else:
+        asking.failed(outcome)
+
+
+@pytest.mark.parametrize("outcome", ATTEMPTS)
+@pytest.mark.parametrize("greeting", GREETINGS)
+@pytest.mark.parametrize("method", [*sorted(WRITES), "get"])
+def test_what_becomes_of_a_call_after_its_first_attempt(
+    store: Store, clock: Clock, method: str, greeting: str, outcome: str
+) -> None:
+    asking, greeted = call(store, method), GREETINGS[greeting]()
+    happens, error = ATTEMPTS[outcome]
+    is_repeatable = method == "get" or greeting == "a session"
+    if error is Uncertain and is_repeatable:
+        error = None
+    if error is not None:
+        with pytest.raises(error):
+            attempt(asking, greeted, happens)
+        return
+    attempt(asking, greeted, happens)
+    is_in_doubt = happens is LOST and method in WRITES
+    options: Any = asking.parameters(greeted)[-1]
+    if method in WRITES and greeting == "a session":
+        assert options["seq"] == 1, "it keeps its number"
+    clock.now += 10
+    with pytest.raises(Uncertain if is_in_doubt else Unavailable, match=r"gave up after 10 s"):
+        asking.failed(REFUSED)
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome, (_, error) in ATTEMPTS.items() if error is not Full])
+@pytest.mark.parametrize("then", ["another session", "no session now", "no session for it", "no sessions known"])
+@pytest.mark.parametrize("method", sorted(WRITES))
+def test_what_becomes_of_a_write_whose_session_is_gone_at_its_second_attempt(
+    store: Store, method: str, then: str, outcome: str
+) -> None:
+    asking, happens = call(store, method), ATTEMPTS[outcome][0]
+    attempt(asking, welcome(7), happens)
+    greeted = {
+        "another session": lambda: welcome(8),
+        "no session now": lambda: welcome(None, error=NO_ROOM),
+        "no session for it": lambda: welcome(None, error=READ_ONLY),
+        "no sessions known": lambda: welcome(None, frozenset()),
+    }[then]()
+    if then == "no session now":
+        refusal = asking.refusal(greeted)
+        assert refusal is not None
+        assert not asking.answered(refusal), "it waits for a session, and whether that is its own"
+        attempt(asking, welcome(7), UNSENT)
+    elif happens is LOST:
+        with pytest.raises(Uncertain) as caught:
+            asking.parameters(greeted)
+        with pytest.raises(Uncertain, match=rf"the session in which it was sent is lost; {method} may have been"):
+            asking.failed(caught.value)
+    else:
+        options: dict[str, Any] = dict(*asking.parameters(greeted)[len(KEY) :])
+        assert options.get("seq") == (2 if then == "another session" else None)
+
+
+@pytest.mark.parametrize("method", [*sorted(WRITES), "get"])
+def test_only_a_write_waits_for_the_session_that_a_server_cannot_give_now(
+    store: Store, clock: Clock, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    asking, greeted = call(store, method), welcome(None, error=NO_ROOM)
+    refusal = asking.refusal(greeted)
+    if method == "get":
+        assert refusal is None
+        return
+    assert refusal is not None
+    deadline = clock.now + 10
+
+    def attempts() -> None:
+        while not asking.answered(refusal):
+            wait(asking, clock)
+
+    with pytest.raises(Unavailable, match=r"^there:1: no room; gave up after 10 s$"):
+        attempts()
+    assert clock.now == pytest.approx(deadline)
+    assert store.outage is None, "that a store accepts no writes is no outage"
+    assert caplog.messages == ["state store unavailable: there:1: no room; gave up after 10 s"]
+
+
+def test_a_session_is_asked_for_about_once_a_second_while_there_is_none(store: Store, clock: Clock) -> None:
+    lacking = welcome(None, error=NO_ROOM)
+    store.accepts(parse_addresses("there:1")[0], lacking, 0)
+    asked = 0
+    for _ in range(1000):  # 10 s
+        asked += sum(call(store).needs_another(lacking) for _ in range(10))
+        clock.now += 0.01
+    assert 7 <= asked <= 10
+    assert not call(store, "get").needs_another(lacking)
+
+
+def test_once_there_is_a_session_all_connections_without_one_are_replaced(store: Store) -> None:
+    lacking, there = welcome(None, error=NO_ROOM), parse_addresses("there:1")[0]
+    store.accepts(there, lacking, 0)
+    store.accepts(there, welcome(7), 0)
+    assert all(call(store).needs_another(lacking) for _ in range(8))
+    assert not call(store).needs_another(welcome(7))
+    assert not call(store).needs_another(welcome(None, frozenset()))
+
+
+def test_a_client_that_was_not_allowed_to_write_looks_about_once_a_second_whether_it_is_now(
+    store: Store, clock: Clock
+) -> None:
+    greeted = welcome(None, error=READ_ONLY)
+    store.accepts(parse_addresses("there:1")[0], greeted, 0)
+    assert not any(call(store).needs_another(greeted) for _ in range(8))
+    clock.now += 2
+    assert [call(store).needs_another(greeted) for _ in range(3)] == [True, False, False]
+    assert call(store).refusal(greeted) is None
+
+
 # A failed attempt
 
 
@@ -109,20 +250,16 @@ def test_a_lost_connection_is_no_reason_to_give_up(store: Store, method: str) ->
     assert asking.answered(Response(1, None, RESULTS.get(method)))
 
 
-def test_without_a_session_a_compare_and_set_is_uncertain_once_it_was_sent(store: Store) -> None:
-    asking = call(store, "compare_and_set")
-    asking.parameters(welcome(None))
-    asking.failed(REFUSED)
-    with pytest.raises(Uncertain, match=r"^there:1: reset; compare_and_set may have been applied$"):
-        asking.failed(LOST)
-
-
-@pytest.mark.parametrize("method", sorted(WRITES - {"compare_and_set"}))
-def test_without_a_session_the_others_are_sent_again(store: Store, method: str) -> None:
+@pytest.mark.parametrize("method", sorted(WRITES))
+def test_without_a_session_a_write_is_uncertain_once_it_was_sent(store: Store, method: str) -> None:
     asking = call(store, method)
     asking.parameters(welcome(None))
-    asking.failed(LOST)
-    assert asking.answered(Response(1, None, RESULTS.get(method)))
+    asking.failed(REFUSED)
+    asking.parameters(welcome(None))
+    with pytest.raises(Uncertain, match=rf"^there:1: reset; {method} may have been applied$"):
+        asking.failed(LOST)
+    with pytest.raises(Uncertain):
+        asking.parameters(welcome(7))
 
 
 def test_what_was_sent_in_a_session_that_is_lost_is_uncertain(store: Store) -> None:
@@ -139,7 +276,8 @@ def test_what_was_not_sent_goes_into_the_new_session(store: Store) -> None:
     asking = call(store)
     asking.parameters(welcome(7))
     asking.failed(REFUSED)
-    assert asking.parameters(welcome(8))[-1]["seq"] == 1
+    assert asking.parameters(welcome(8))[-1] == {"seq": 2, "oldest": 2, "not_after": 5010.0}
+    assert list(store.session.unanswered.values()) == [2]
 
 
 def test_what_was_sent_with_a_number_is_not_sent_without(store: Store) -> None:
@@ -238,14 +376,13 @@ def test_an_error_that_stays_is_the_callers(store: Store, session: int | None) -
     assert caught.value is error
 
 
-@pytest.mark.parametrize("session", [None, 7])
 @pytest.mark.parametrize("refusal", [Full, Forbidden, TooLong])
 def test_that_a_repeated_write_is_refused_says_nothing_of_its_first_attempt(
-    store: Store, session: int | None, refusal: type[StateStoreError]
+    store: Store, refusal: type[StateStoreError]
 ) -> None:
     """That may still be under way: a server remembers the numbers of what it applied, not of what it refused."""
     asking = call(store)
-    asking.parameters(welcome(session))
+    asking.parameters(welcome())
     asking.failed(LOST)
     with pytest.raises(Uncertain, match=r"^there:1: no; set may have been applied$"):
         asking.answered(Response(1, refusal("no"), None))
@@ -336,11 +473,41 @@ def test_what_is_refused_until_the_time_is_over_is_unavailable(store: Store, clo
     assert store.outage is None
 
 
+def test_what_was_sent_and_had_no_answer_is_uncertain_though_all_later_attempts_are_refused(
+    store: Store, clock: Clock
+) -> None:
+    asking = call(store)
+    asking.parameters(welcome())
+    asking.failed(LOST)
+    for _ in range(5):
+        asking.parameters(welcome())
+        assert not asking.answered(Response(1, Unavailable("the disk is full"), None))
+    clock.now += 10
+    with pytest.raises(Uncertain, match="the disk is full; gave up after 10 s; set may have been applied"):
+        asking.answered(Response(1, Unavailable("the disk is full"), None))
+
+
+def test_no_attempt_is_made_after_the_deadline(store: Store, clock: Clock) -> None:
+    asking = call(store)
+    assert not asking.answered(Response(1, Unavailable("the disk is full"), None))
+    clock.now += 10
+    with pytest.raises(Unavailable, match=r"^there:1: the disk is full; gave up after 10 s$"):
+        asking.pause()
+    assert store.outage is None
+
+
 # Pauses
 
 
-def test_a_lost_connection_is_replaced_at_once_and_then_the_pauses_grow(store: Store, clock: Clock) -> None:
+def test_a_connection_that_broke_before_a_call_was_sent_is_replaced_at_once(store: Store, clock: Clock) -> None:
     asking = call(store)
+    asking.failed(UNSENT)
+    assert store.outage is None
+    assert wait(asking, clock) == 0
+
+
+def test_a_lost_connection_is_replaced_at_once_and_then_the_pauses_grow(store: Store, clock: Clock) -> None:
+    asking = call(store, "get")
     waits = []
     for _ in range(9):
         asking.failed(LOST)
@@ -349,7 +516,7 @@ def test_a_lost_connection_is_replaced_at_once_and_then_the_pauses_grow(store: S
 
 
 def test_the_longest_pause_stays_after_however_many_attempts(store: Store, clock: Clock) -> None:
-    asking = call(store, seconds=1e6)
+    asking = call(store, "get", seconds=1e6)
     for _ in range(1100):
         asking.failed(LOST)
     assert wait(asking, clock) == pytest.approx(1)
@@ -378,9 +545,10 @@ def test_a_last_attempt_is_made_just_before_the_end(store: Store, clock: Clock) 
     assert wait(asking, clock) == pytest.approx(0.5 - LAST_ATTEMPT)
     asking.check_turn()
     asking.failed(REFUSED)
-    assert wait(asking, clock) == pytest.approx(LAST_ATTEMPT)
+    last = clock.now
     with pytest.raises(Unavailable, match=r"refused; gave up after 1 s"):
-        asking.failed(TimeoutError())
+        wait(asking, clock)
+    assert clock.now - last == pytest.approx(LAST_ATTEMPT)
 
 
 def test_a_call_fails_at_once_where_the_store_has_been_away_for_longer_than_it_may_take(
@@ -455,10 +623,3 @@ def test_a_silent_connection_is_given_up_before_the_deadline_where_that_does_no_
         asking.parameters(welcome(session))
     assert writing[7].patience().seconds == FIRST_PATIENCE
     assert writing[None].patience().seconds == 100
-
-
-def test_it_is_looked_before_sending_only_what_cannot_be_sent_twice(store: Store) -> None:
-    assert call(store, "compare_and_set").must_not_be_lost(welcome(None))
-    assert not call(store, "compare_and_set").must_not_be_lost(welcome(7))
-    assert not call(store, "set").must_not_be_lost(welcome(None))
-    assert not call(store, "get").must_not_be_lost(welcome(None))

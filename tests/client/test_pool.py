@@ -11,25 +11,25 @@ from unittest.mock import Mock
 
 import pytest
 
-from statestore import Limits, Unavailable, forks
+from statestore import Limits, ShuttingDown, Unavailable, forks
 from statestore import pool as pool_module
-from statestore.calls import Call
+from statestore.calls import WRITES, Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
 from statestore.pool import BY, Place, Pool
 from statestore.protocol import ConnectionLost, Response, Welcome
 from statestore.store import Store
 from tests.client.scripts import run_script
+from tests.client.timing import Clock
 from tests.server.waiting import wait_until
 
 PATIENCE = 20.0  # seconds after which a test has hung
 
 
 class FakeConnection:
-    welcome = Welcome("s1", 1, Limits())
-
-    def __init__(self, answer: Callable[[str], Any]) -> None:
+    def __init__(self, answer: Callable[[str], Any], welcome: Welcome) -> None:
         self._answer = answer
+        self.welcome = welcome
         self.calls: list[str] = []
         self.is_stale = False
         self.closed = 0
@@ -51,11 +51,12 @@ class Factory:
         self.made: list[FakeConnection] = []
         self.answer: Callable[[str], Any] = str.upper
         self.failure: BaseException | None = None
+        self.welcome = Welcome("s1", 1, Limits())
 
     def __call__(self, _call: Call) -> Connection:
         if self.failure is not None:
             raise self.failure
-        self.made.append(FakeConnection(lambda method: self.answer(method)))
+        self.made.append(FakeConnection(lambda method: self.answer(method), self.welcome))
         return cast(Connection, self.made[-1])
 
     def open(self) -> int:
@@ -67,8 +68,8 @@ def factory() -> Factory:
     return Factory()
 
 
-def ask(pool: Pool, method: str = "get", seconds: float = PATIENCE) -> Any:
-    return pool.call(Call(reached(), method, (), Deadline(seconds))).result
+def ask(pool: Pool, method: str = "get", seconds: float = PATIENCE, store: Store | None = None) -> Any:
+    return pool.call(Call(store or reached(), method, (), Deadline(seconds))).result
 
 
 def reached() -> Store:
@@ -298,26 +299,62 @@ def test_what_fails_before_anything_was_sent_costs_no_connection(
     assert [connection.calls for connection in factory.made] == [["get", "get"]]
 
 
-@pytest.mark.parametrize(("method", "connections"), [("set", 1), ("compare_and_set", 2)])
-def test_only_for_what_cannot_be_repeated_is_it_looked_whether_the_server_has_hung_up(
-    factory: Factory, method: str, connections: int
+@pytest.mark.parametrize(("method", "connections"), [("get", 2), *((method, 3) for method in sorted(WRITES))])
+def test_a_write_is_not_sent_on_a_connection_on_which_the_server_has_hung_up(
+    factory: Factory, gate: Gate, method: str, connections: int
 ) -> None:
-    pool = Pool(factory, 1)
-    ask(pool)
+    """It would be in doubt then. The other connections, which nobody uses, are not trusted either."""
+    pool = Pool(factory, 2)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(ask, pool) for _ in range(2)]
+        assert all(gate.entered.acquire(timeout=PATIENCE) for _ in calls)
+        gate.open.set()
     factory.made[0].is_stale = True
+    factory.made[1].is_stale = True
     ask(pool, method)
     assert len(factory.made) == connections
-    assert factory.made[-1].calls[-1] == method
+    assert method in factory.made[-1].calls or method == "get"
+    assert factory.open() == (2 if method == "get" else 1)
+
+
+def test_a_connection_without_a_session_is_for_reads_only(factory: Factory) -> None:
+    """A write replaces it when a session may be had again, and the reads go on by it until then."""
+    lacking = Welcome("s1", 1, Limits(), session_error=Unavailable("no room"))
+    pool, store = Pool(factory, 1), reached()
+    store.renewal.put_off()
+    store.session.joins(0, None)
+    factory.welcome = lacking
+    ask(pool, store=store)
+    response = pool.call(Call(store, "set", (), Deadline(PATIENCE)))
+    assert isinstance(response.error, Unavailable)
+    factory.failure = ConnectionLost("connection refused", sent=False)
+    store.session.joins(0, 7)
+    with pytest.raises(ConnectionLost):
+        ask(pool, "set", store=store)
+    assert ask(pool, store=store) == "GET"
+    factory.failure, factory.welcome = None, Welcome("s1", 1, Limits(), session=7)
+    assert ask(pool, "set", store=store) == "SET"
+    assert [connection.calls for connection in factory.made] == [["get", "get"], ["set"]]
     assert factory.open() == 1
 
 
-def test_whoever_cannot_answer_now_is_not_asked_again(factory: Factory) -> None:
+def test_a_connection_that_brings_refusals_is_replaced_about_once_a_second(factory: Factory, clock: Clock) -> None:
     pool = Pool(factory, 1)
     factory.answer = lambda _: Unavailable("the disk is full")
-    ask(pool)
-    assert factory.open() == 0
+    for _ in range(1000):  # 10 s
+        ask(pool)
+        clock.now += 0.01
+    assert 7 <= len(factory.made) <= 11
     factory.answer = str.upper
     assert ask(pool, seconds=0.5) == "GET"
+
+
+def test_a_server_that_is_about_to_end_is_not_asked_again(factory: Factory) -> None:
+    pool = Pool(factory, 1)
+    factory.answer = lambda _: ShuttingDown("soon")
+    for _ in range(3):
+        ask(pool)
+    assert (len(factory.made), factory.open()) == (3, 0)
 
 
 def test_dropping_what_is_idle_leaves_the_busy_alone(factory: Factory, gate: Gate) -> None:

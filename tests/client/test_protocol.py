@@ -1,13 +1,14 @@
 """The client's side of a connection, fed by hand."""
 
 from contextlib import suppress
+from typing import Any
 
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestore import Limits, TooLong, Unavailable
+from statestore import Forbidden, Limits, StateStoreError, TooLong, Unavailable
 from statestore._version import __version__
 from statestore.protocol import MAX_REPLY, READ_SIZE, ClientProtocol, Response, Welcome, WrongServer, identify
 from statestore.wire import NOTIFICATION, RESPONSE, Decoder, packer
@@ -200,6 +201,27 @@ def test_a_welcome_says_the_session_the_features_and_the_time(monkeypatch: pytes
     assert (welcome.session, welcome.features) == (2**62, {"sessions", "later"})
     assert welcome.server_time(at=52.0) == 1002.5
     assert Welcome.parse(GREETING | {"session": None}).session is None
+
+
+@pytest.mark.parametrize(
+    ("welcome", "error", "words"),
+    [
+        ({"session": 7, "features": ["sessions"]}, None, ""),
+        ({}, None, ""),
+        ({"session_error": "unavailable: no room"}, None, ""),
+        ({"session": None, "features": ["sessions"], "session_error": "unavailable: no room"}, Unavailable, "no room"),
+        ({"session": None, "features": ["sessions"], "session_error": "forbidden: no"}, Forbidden, "no"),
+        ({"session": None, "features": ["sessions"], "session_error": "later: no"}, StateStoreError, "later: no"),
+        ({"session": None, "features": ["sessions"]}, Unavailable, "the server gives no session now"),
+        ({"session": None, "features": ["sessions"], "session_error": 5}, Unavailable, "gives no session now"),
+    ],
+)
+def test_why_there_is_no_session_is_known_of_a_server_that_knows_them(
+    welcome: dict[str, Any], error: type[Exception] | None, words: str
+) -> None:
+    found = Welcome.parse(GREETING | welcome).session_error
+    assert (None if found is None else type(found)) is error
+    assert found is None or words in found.detail
 
 
 @pytest.mark.parametrize(

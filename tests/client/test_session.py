@@ -20,6 +20,14 @@ def busy_threads() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
+def test_whether_a_session_was_refused_is_what_the_last_hello_was_told() -> None:
+    session = Session()
+    assert not session.is_refused
+    for asked, given, is_refused in ((0, None, True), (0, 7, False), (7, None, True), (7, 7, False), (7, 8, False)):
+        assert session.joins(asked, given)
+        assert session.is_refused == is_refused
+
+
 def test_writes_have_numbers_in_their_order() -> None:
     session = Session()
     assert [session.number(object()) for _ in range(3)] == [1, 2, 3]

@@ -121,6 +121,11 @@ def test_of_one_outage_there_is_one_since_and_the_last_failure(store: Store) -> 
     assert first.failure is last
 
 
+def test_a_connection_that_was_just_greeted_is_not_replaced(store: Store) -> None:
+    assert store.accepts(THERE, Welcome("s1", 1, SMALL), 0)
+    assert not store.renewal.is_due()
+
+
 def test_a_child_has_reached_nobody_yet(store: Store) -> None:
     forks._after_fork_in_child()
     assert store.outage is not None

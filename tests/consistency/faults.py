@@ -148,10 +148,25 @@ def lost_session_ignored(patch: Patch) -> None:
 
     def parameters_anew(call: Call, welcome: Welcome) -> tuple[Any, ...]:
         if call._session != welcome.session:
-            call._session, call._number = None, 0
+            call._is_in_doubt = False
         return parameters(call, welcome)
 
     patch.setattr(Call, "parameters", parameters_anew)
+
+
+def sessions_not_waited_for(patch: Patch) -> None:
+    """A write goes out without a number if there is no session now."""
+    patch.setattr(Call, "refusal", lambda _call, _welcome: None)
+
+
+def writes_without_a_number_repeated(patch: Patch) -> None:
+    patch.setattr(Call, "_is_repeatable", lambda _call, _failure: True)
+    patch.setattr(Call, "_is_in_doubt", property(lambda _: False, lambda _call, _value: None))
+
+
+def dead_connections_written_to(patch: Patch) -> None:
+    """It is not looked whether the server has hung up before a write is sent."""
+    patch.setattr(Connection, "is_stale", False)
 
 
 def oldest_passes_the_unanswered(patch: Patch) -> None:
@@ -183,3 +198,8 @@ def sessions_end_soon(patch: Patch) -> None:
     """When nobody is connected."""
     patch.setattr(leases, "LIFETIME", 0.0)
     patch.setattr(embedded, "LOOK_EVERY", 0.01)
+
+
+def one_session_at_a_time(patch: Patch) -> None:
+    """No client gets one while another's is in use."""
+    patch.setattr(embedded, "MAX_SESSIONS", 1)

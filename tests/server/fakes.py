@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Self, TypeVar, cast
 
 import pytest
 
-from statestore.errors import StateStoreError
+from statestore.errors import StateStoreError, Unavailable
 from statestored import files
 from statestored.access import Access
 from statestored.commands import Service
@@ -39,6 +39,9 @@ class SettledAtOnce:
 
     def __init__(self, states: States) -> None:
         self._states = states
+
+    def check(self) -> None:
+        """There is always room."""
 
     def commit(self, effects: Sequence[Effect]) -> None:
         self._states.apply(effects, commits.now() // MS_A_DAY)
@@ -81,7 +84,8 @@ class LaterEngine:
 
     def snapshot_soon(self) -> None: ...
 
-    def open_session(self, _asked: int) -> None: ...
+    def open_session(self, _asked: int) -> int:
+        raise Unavailable("there are none")
 
     def leave_session(self, _session: int) -> None: ...
 

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import math
+import re
 import select
 import sys
 import termios
@@ -975,6 +976,7 @@ def test_who_may_only_read_gets_no_session(service: Service, monkeypatch: pytest
     monkeypatch.setattr(Caller, "become", lambda caller, _: become(caller, Role.READ))
     (welcome,) = Wire(service).ask(hello(1, session=0))
     assert welcome[3]["session"] is None
+    assert code_of(welcome[3]["session_error"]) == "forbidden"
     assert sessions_of(service) == 0
 
 
@@ -985,7 +987,9 @@ def test_the_end_of_its_last_connection_leaves_a_session(service: Service, monke
     second = Wire(service)
     second.ask(hello(1, session=session))
     first.hang_up()
-    assert Wire(service).ask(hello(1, session=0))[0][3]["session"] is None
+    (welcome,) = Wire(service).ask(hello(1, session=0))
+    assert welcome[3]["session"] is None
+    assert welcome[3]["session_error"] == "unavailable: all 1 sessions are in use"
     second.hang_up()
     assert Wire(service).ask(hello(1, session=0))[0][3]["session"] not in (None, session)
 
@@ -1026,11 +1030,13 @@ async def test_where_a_new_session_cannot_be_written_there_is_none(
         await eventually(lambda: len(wire.read()) == 3)
         told = {answer[1]: answer for answer in wire.read()}
         assert told[1][2:] == [None, {**told[1][3], "session": None}]
+        assert re.match("unavailable: .*no room", told[1][3]["session_error"])
         assert error_of(told[2]) == "unavailable"
         assert told[3] == ok(3, "START")
         assert [error_of(answer) for answer in wire.ask(once(4, 2, "A"))] == ["bad_request"]
         wire.hang_up()
-        assert Wire(service).ask(hello(1, session=0))[0][3]["session"] is None
+        (again,) = Wire(service).ask(hello(1, session=0))
+        assert (again[3]["session"], again[3]["session_error"]) == (None, told[1][3]["session_error"])
         assert sessions_of(service) == 0
         disk.make_room()
 

@@ -1006,7 +1006,8 @@ async def test_where_nothing_can_be_written_there_is_no_new_session(
             await settled(refused)
         engine.leave_session(refused.value)
         assert engine._leases.end_one() is None
-        assert engine.open_session(0) is None
+        with pytest.raises(Unavailable, match="no room"):
+            engine.open_session(0)
         assert engine.open_session(known) == known
         assert engine.info()["sessions"] == 1
         disk.make_room()
@@ -1021,13 +1022,15 @@ async def test_the_session_that_was_left_first_makes_room_for_a_new_one(
     monkeypatch.setattr(embedded_module, "MAX_SESSIONS", 3)
     async with opened(tmp_path) as engine:
         first, second, third = [await new_session(engine) for _ in range(3)]
-        assert engine.open_session(0) is None
+        with pytest.raises(Unavailable, match="all 3 sessions are in use"):
+            engine.open_session(0)
         engine.leave_session(second)
         engine.leave_session(first)
         fourth = await new_session(engine)
         assert set(engine.states.sessions) == {first, third, fourth}
         assert engine.open_session(first) == first
-        assert engine.open_session(0) is None
+        with pytest.raises(Unavailable, match="all 3 sessions are in use"):
+            engine.open_session(0)
 
 
 async def test_sessions_end_some_time_after_they_were_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

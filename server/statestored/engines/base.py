@@ -150,10 +150,11 @@ class Engine(Protocol):
     def space(self, name: bytes) -> Space:
         """Raises Full where there are too many namespaces."""
 
-    def open_session(self, asked: int) -> int | Held[int] | None:
-        """For one more connection: the session that was asked for, else a new one, or None where none can be had.
+    def open_session(self, asked: int) -> int | Held[int]:
+        """Return the session that one more connection is in: the one that it asked for if it is known, else a new one.
 
-        Where the opening of a new one is taken back there is no such session.
+        If the opening of a new one is rolled back, there is no such session. Raises Unavailable if it is not known and
+        no new one can be opened now.
         """
 
     def leave_session(self, session: int) -> None:

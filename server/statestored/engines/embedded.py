@@ -102,18 +102,16 @@ class EmbeddedEngine:
     def snapshot_soon(self) -> None:
         self.saver.ask()
 
-    def open_session(self, asked: int) -> int | Held[int] | None:
+    def open_session(self, asked: int) -> int | Held[int]:
         sessions = self.states.sessions
         if sessions.get(asked) is not None:
             self._leases.take(asked)
             return asked
         if len(sessions) >= MAX_SESSIONS and not self._end_one():
-            return None
+            self.commits.check()
+            raise Unavailable(f"all {MAX_SESSIONS} sessions are in use")
         new = 1 + secrets.randbelow(MAX_NEW_SESSION)  # nobody can guess another client's
-        try:
-            batch = self.commits.commit(((OPENED, new),))
-        except Unavailable:
-            return None
+        batch = self.commits.commit(((OPENED, new),))
         self._leases.take(new)
         if batch is None:
             return new
