@@ -10,7 +10,7 @@ INPUTS ?= 1000000
 GUIDED ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test torture demo bench lint format clean
+.PHONY: help run test test-lowest torture demo bench lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,12 @@ run: $(VENV)/server ## Start the daemon on 127.0.0.1:7828, states in ~/.local/st
 test: $(VENV)/dev tests/foreign/node_modules ## Run all tests
 	tests/install-tools.sh
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+test-lowest: $(VENV)/dev tests/foreign/node_modules ## Run the unit tests with the lowest versions that pyproject.toml allows
+	tests/install-tools.sh
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest --numprocesses 4 --dist worksteal $(PYTEST_ARGS) tests/client tests/server
 
 torture: $(VENV)/dev $(VENV)/fuzz ## The long tests: kills, interrupts, histories, real mail, fuzzed input, hostile clients
 	tests/install-tools.sh
