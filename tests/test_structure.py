@@ -31,6 +31,7 @@ CLIENT_ORDER = [
     "connection",
     "pool",
     "settings",
+    "copies",
     "storage",
     "aio_connection",
     "aio",

@@ -11,10 +11,11 @@ from statestore.address import Address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.base import Entry, Pair, Sender, Swap, Triple
 from statestore.calls import WRITES, Call
+from statestore.copies import Copyable
 from statestore.deadline import Deadline
 from statestore.dial import Candidates
 from statestore.errors import BadRequest, Unavailable
-from statestore.forks import begin_anew_in_child
+from statestore.forks import detect_fork, reset_after_fork
 from statestore.protocol import ConnectionLost
 from statestore.results import counted, counted_by_state
 from statestore.settings import Settings
@@ -30,7 +31,7 @@ CLOCK_AGE = 1.0
 WRITES_AT_ONCE = 1000  # a session remembers 1,024 numbers; the rest is for those that are answered out of turn
 
 
-class AsyncRemoteStorage:
+class AsyncRemoteStorage(Copyable):
     """The states that the daemon at `address` holds, for any number of coroutines of one event loop.
 
     The settings, the methods and their errors are those of `RemoteStorage`, but for `pool`: all calls share one
@@ -55,17 +56,22 @@ class AsyncRemoteStorage:
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        settings = self._settings = Settings.gather(
-            address=address,
-            namespace=namespace,
-            token=token,
-            tls=tls,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            deadline=deadline,
-            write_deadline=write_deadline,
-            store_id=store_id,
+        self._set_up(
+            Settings.gather(
+                address=address,
+                namespace=namespace,
+                token=token,
+                tls=tls,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                deadline=deadline,
+                write_deadline=write_deadline,
+                store_id=store_id,
+            )
         )
+
+    def _set_up(self, settings: Settings) -> None:
+        self._settings = settings
         self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
         self._store = Store(settings.where, settings.store_id)
         self._closings = 0
@@ -73,7 +79,7 @@ class AsyncRemoteStorage:
         self._connection: AsyncConnection | None = None
         self._attempt: asyncio.Task[AsyncConnection | Exception] | None = None  # to connect
         self._room = asyncio.Semaphore(WRITES_AT_ONCE)
-        begin_anew_in_child(self)
+        reset_after_fork(self)
 
     async def get(self, module: str, sender: Sender) -> str:
         self._store.limits.check_key(module, sender)
@@ -277,6 +283,7 @@ class AsyncRemoteStorage:
             connection.close()
 
     def _enter_loop(self) -> None:
+        detect_fork()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():

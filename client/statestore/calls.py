@@ -17,6 +17,7 @@ from statestore.errors import (
     Uncertain,
     UnknownMethod,
 )
+from statestore.forks import detect_fork
 from statestore.outage import Outage
 from statestore.protocol import ConnectionLost, Response, Welcome, WrongServer
 from statestore.results import fits
@@ -56,7 +57,6 @@ class Call:
         "_failure",
         "_is_last",
         "_not_before",
-        "_number",
         "_sent",
         "_session",
         "_store",
@@ -76,7 +76,6 @@ class Call:
         self._is_last = False
         self._sent = False  # whether it is a write that may have reached the server
         self._session: int | None = None  # in which it was sent last
-        self._number = 0
 
     # Step 1
 
@@ -85,6 +84,7 @@ class Call:
 
         Raises Unavailable, or what refuses us there, where the store has been away for longer than the call may take.
         """
+        detect_fork()
         outage = self._store.outage
         if outage is None and not self._attempts:
             return 0.0
@@ -131,9 +131,9 @@ class Call:
                 raise Uncertain("the session in which it was sent is lost")
             self._session = welcome.session
         if self._session is not None:
-            self._number = self._number or self._store.session.number(self)
-            options["seq"] = self._number
-            options["oldest"] = self._store.session.oldest(self._number)
+            number = self._store.session.number(self)
+            options["seq"] = number
+            options["oldest"] = self._store.session.oldest(number)
         if "not_after" in welcome.features:
             options["not_after"] = welcome.server_time(self.deadline.at)
         return (*self.params, options) if options else self.params

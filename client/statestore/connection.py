@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
 from statestore.dial import TICK, connect, reason
+from statestore.forks import ProcessBound, detect_fork
 from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, Response, Welcome, WrongServer, identify
 from statestore.tls import Tls
 
@@ -34,7 +35,7 @@ QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", TLS_QUESTION)
 _NOT_WAITING = getattr(socket, "MSG_DONTWAIT", 0)
 
 
-class Connection:
+class Connection(ProcessBound):
     """Greeted and ready. After any exception out of `call` the owner must `close` it: a late answer may still come."""
 
     def __init__(
@@ -95,6 +96,7 @@ class Connection:
                 try:
                     sent = self._socket.send(data)
                     if sent == len(data) and self._is_readable(TICK * 1000):
+                        detect_fork()  # a signal handler may have forked meanwhile: the answer is its parent's
                         received = self._socket.recv(READ_SIZE)
                         receive = self._protocol.receive if received and self._tls is None else self._take
                         response = receive(received)
@@ -170,7 +172,7 @@ if hasattr(select, "poll"):
         poller.register(sock, select.POLLIN)
         return poller.poll
 
-    def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
+    def _poll(sock: socket.socket, seconds: float, *, for_writing: bool) -> bool:
         poller = select.poll()
         poller.register(sock, select.POLLOUT if for_writing else select.POLLIN)
         return bool(poller.poll(seconds * 1000))
@@ -179,9 +181,18 @@ else:
     def _readiness(sock: socket.socket) -> Callable[[float], object]:  # noqa: ARG001
         return lambda _milliseconds: True  # signals break off nothing here
 
-    def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
+    def _poll(sock: socket.socket, seconds: float, *, for_writing: bool) -> bool:
         readable, writable = ([], [sock]) if for_writing else ([sock], [])
         return any(select.select(readable, writable, [], seconds))
+
+
+def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
+    """Raises ConnectionAbortedError if the process was forked meanwhile, as a signal handler may do it."""
+    is_ready = sock.fileno() >= 0 and _poll(sock, seconds, for_writing=for_writing)
+    detect_fork()
+    if sock.fileno() < 0:
+        raise ConnectionAbortedError("it is the parent's: the process was forked")
+    return is_ready
 
 
 def silence(address: Address, deadline: Deadline) -> Exception:

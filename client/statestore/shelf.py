@@ -5,6 +5,7 @@ import shelve
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from os import PathLike, fspath
+from os.path import abspath
 
 from statestore.base import Sender
 from statestore.errors import StateStoreError, Unavailable
@@ -22,7 +23,7 @@ class ShelveStorage(MappingStorage):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = fspath(path)
+        self.path = abspath(fspath(path))  # the process, or one that unpickles it, may work in another directory
 
     @contextmanager
     def _held(self) -> Iterator[MutableMapping[Sender, States]]:

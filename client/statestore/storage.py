@@ -11,6 +11,7 @@ from statestore.address import Address
 from statestore.base import Entry, Pair, Sender, StateStorage, Swap, Triple
 from statestore.calls import FIRST_PATIENCE, Call
 from statestore.connection import Connection
+from statestore.copies import Copyable
 from statestore.deadline import Deadline
 from statestore.dial import TICK, Candidates
 from statestore.pool import Place, Pool
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import ssl
 
 
-class RemoteStorage(StateStorage):
+class RemoteStorage(Copyable, StateStorage):
     """The states that the daemon at `address` holds, for any number of processes.
 
     address: `host[:port]`, `[v6]:port` or `unix:/path`; several with commas are tried in turn.
@@ -68,18 +69,23 @@ class RemoteStorage(StateStorage):
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        settings = self._settings = Settings.gather(
-            address=address,
-            namespace=namespace,
-            token=token,
-            tls=tls,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            deadline=deadline,
-            write_deadline=write_deadline,
-            pool=pool,
-            store_id=store_id,
+        self._set_up(
+            Settings.gather(
+                address=address,
+                namespace=namespace,
+                token=token,
+                tls=tls,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                deadline=deadline,
+                write_deadline=write_deadline,
+                pool=pool,
+                store_id=store_id,
+            )
         )
+
+    def _set_up(self, settings: Settings) -> None:
+        self._settings = settings
         self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
         self._store = Store(settings.where, settings.store_id)
         self._patience = min(settings.deadline, FIRST_PATIENCE)  # with the first attempt of a read
@@ -171,7 +177,7 @@ class RemoteStorage(StateStorage):
     def _read(self, method: str, *params: Any) -> Any:
         """Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
         store, pool = self._store, self._pool
-        if store.outage is not None or store.unable or pool.waiting or self._is_in_haste:
+        if store.outages or store.unable or pool.waiting or self._is_in_haste:
             return self._repeat(Call(store, method, params, Deadline(self._settings.deadline)), None)
         start = time.monotonic()
         outcome: Response | Exception | None

@@ -152,4 +152,20 @@ def test_a_child_has_a_session_of_its_own() -> None:
     session.number("its parent's")
     forks._after_fork_in_child()
     assert session.id == 0
-    assert session.number("its own") == session.oldest(1) == 1
+    assert session.number("its own") == session.oldest(2) == 2
+
+
+def test_a_write_that_has_its_number_when_its_process_forks_has_it_to_itself() -> None:
+    """It may go on in the child, in a session in which other writes have come before it."""
+    session = Session()
+    for write in "abc":
+        session.number(write)
+    forks._after_fork_in_child()
+    assert session.number("the child's") == 4
+    assert session.number("c") == 5
+    assert session.oldest(5) == 4
+
+
+def test_a_write_keeps_its_number() -> None:
+    session = Session()
+    assert [session.number(write) for write in "abab"] == [1, 2, 1, 2]

@@ -135,7 +135,6 @@ def new_number_for_each_attempt(patch: Patch) -> None:
     parameters = Call.parameters
 
     def parameters_anew(call: Call, welcome: Welcome) -> tuple[Any, ...]:
-        call._number = 0
         call._store.session.unanswered.pop(call, None)
         return parameters(call, welcome)
 
@@ -148,7 +147,8 @@ def lost_session_ignored(patch: Patch) -> None:
 
     def parameters_anew(call: Call, welcome: Welcome) -> tuple[Any, ...]:
         if call._session != welcome.session:
-            call._session, call._number = None, 0
+            call._session = None
+            call._store.session.unanswered.pop(call, None)
         return parameters(call, welcome)
 
     patch.setattr(Call, "parameters", parameters_anew)
