@@ -1,7 +1,7 @@
 """Each process, and each copy of a client, is a client of its own: no answer reaches another, and no write is lost.
 
-Here two clients have the same past. If they shared their session, the daemon would take the writes of one for repetitions
-of the other's, and acknowledge them without applying them.
+Here two clients have the same past. If they shared their session, the daemon would take the writes of one for
+repetitions of the other's, and acknowledge them without applying them.
 """
 
 import http.client

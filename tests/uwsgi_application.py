@@ -1,4 +1,4 @@
-"""A WSGI application for uWSGI, which forks its workers after it has imported this, by fork(2) and without Python's hooks.
+"""A WSGI application for uWSGI, which imports it and then forks its workers, by fork(2) and without Python's hooks.
 
 Each request sets the state of a sender of its own (its path) and answers what it reads of it.
 """

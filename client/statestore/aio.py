@@ -39,7 +39,8 @@ class AsyncRemoteStorage(Copyable):
     disturbs no other. A write that was cancelled is not repeated; it was applied, or may be until its write deadline.
 
     It belongs to the loop in which it is used first, until `close` or the end of that loop: in another one meanwhile
-    every method raises `BadRequest`. In the child of a fork it makes a connection of its own.
+    every method raises `BadRequest`. The child of a fork makes a connection of its own, in a loop of its own. It must
+    not run its parent's loop, with which it shares sockets and events.
     """
 
     def __init__(

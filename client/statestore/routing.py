@@ -74,7 +74,9 @@ class DeliveryView:
             self._states.clear()
 
     def __getattr__(self, name: str) -> Any:
-        """What only looks, at more than the delivery: as the store has it."""
+        """What only looks, at more than the delivery: as the store has it. Copying is not among it."""
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self._storage, name)
 
     def during_delivery(self, pairs: list[Pair], deliver: Callable[[], None]) -> None:

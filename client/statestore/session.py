@@ -2,14 +2,21 @@
 
 The server remembers what it answered to the numbers of a session, so a write may be repeated under its number.
 Each step that others depend on is one call into C: a signal handler runs before or after it, never in the middle, and
-under the GIL no other thread comes in between. A lock that an exception leaves held would stop all writing.
+under the GIL no other thread comes in between. A lock that an exception leaves held would stop all writing: so there is
+one on a free-threaded build only, where another thread may come between a number and its note.
 """
 
+import sys
+import threading
 from itertools import count
 
 from statestore.forks import ProcessBound, detect_fork, reset_after_fork
 
 MOST_APART = 1023  # the server remembers the answers of so many numbers behind a write's own
+
+
+def _has_gil() -> bool:
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())  # there is no such function before Python 3.13
 
 
 class Session(ProcessBound):
@@ -32,6 +39,7 @@ class Session(ProcessBound):
         self.id = 0  # what to ask for in the next `hello`; 0: a new one
         self._given: dict[int, int] = {}  # what was given instead of what was asked for
         self.unanswered: dict[object, int] = {}
+        self._lock = None if _has_gil() else threading.RLock()
 
     def joins(self, asked: int, given: int | None) -> bool:
         """Whether a connection that asked for the session `asked` and was given another can be used.
@@ -47,7 +55,10 @@ class Session(ProcessBound):
         """Return the number of `write`: the next one, if it has none yet."""
         detect_fork()
         # One call into C: nobody's `oldest` may pass a number that is about to be noted, and they stand in their order.
-        return self.unanswered.get(write) or next(map(self.unanswered.setdefault, (write,), self._numbers))
+        if self._lock is None:
+            return self.unanswered.get(write) or next(map(self.unanswered.setdefault, (write,), self._numbers))
+        with self._lock:
+            return self.unanswered.get(write) or next(map(self.unanswered.setdefault, (write,), self._numbers))
 
     def oldest(self, number: int) -> int:
         """The lowest number without an answer, to go with `number`. Raises TimeoutError where it is too far behind."""

@@ -42,8 +42,13 @@ class RemoteStorage(Copyable, StateStorage):
     What is not given is taken from the environment: STATESTORE_ADDRESS, STATESTORE_NAMESPACE, and so on; else it is
     127.0.0.1:7828, the namespace `default`, no TLS, 5 and 60 seconds, and 8 connections.
 
-    Connects when first used. Safe to share between threads, to inherit across a fork, and to interrupt by whatever a
-    signal's handler raises. Every method raises `StateStoreError`: `Unavailable` where the deadline passes, or at once
+    Connects when first used. Threads may share it, and a signal handler may raise an exception in the middle of a call.
+    A process that inherits it across a fork has its own connections and its own session from its first use on, however
+    it was forked (`os.fork`, uWSGI's workers, fork(2) called from C). So has each copy and each pickle: it is a new
+    client with the same settings, of the store that has answered so far. A pickle does not hold the token: set
+    STATESTORE_TOKEN where it is unpickled. Nor can it hold an `ssl.SSLContext`.
+
+    Every method raises `StateStoreError`: `Unavailable` where the deadline passes, or at once
     where the store has been away for longer than that. A lost connection is made anew and the request repeated until
     the deadline.
 

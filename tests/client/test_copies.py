@@ -5,7 +5,6 @@ import pickle
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,7 +137,7 @@ def test_without_a_token_in_the_environment_it_cannot_be_unpickled(
     monkeypatch.delenv("STATESTORE_TOKEN", raising=False)
     if there is not None:
         monkeypatch.setenv("STATESTORE_TOKEN", there)
-    with pytest.raises(ValueError, match="^token: .*set STATESTORE_TOKEN where the client is unpickled$"):
+    with pytest.raises(ValueError, match=r"^token: .*set STATESTORE_TOKEN where the client is unpickled$"):
         pickle.loads(pickled)
 
 
@@ -170,15 +169,13 @@ def test_a_context_goes_with_a_copy_and_not_with_a_pickle(cls: type[Client]) -> 
     context = ssl.create_default_context()
     client = cls("there:1", tls=context)
     assert copy.copy(client)._tls is copy.deepcopy(client)._tls is context
-    with pytest.raises(TypeError, match="^tls: an SSLContext cannot be pickled; give the path of a file"):
+    with pytest.raises(TypeError, match=r"^tls: an SSLContext cannot be pickled; give the path"):
         pickle.dumps(client)
 
 
 @EACH_WAY
 @CLIENTS
-def test_paths_go_with_every_copy(
-    cls: type[Client], duplicate: Callable[[Any], Any], authority: Authority, tmp_path: Path
-) -> None:
+def test_paths_go_with_every_copy(cls: type[Client], duplicate: Callable[[Any], Any], authority: Authority) -> None:
     own = authority.issue("client")
     client = cls("there:1", tls=authority.certificate, tls_cert=own.certificate, tls_key=own.key)
     clone = duplicate(client)

@@ -1,6 +1,7 @@
 """Sockets: connected in time, never waiting for long, and closed in a child."""
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -147,6 +148,32 @@ def test_a_child_closes_what_it_has_inherited(listening: str) -> None:
     sock = dial(listening)
     forks._after_fork_in_child()
     assert sock.fileno() == -1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
+def test_a_child_that_closed_them_before_its_first_use_keeps_the_files_that_have_their_numbers_now() -> None:
+    """As a daemon does it that closes all that it has inherited, and opens its log."""
+    script = """
+        import ctypes, os, sys
+        from statestore import forks
+        from statestore.address import parse_address
+        from statestore.deadline import Deadline
+        from statestore.dial import connect
+
+        sock = connect(parse_address(sys.argv[1]), Deadline(20))
+        if (child := ctypes.PyDLL(None).fork()) == 0:
+            number = sock.fileno()
+            os.close(number)
+            log = os.open(os.devnull, os.O_WRONLY)
+            assert log == number
+            forks.detect_fork()
+            os.fstat(log)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        sock.close()
+        """
+    with says(b"") as server:
+        run_script(script, server.address)
 
 
 def test_sockets_that_other_threads_are_about_to_make_do_not_get_into_a_child() -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -74,6 +75,36 @@ def test_no_thread_passes_over_a_number_of_anothers() -> None:
         thread.join()
     assert passed_over == []
     assert ended == set(range(1, 16_001))
+
+
+def test_without_the_gil_a_number_is_given_and_noted_under_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated by a counter within which other threads run."""
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    session = Session()
+    given: list[int] = []
+
+    class Counter:
+        last = 0
+
+        def __iter__(self) -> Iterator[int]:
+            return self
+
+        def __next__(self) -> int:
+            number = self.last + 1
+            time.sleep(0)
+            self.last = number
+            return number
+
+    session._numbers = Counter()  # type: ignore[assignment]
+    threads = [
+        threading.Thread(target=lambda: given.extend([session.number(object()) for _ in range(200)])) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == list(range(1, 1601))
+    assert list(session.unanswered.values()) == sorted(given)
 
 
 def test_interrupts_at_any_moment_leave_no_number_without_an_end() -> None:
