@@ -32,6 +32,7 @@ TLS_QUESTION = bytes.fromhex(
 )
 # What makes a server of a line-based protocol say something, and one of TLS.
 QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", TLS_QUESTION)
+FORKED = "it is the parent's: the process was forked"
 _NOT_WAITING = getattr(socket, "MSG_DONTWAIT", 0)
 
 
@@ -51,8 +52,8 @@ class Connection(ProcessBound):
         self._protocol = ClientProtocol()
         self._tls: Tls | None = None
         self._socket = connect(address, deadline)
-        self._is_readable = _readiness(self._socket)
         try:
+            self._is_readable = _readiness(self._socket)
             if tls is not None and isinstance(address, TcpAddress):
                 self._tls = self._agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
             msgid, hello = self._protocol.hello(namespace, token, session)
@@ -168,14 +169,18 @@ if hasattr(select, "poll"):
 
     def _readiness(sock: socket.socket) -> Callable[[float], object]:
         """Whether something comes within so many milliseconds, however many signals do: a `recv` would begin anew."""
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        return poller.poll
+        return _poller(sock, select.POLLIN).poll
 
     def _poll(sock: socket.socket, seconds: float, *, for_writing: bool) -> bool:
+        return bool(_poller(sock, select.POLLOUT if for_writing else select.POLLIN).poll(seconds * 1000))
+
+    def _poller(sock: socket.socket, event: int) -> select.poll:
         poller = select.poll()
-        poller.register(sock, select.POLLOUT if for_writing else select.POLLIN)
-        return bool(poller.poll(seconds * 1000))
+        try:
+            poller.register(sock, event)
+        except ValueError:  # it is closed, as in a child
+            raise ConnectionAbortedError(FORKED) from None
+        return poller
 else:
 
     def _readiness(sock: socket.socket) -> Callable[[float], object]:  # noqa: ARG001
@@ -188,10 +193,10 @@ else:
 
 def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
     """Raises ConnectionAbortedError if the process was forked meanwhile, as a signal handler may do it."""
-    is_ready = sock.fileno() >= 0 and _poll(sock, seconds, for_writing=for_writing)
+    is_ready = _poll(sock, seconds, for_writing=for_writing)
     detect_fork()
     if sock.fileno() < 0:
-        raise ConnectionAbortedError("it is the parent's: the process was forked")
+        raise ConnectionAbortedError(FORKED)
     return is_ready
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
 from statestore.errors import Unavailable
-from statestore.forks import Descriptor, ProcessBound, no_fork, reset_after_fork
+from statestore.forks import Descriptor, ProcessBound, detect_fork, no_fork, reset_after_fork
 from statestore.protocol import ConnectionLost, WrongServer, WrongStore
 
 CONNECT_PATIENCE = 3.0  # seconds for one address: for a lost packet or two, not for a host that is down
@@ -46,10 +46,16 @@ class OpenSockets(ProcessBound):
         return iter([sock for reference, _ in self._sockets.copy().values() if (sock := reference()) is not None])
 
     def new(self, family: int) -> ClientSocket:
-        with no_fork():
-            sock = ClientSocket(family, socket.SOCK_STREAM)
-            self._sockets[sock.fileno()] = weakref.ref(sock), Descriptor(sock.fileno())
-        return sock
+        """Return a socket that is noted here, and that no other process has."""
+        while True:
+            with no_fork():
+                sockets = self._sockets
+                sock = ClientSocket(family, socket.SOCK_STREAM)
+                sockets[sock.fileno()] = weakref.ref(sock), Descriptor(sock.fileno())
+                detect_fork()
+                if sockets is self._sockets:
+                    return sock
+                sock.close()  # a signal handler of this thread has forked before the socket was noted
 
     def forget(self, sock: ClientSocket) -> None:
         """Somebody else closes it in a child."""

@@ -78,24 +78,23 @@ def test_a_child_can_use_it_that_was_forked_while_a_thread_was_within_a_call(for
 
         fork = {"os.fork": os.fork, "fork(2)": ctypes.PyDLL(None).fork}[sys.argv[1]]
         store = MemoryStorage()
-        store.set_many([("m", str(number), "A") for number in range(1000)])
-        done = threading.Event()
+        store.set("m", "a", "A")
+        inside, leave = threading.Event(), threading.Event()
 
-        def work():
-            while not done.is_set():
-                store.scan()
+        def stay():
+            with store._held():
+                inside.set()
+                leave.wait(0.5 if fork is os.fork else 20)  # os.fork waits until it is outside
 
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in range(20):
-                if (child := fork()) == 0:
-                    signal.alarm(10)  # ends a child that waits for its parent's threads
-                    os._exit(store.get("m", "5") != "A")
-                assert os.waitpid(child, 0)[1] == 0
-        finally:
-            done.set()
+        thread = threading.Thread(target=stay)
+        thread.start()
+        inside.wait(20)
+        if (child := fork()) == 0:
+            signal.alarm(10)  # ends a child that waits for its parent's thread
+            os._exit(store.get("m", "a") != "A")
+        assert os.waitpid(child, 0)[1] == 0
+        leave.set()
+        thread.join()
         """,
         fork,
     )
