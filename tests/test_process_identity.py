@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,10 @@ from statestore import RemoteStorage
 from tests.certificates import Authority
 from tests.client.scripts import run_script
 from tests.daemon import Daemon
-from tests.server.waiting import wait_until
 
 WRITES = 50  # of each client
 TOKEN = "a-secret-of-the-site"
+PATIENCE = 60.0  # seconds after which it hangs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
 
@@ -347,35 +349,55 @@ def test_workers_that_are_handed_a_client_lose_nothing(tmp_path: Path, kind: str
 def test_the_workers_of_uwsgi_lose_nothing(daemon: Daemon) -> None:
     """With its defaults, by which it calls none of Python's hooks."""
     pytest.importorskip("pyuwsgi")
-    with tempfile.TemporaryDirectory(prefix="ss-") as directory:
+    with tempfile.TemporaryDirectory(prefix="ss-") as directory, Path(directory, "log").open("w+") as log:
         path = f"{directory}/s"
         command = [sys.executable, "-c", "import sys, pyuwsgi; pyuwsgi.run(sys.argv[1:])"]
         command += [f"--http-socket={path}", "--wsgi-file=tests/uwsgi_application.py"]
-        command += ["--master", "--processes=4", "--die-on-term"]
-        log = Path(directory, "log")
-        with log.open("wb") as output:
-            environment = {**os.environ, "STATESTORE_ADDRESS": daemon.address}
-            server = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        command += ["--master", "--processes=4", "--die-on-term", "--need-app"]
+        environment = {**os.environ, "STATESTORE_ADDRESS": daemon.address}
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            wait_until(lambda: Path(path).exists() or server.poll() is not None)
-            assert server.poll() is None, log.read_text()
+            wait_for(server, path)
             with ThreadPoolExecutor(8) as threads:
                 answers = list(threads.map(lambda number: ask(path, f"/{number}"), range(200)))
+        except Exception as error:
+            log.seek(0)
+            raise AssertionError(log.read()) from error
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(PATIENCE)
         assert len({pid for _, pid in answers}) > 1
         assert [state for state, _ in answers] == [f"/{number}" for number in range(200)]
     with RemoteStorage(daemon.address, namespace="uwsgi") as store:
         assert {entry.sender for entry in store.scan()} == {f"/{number}" for number in range(200)}
 
 
+def wait_for(server: "subprocess.Popen[bytes]", path: str) -> None:
+    """Until it listens there."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with suppress(FileNotFoundError, ConnectionRefusedError), connected(path):
+            return
+        assert server.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def connected(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(PATIENCE)
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def ask(path: str, sender: str) -> tuple[str, str]:
     """What the application at the unix socket `path` answers: a state, and the process that read it."""
     connection = http.client.HTTPConnection("localhost")
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.settimeout(60)
-    connection.sock.connect(path)
+    connection.sock = connected(path)
     try:
         connection.request("GET", sender)
         state, pid = connection.getresponse().read().decode().split()
