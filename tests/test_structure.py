@@ -32,6 +32,7 @@ CLIENT_ORDER = [
     "connection",
     "pool",
     "settings",
+    "copies",
     "storage",
     "aio_connection",
     "aio",

@@ -10,10 +10,11 @@ from statestore.address import Address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.base import Entry, Pair, Sender, Swap, Triple
 from statestore.calls import Call
+from statestore.copies import Copyable
 from statestore.deadline import Deadline
 from statestore.dial import Candidates
 from statestore.errors import BadRequest, Unavailable
-from statestore.forks import begin_anew_in_child
+from statestore.forks import detect_fork, reset_after_fork
 from statestore.protocol import ConnectionLost
 from statestore.results import counted, counted_by_state
 from statestore.settings import Settings
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 WRITES_AT_ONCE = 1000  # a session remembers 1,024 numbers; the rest is for those that are answered out of turn
 
 
-class AsyncRemoteStorage:
+class AsyncRemoteStorage(Copyable):
     """The states that the daemon at `address` holds, for any number of coroutines of one event loop.
 
     The settings, the methods and their errors are those of `RemoteStorage`, but for `pool`: all calls share one
@@ -35,7 +36,8 @@ class AsyncRemoteStorage:
     disturbs no other. A write that was cancelled is not repeated; it was applied, or may be until its write deadline.
 
     It belongs to the loop in which it is used first, until `close` or the end of that loop: in another one meanwhile
-    every method raises `BadRequest`. In the child of a fork it makes a connection of its own.
+    every method raises `BadRequest`. The child of a fork makes a connection of its own, in a loop of its own. It must
+    not run its parent's loop, with which it shares sockets and events.
     """
 
     def __init__(
@@ -52,17 +54,22 @@ class AsyncRemoteStorage:
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        settings = self._settings = Settings.gather(
-            address=address,
-            namespace=namespace,
-            token=token,
-            tls=tls,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            deadline=deadline,
-            write_deadline=write_deadline,
-            store_id=store_id,
+        self._set_up(
+            Settings.gather(
+                address=address,
+                namespace=namespace,
+                token=token,
+                tls=tls,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                deadline=deadline,
+                write_deadline=write_deadline,
+                store_id=store_id,
+            )
         )
+
+    def _set_up(self, settings: Settings) -> None:
+        self._settings = settings
         self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
         self._store = Store(settings.where, settings.store_id)
         self._closings = 0
@@ -71,7 +78,7 @@ class AsyncRemoteStorage:
         self._retired: list[AsyncConnection] = []  # that were replaced; calls may be under way on them
         self._attempt: asyncio.Task[AsyncConnection | Exception] | None = None  # to connect
         self._room = asyncio.Semaphore(WRITES_AT_ONCE)
-        begin_anew_in_child(self)
+        reset_after_fork(self)
 
     async def get(self, module: str, sender: Sender) -> str:
         self._store.limits.check_key(module, sender)
@@ -289,6 +296,7 @@ class AsyncRemoteStorage:
             connection.close()
 
     def _enter_loop(self) -> None:
+        detect_fork()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():

@@ -15,7 +15,7 @@ from statestore.address import Address, TcpAddress
 from statestore.connection import HELLO_PATIENCE, silence
 from statestore.deadline import Deadline
 from statestore.dial import is_interpreter_ending, open_sockets, targets_of
-from statestore.forks import begin_anew_in_child
+from statestore.forks import Descriptor, ProcessBound, detect_fork, reset_after_fork
 from statestore.protocol import READ_SIZE, ClientProtocol, ConnectionLost, NotSent, Response, Welcome, WrongServer
 from statestore.tls import Tls
 
@@ -26,7 +26,7 @@ WRITE_SIZE = 65536  # bytes to hand to the transport at once; with more than tha
 T = TypeVar("T")
 
 
-class AsyncConnection(asyncio.Protocol):
+class AsyncConnection(asyncio.Protocol, ProcessBound):
     """Greeted and ready when `connect` returns it. Belongs to the loop in which it was made.
 
     All that is asked in one turn of the loop leaves in one write. An answer finds its caller by its id; that to a
@@ -40,6 +40,7 @@ class AsyncConnection(asyncio.Protocol):
         self.lost: Exception | None = None  # why it cannot be used any more
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._descriptor: Descriptor | None = None  # of the transport's socket
         self._core = ClientProtocol()
         self._tls = tls
         self._agreed = asyncio.Event()  # the TLS handshake is over
@@ -106,26 +107,26 @@ class AsyncConnection(asyncio.Protocol):
         The transport would take the socket out of the loop's selector, which is the parent's too.
         """
         self.lost = ConnectionLost("it is the parent's", sent=False)
-        if self._transport is not None and not self._closed.is_set():
-            number = self._transport.get_extra_info("socket").fileno()
-            if number >= 0:  # else it had not been forgotten by `open_sockets` yet
-                nowhere = os.open(os.devnull, os.O_RDWR)
-                os.dup2(nowhere, number)
-                os.close(nowhere)
+        if self._descriptor is not None and not self._closed.is_set():
+            self._descriptor.silence()
 
     # What the loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's
         sock = transport.get_extra_info("socket")
+        self._descriptor = Descriptor(sock.fileno())
         if sock.family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._has_hung_up = _hang_up_detector(sock.fileno())
-        begin_anew_in_child(self)
+        reset_after_fork(self)
         if self._tls is not None:
             self._write(self._tls.handshake(b""))
 
     def data_received(self, data: bytes) -> None:
+        detect_fork()
+        if self.lost is not None:
+            return
         try:
             if self._tls is not None:
                 data = self._decrypt(self._tls, data)
@@ -201,7 +202,8 @@ class AsyncConnection(asyncio.Protocol):
         return b""
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
+        detect_fork()  # a child in whose copy of the loop this was due must not send what its parent sends
+        if self.lost is None and self._transport is not None:
             self._transport.write(data)
 
     def _give_back(self, why: str) -> None:
@@ -267,6 +269,7 @@ class AsyncConnection(asyncio.Protocol):
             self.close()
 
     def _lose(self, why: Exception) -> None:
+        detect_fork()
         if self.lost is not None:
             return
         self.lost = why

@@ -17,6 +17,7 @@ from statestore.errors import (
     Uncertain,
     UnknownMethod,
 )
+from statestore.forks import detect_fork
 from statestore.outage import Outage
 from statestore.protocol import ConnectionLost, NotSent, Response, Welcome, WrongServer
 from statestore.results import fits
@@ -60,7 +61,6 @@ class Call:
         "_is_in_doubt",
         "_is_last",
         "_not_before",
-        "_number",
         "_session",
         "_store",
         "deadline",
@@ -81,7 +81,6 @@ class Call:
         self._is_last = False
         self._is_in_doubt = False
         self._session: int | None = None  # in which it was sent last
-        self._number = 0  # in that session
 
     # Step 1
 
@@ -91,6 +90,7 @@ class Call:
         Raises Unavailable, or what refused the attempts, if the deadline has passed, or if the store has been away for
         longer than the call may take; Uncertain for a write that is in doubt.
         """
+        detect_fork()
         outage = self._store.outage
         if outage is None and not self._attempts:
             return 0.0
@@ -156,12 +156,12 @@ class Call:
         if self._is_in_doubt and (self._session is None or self._session != welcome.session):
             raise Uncertain("the session in which it was sent is lost")
         if self._session != welcome.session:
-            self._session, self._number = welcome.session, 0
-            self._store.session.unanswered.pop(self, None)
+            self._session = welcome.session
+            self._store.session.unanswered.pop(self, None)  # it gets a number of its own there
         if self._session is not None:
-            self._number = self._number or self._store.session.number(self)
-            options["seq"] = self._number
-            options["oldest"] = self._store.session.oldest(self._number)
+            number = self._store.session.number(self)
+            options["seq"] = number
+            options["oldest"] = self._store.session.oldest(number)
         if "not_after" in welcome.features:
             options["not_after"] = welcome.server_time(self.deadline.at)
         return (*self.params, options) if options else self.params

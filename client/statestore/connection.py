@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
 from statestore.dial import TICK, connect, reason
+from statestore.forks import ProcessBound, detect_fork
 from statestore.protocol import (
     READ_SIZE,
     ClientProtocol,
@@ -39,10 +40,11 @@ TLS_QUESTION = bytes.fromhex(
 )
 # What makes a server of a line-based protocol say something, and one of TLS.
 QUESTIONS_FOR_OTHERS = (b"PING\r\n\r\n", TLS_QUESTION)
+FORKED = "it is the parent's: the process was forked"
 _NOT_WAITING = getattr(socket, "MSG_DONTWAIT", 0)
 
 
-class Connection:
+class Connection(ProcessBound):
     """Greeted and ready. After any exception out of `call` the owner must `close` it: a late answer may still come."""
 
     def __init__(
@@ -58,8 +60,8 @@ class Connection:
         self._protocol = ClientProtocol()
         self._tls: Tls | None = None
         self._socket = connect(address, deadline)
-        self._is_readable = _readiness(self._socket)
         try:
+            self._is_readable = _readiness(self._socket)
             if tls is not None and isinstance(address, TcpAddress):
                 self._tls = self._agree(Tls(tls, address.host), deadline.within(HELLO_PATIENCE))
             msgid, hello = self._protocol.hello(namespace, token, session)
@@ -109,6 +111,7 @@ class Connection:
                 try:
                     sent = self._socket.send(data)
                     if sent == len(data) and self._is_readable(TICK * 1000):
+                        detect_fork()  # a signal handler may have forked meanwhile: the answer is its parent's
                         received = self._socket.recv(READ_SIZE)
                         receive = self._protocol.receive if received and self._tls is None else self._take
                         response = receive(received)
@@ -187,22 +190,35 @@ if hasattr(select, "poll"):
 
         A `recv` would begin anew after each signal.
         """
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        return poller.poll
+        return _poller(sock, select.POLLIN).poll
 
-    def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
+    def _poll(sock: socket.socket, seconds: float, *, for_writing: bool) -> bool:
+        return bool(_poller(sock, select.POLLOUT if for_writing else select.POLLIN).poll(seconds * 1000))
+
+    def _poller(sock: socket.socket, event: int) -> select.poll:
         poller = select.poll()
-        poller.register(sock, select.POLLOUT if for_writing else select.POLLIN)
-        return bool(poller.poll(seconds * 1000))
+        try:
+            poller.register(sock, event)
+        except ValueError:  # it is closed, as in a child
+            raise ConnectionAbortedError(FORKED) from None
+        return poller
 else:
 
     def _readiness(sock: socket.socket) -> Callable[[float], object]:
         return lambda milliseconds: milliseconds > 0 or _is_ready(sock, 0)  # signals break off nothing here
 
-    def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
+    def _poll(sock: socket.socket, seconds: float, *, for_writing: bool) -> bool:
         readable, writable = ([], [sock]) if for_writing else ([sock], [])
         return any(select.select(readable, writable, [], seconds))
+
+
+def _is_ready(sock: socket.socket, seconds: float, *, for_writing: bool = False) -> bool:
+    """Raises ConnectionAbortedError if the process was forked meanwhile, as a signal handler may do it."""
+    is_ready = _poll(sock, seconds, for_writing=for_writing)
+    detect_fork()
+    if sock.fileno() < 0:
+        raise ConnectionAbortedError(FORKED)
+    return is_ready
 
 
 def silence(address: Address, deadline: Deadline) -> Exception:

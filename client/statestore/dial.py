@@ -1,7 +1,6 @@
 """Connected sockets: made within a deadline, by one address or another, and closed in the child of a fork."""
 
 import contextlib
-import os
 import socket
 import struct
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 from statestore.address import Address, TcpAddress
 from statestore.deadline import Deadline
 from statestore.errors import Unavailable
-from statestore.forks import begin_anew_in_child, hold_while_forking
+from statestore.forks import Descriptor, ProcessBound, detect_fork, no_fork, reset_after_fork
 from statestore.protocol import ConnectionLost, WrongServer, WrongStore
 
 CONNECT_PATIENCE = 3.0  # seconds for one address: for a lost packet or two, not for a host that is down
@@ -25,46 +24,49 @@ _TICK_OPTION = (
 )
 
 
-# Nobody forks while a socket is made and noted, or closed; save the thread itself, in a signal's handler.
-_no_fork = threading.RLock()
-hold_while_forking(_no_fork)
-
-
 class ClientSocket(socket.socket):
     """Only ever closed, without a `shutdown`, which would reach a parent process that shares the connection."""
 
     def close(self) -> None:
-        with _no_fork:
+        with no_fork():
             super().close()
 
 
-class OpenSockets:
+class OpenSockets(ProcessBound):
     """Those of this process: in the child of a fork they are closed."""
 
     has_sockets = True
 
     def __init__(self) -> None:
         # By file descriptor. Not a WeakSet: an exception of a signal's handler is lost in its callbacks.
-        self._sockets: dict[int, weakref.ref[ClientSocket]] = {}
-        begin_anew_in_child(self)
+        self._sockets: dict[int, tuple[weakref.ref[ClientSocket], Descriptor]] = {}
+        reset_after_fork(self)
 
     def __iter__(self) -> Iterator[ClientSocket]:
-        return iter([sock for reference in self._sockets.copy().values() if (sock := reference()) is not None])
+        return iter([sock for reference, _ in self._sockets.copy().values() if (sock := reference()) is not None])
 
     def new(self, family: int) -> ClientSocket:
-        with _no_fork:
-            sock = ClientSocket(family, socket.SOCK_STREAM)
-            self._sockets[sock.fileno()] = weakref.ref(sock)
-        return sock
+        """Return a socket that is noted here, and that no other process has."""
+        while True:
+            with no_fork():
+                sockets = self._sockets
+                sock = ClientSocket(family, socket.SOCK_STREAM)
+                sockets[sock.fileno()] = weakref.ref(sock), Descriptor(sock.fileno())
+                detect_fork()
+                if sockets is self._sockets:
+                    return sock
+                sock.close()  # a signal handler of this thread has forked before the socket was noted
 
     def forget(self, sock: ClientSocket) -> None:
         """Somebody else closes it in a child."""
         self._sockets.pop(sock.fileno(), None)
 
     def after_fork_in_child(self) -> None:
-        for sock in self:
-            if (number := sock.detach()) >= 0:
-                os.close(number)  # `sock.close` would wait for an event loop that still uses it
+        for reference, descriptor in self._sockets.copy().values():
+            sock = reference()
+            if sock is not None:
+                descriptor.close()  # `sock.close` would wait for an event loop that still uses it
+                sock.detach()
         self._sockets = {}
 
 

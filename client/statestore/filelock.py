@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from statestore.forks import Descriptor, detect_fork, reset_after_fork
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -24,15 +26,40 @@ else:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
+class _LockFile:
+    """A lock file that one thread has open. A child gives its copy back: else the lock would outlive the parent."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        self._descriptor = Descriptor(self.fd)
+        self._is_inherited = False
+        reset_after_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        self._is_inherited = True
+        self._descriptor.close()
+
+    def unlock(self) -> None:
+        """Raises OSError in a child that was forked inside, for the lock is its parent's."""
+        detect_fork()
+        if self._is_inherited:
+            raise OSError("the process was forked while it held the lock")
+        _unlock(self.fd)  # a child that was forked meanwhile may have the file open, too
+
+    def close(self) -> None:
+        if not self._is_inherited:
+            os.close(self.fd)
+
+
 @contextmanager
 def locked(path: str) -> Iterator[None]:
     """Hold the lock `path` for ourselves. Raises OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    file = _LockFile(path)
     try:
-        _lock(fd)
+        _lock(file.fd)
         try:
             yield
         finally:
-            _unlock(fd)  # a child that was forked meanwhile has the file open, too
+            file.unlock()
     finally:
-        os.close(fd)
+        file.close()

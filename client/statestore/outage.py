@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from typing import Any
 
 from statestore.deadline import Deadline
 
@@ -12,6 +13,14 @@ from statestore.deadline import Deadline
 PAUSES = ((0.0, 0.0), (0.1, 0.5), (1.0, 1.4))
 LONGEST_TURN = 10.0  # seconds; whoever has not said by then what came of it was interrupted
 
+_NOT_TAKEN = (object(), math.inf)
+
+
+def is_first(noted: dict[Any, object], what: object) -> bool:
+    """Note `what`, and return whether it was not noted before: one call into C, so one of many threads is the first."""
+    mine = object()
+    return noted.setdefault(what, mine) is mine
+
 
 class Turn:
     """The next attempt, from `due` on (monotonic): that of the first call to take it."""
@@ -20,35 +29,45 @@ class Turn:
         self.due = due
         self._taken: dict[str, tuple[object, float]] = {}
 
+    # Each of these is one call into C, so that of all threads one gets it.
+
     def take(self, call: object, now: float) -> bool:
-        return self._taken.setdefault("by", (call, now))[0] is call  # one call into C: of all threads one gets it
+        return self._taken.setdefault("by", (call, now))[0] is call
 
     def take_as_last(self, call: object, now: float) -> bool:
         return self._taken.setdefault("last", (call, now))[0] is call
 
     def is_last_of(self, call: object) -> bool:
-        return "last" in self._taken and self._taken["last"][0] is call
+        return self._taken.get("last", _NOT_TAKEN)[0] is call
 
     def is_of(self, call: object) -> bool:
-        return "by" in self._taken and self._taken["by"][0] is call
+        return self._taken.get("by", _NOT_TAKEN)[0] is call
 
     def is_forgotten(self, now: float) -> bool:
-        return "by" in self._taken and now > self._taken["by"][1] + LONGEST_TURN
+        return now > self._taken.get("by", _NOT_TAKEN)[1] + LONGEST_TURN
 
 
 class Outage:
     """A client begins with one: it has reached nobody yet.
 
-    failure: why the last attempt reached nobody. since: the first that did, on the monotonic clock. reported: whether
-    it is in the log.
+    failure: why the last attempt reached nobody. since: the first that did, on the monotonic clock.
     """
 
     def __init__(self) -> None:
         self.failure: Exception = TimeoutError("the first attempt to reach it has not ended yet")
         self.since = math.inf
-        self.reported = False
+        self._reports: dict[str, object] = {}
         self._failures = 0
         self._turn = Turn(0.0)
+
+    @property
+    def reported(self) -> bool:
+        """Whether it is in the log."""
+        return bool(self._reports)
+
+    def report(self) -> bool:
+        """Return whether the caller is the first to report it, and is to log it."""
+        return is_first(self._reports, "log")
 
     def is_hopeless(self, deadline: Deadline) -> bool:
         """Whether a call should not wait for its end: when it began, nobody had answered for as long as it may take."""

@@ -13,7 +13,7 @@ from statestore.calls import STEP, Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
 from statestore.errors import ShuttingDown, StateStoreError
-from statestore.forks import begin_anew_in_child
+from statestore.forks import ProcessBound, detect_fork, reset_after_fork
 from statestore.protocol import Response
 from statestore.renewal import Renewal
 
@@ -63,7 +63,7 @@ class Place:
         return refusal.retry and (isinstance(refusal, ShuttingDown) or self._renewal.is_due())
 
 
-class Pool:
+class Pool(ProcessBound):
     """At most `size` connections, made by `connect` when first needed; of those that are free the first is used.
 
     renewal: decides when a connection that brings refusals is replaced.
@@ -74,7 +74,7 @@ class Pool:
         self._size = size
         self._renewal = renewal or Renewal()
         self.after_fork_in_child()
-        begin_anew_in_child(self)
+        reset_after_fork(self)
 
     def after_fork_in_child(self) -> None:
         """The connections are the parent's, and its threads are in places that they will not leave here."""
@@ -93,14 +93,20 @@ class Pool:
 
         who: an object that no other call has.
         """
+        detect_fork()
         for place in self._places:
             taken = place.taken
             try:
                 if taken.setdefault(BY, who) is who and (outcome := use(place, who)) is not None:
                     return outcome
             finally:
-                # No call comes before it is left, so no handler does.
-                if BY in taken and taken[BY] is who:
+                # Nothing is called before the place is left, so no signal handler runs. The place is looked at once:
+                # on a free-threaded build another thread may leave it at any moment.
+                try:
+                    is_ours = taken[BY] is who
+                except KeyError:
+                    is_ours = False
+                if is_ours:
                     del taken[BY]
                     if self.waiting:
                         self._wake_first()
@@ -115,8 +121,8 @@ class Pool:
                     response = self.use(self._ask_if_open, call) or self.use(self._ask, call)
                     if response is not None:
                         return response
-                if call in self.waiting:
-                    self._wait(call, self.waiting[call])
+                if (woken := self.waiting.get(call)) is not None:
+                    self._wait(call, woken)
                 else:
                     self.waiting[call] = queue.SimpleQueue()  # and once more, for one may have left just before
         finally:

@@ -34,6 +34,10 @@ class DeliveryView:
         self._storage = storage
         self._delivery = threading.local()  # .states: dict[Pair, str], while this thread delivers
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or a pickle is a view of the storage or its copy, with no delivery under way."""
+        return type(self), (self._storage,)
+
     def get(self, module: str, sender: Sender) -> str:
         states = self._states
         if states is None:
@@ -70,7 +74,9 @@ class DeliveryView:
             self._states.clear()
 
     def __getattr__(self, name: str) -> Any:
-        """What only looks, at more than the delivery: as the store has it."""
+        """What only looks, at more than the delivery: as the store has it. Copying is not among it."""
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self._storage, name)
 
     def during_delivery(self, pairs: list[Pair], deliver: Callable[[], None]) -> None:

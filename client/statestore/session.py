@@ -1,18 +1,25 @@
 """Exactly once: the session of one client with its store, and the numbers of its writes.
 
 The server remembers what it answered to the numbers of a session, so a write may be repeated under its number.
-Each step that others depend on is one call into C, which a signal comes before or after and no thread divides: a lock
-that an exception leaves held would stop all writing.
+Each step that others depend on is one call into C: a signal handler runs before or after it, never in the middle, and
+under the GIL no other thread comes in between. A lock that an exception leaves held would stop all writing: so there is
+one on a free-threaded build only, where another thread may come between a number and its note.
 """
 
+import sys
+import threading
 from itertools import count
 
-from statestore.forks import begin_anew_in_child
+from statestore.forks import ProcessBound, detect_fork, reset_after_fork
 
 MOST_APART = 1023  # the server remembers the answers of so many numbers behind a write's own
 
 
-class Session:
+def _has_gil() -> bool:
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())  # there is no such function before Python 3.13
+
+
+class Session(ProcessBound):
     """One for each client; its numbers are never given twice, in whatever session.
 
     unanswered: a write with its number, from when it has one until its call has ended, whichever way; in the order of
@@ -20,16 +27,20 @@ class Session:
     """
 
     def __init__(self) -> None:
+        self._numbers = count(1)
         self.after_fork_in_child()
-        begin_anew_in_child(self)
+        reset_after_fork(self)
 
     def after_fork_in_child(self) -> None:
-        """A child's writes are others than its parent's: it has a session of its own."""
+        """A child's writes are others than its parent's: it has a session of its own.
+
+        Its numbers go on from its parent's: a call that was in the middle when the process forked may have one already.
+        """
         self.id = 0  # what to ask for in the next `hello`; 0: a new one
         self.is_refused = False  # the last `hello` that asked for one was given none
         self._given: dict[int, int] = {}  # what was given instead of what was asked for
         self.unanswered: dict[object, int] = {}
-        self._numbers = count(1)
+        self._lock = None if _has_gil() else threading.RLock()
 
     def joins(self, asked: int, given: int | None) -> bool:
         """Whether a connection that asked for the session `asked` and was given another can be used.
@@ -43,9 +54,13 @@ class Session:
         return self.id == given
 
     def number(self, write: object) -> int:
-        """The next number, which is `write`'s from now on."""
+        """Return the number of `write`: the next one, if it has none yet."""
+        detect_fork()
         # One call into C: nobody's `oldest` may pass a number that is about to be noted, and they stand in their order.
-        return next(map(self.unanswered.setdefault, (write,), self._numbers))
+        if self._lock is None:
+            return self.unanswered.get(write) or next(map(self.unanswered.setdefault, (write,), self._numbers))
+        with self._lock:
+            return self.unanswered.get(write) or next(map(self.unanswered.setdefault, (write,), self._numbers))
 
     def oldest(self, number: int) -> int:
         """The lowest number without an answer, to go with `number`. Raises TimeoutError where it is too far behind."""

@@ -12,6 +12,7 @@ from statestore.address import Address, parse_addresses
 log = logging.getLogger("statestore")
 
 PREFIX = "STATESTORE_"
+TOKEN = PREFIX + "TOKEN"
 
 
 def _text(value: Any) -> str:
@@ -65,6 +66,16 @@ class Settings:
     pool: int = _setting(_connections, 8)
     store_id: str | None = _setting(_text, None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle may get into a file or a queue, so it holds no token, only that there is one."""
+        if not isinstance(self.tls, bool | str | bytes | os.PathLike | None):
+            raise TypeError(
+                f"tls: an {type(self.tls).__name__} cannot be pickled; give the path of a file with the authorities"
+                " instead, or make the client in the process that uses it"
+            )
+        values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        return _unpickled, (values | {"token": self.token and None}, bool(self.token))
+
     @property
     def where(self) -> str:
         return ",".join(map(str, self.address))
@@ -90,6 +101,15 @@ class Settings:
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(f"{name}: {error}") from error
         return cls(**values)
+
+
+def _unpickled(values: dict[str, Any], has_token: bool) -> Settings:
+    token = values["token"]
+    if token is None:
+        token = os.environ.get(TOKEN) or None
+    if has_token and token is None:
+        raise ValueError(f"token: the pickle of a client does not hold it; set {TOKEN} where the client is unpickled")
+    return Settings(**values | {"token": token})
 
 
 _warned_of: set[str] = set()

@@ -6,6 +6,7 @@ import shelve
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from os import PathLike, fspath
+from os.path import abspath
 from pathlib import Path
 
 from statestore.base import Sender
@@ -32,7 +33,7 @@ class ShelveStorage(MappingStorage):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = fspath(path)
+        self.path = abspath(fspath(path))  # the process, or one that unpickles it, may work in another directory
 
     @contextmanager
     def _held(self) -> Iterator[MutableMapping[Sender, States]]:

@@ -11,6 +11,7 @@ from statestore.address import Address
 from statestore.base import Entry, Pair, Sender, StateStorage, Swap, Triple
 from statestore.calls import FIRST_PATIENCE, Call
 from statestore.connection import Connection
+from statestore.copies import Copyable
 from statestore.deadline import Deadline
 from statestore.dial import TICK, Candidates
 from statestore.pool import Place, Pool
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import ssl
 
 
-class RemoteStorage(StateStorage):
+class RemoteStorage(Copyable, StateStorage):
     """The states that the daemon at `address` holds, for any number of processes.
 
     address: `host[:port]`, `[v6]:port` or `unix:/path`; several with commas are tried in turn.
@@ -41,8 +42,13 @@ class RemoteStorage(StateStorage):
     What is not given is taken from the environment: STATESTORE_ADDRESS, STATESTORE_NAMESPACE, and so on; else it is
     127.0.0.1:7828, the namespace `default`, no TLS, 5 and 60 seconds, and 8 connections.
 
-    Connects when first used. Safe to share between threads, to inherit across a fork, and to interrupt by whatever a
-    signal's handler raises. Every method raises `StateStoreError`: `Unavailable` where the deadline passes, or at once
+    Connects when first used. Threads may share it, and a signal handler may raise an exception in the middle of a call.
+    A process that inherits it across a fork has its own connections and its own session from its first use on, however
+    it was forked (`os.fork`, uWSGI's workers, fork(2) called from C). So has each copy and each pickle: it is a new
+    client with the same settings, of the store that has answered so far. A pickle does not hold the token: set
+    STATESTORE_TOKEN where it is unpickled. Nor can it hold an `ssl.SSLContext`.
+
+    Every method raises `StateStoreError`: `Unavailable` where the deadline passes, or at once
     where the store has been away for longer than that. A lost connection is made anew and the request repeated until
     the deadline.
 
@@ -69,18 +75,23 @@ class RemoteStorage(StateStorage):
         store_id: str | None = None,
     ) -> None:
         """Raises ValueError for settings that cannot work; asks nobody yet."""
-        settings = self._settings = Settings.gather(
-            address=address,
-            namespace=namespace,
-            token=token,
-            tls=tls,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            deadline=deadline,
-            write_deadline=write_deadline,
-            pool=pool,
-            store_id=store_id,
+        self._set_up(
+            Settings.gather(
+                address=address,
+                namespace=namespace,
+                token=token,
+                tls=tls,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                deadline=deadline,
+                write_deadline=write_deadline,
+                pool=pool,
+                store_id=store_id,
+            )
         )
+
+    def _set_up(self, settings: Settings) -> None:
+        self._settings = settings
         self._tls = client_context(settings.tls, settings.tls_cert, settings.tls_key)
         self._store = Store(settings.where, settings.store_id)
         self._patience = min(settings.deadline, FIRST_PATIENCE)  # with the first attempt of a read
@@ -172,7 +183,7 @@ class RemoteStorage(StateStorage):
     def _read(self, method: str, *params: Any) -> Any:
         """Mostly a connection is free and the answer comes at once: then there is no need for a `Call`."""
         store, pool = self._store, self._pool
-        if store.outage is not None or store.unable or pool.waiting or self._is_in_haste:
+        if store.outages or store.unable or pool.waiting or self._is_in_haste:
             return self._repeat(Call(store, method, params, Deadline(self._settings.deadline)), None)
         start = time.monotonic()
         outcome: Response | Exception | None

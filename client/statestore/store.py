@@ -6,21 +6,22 @@ import time
 
 from statestore.address import Address
 from statestore.base import Limits
-from statestore.forks import begin_anew_in_child
-from statestore.outage import Outage
+from statestore.forks import ProcessBound, reset_after_fork
+from statestore.outage import Outage, is_first
 from statestore.protocol import Welcome, WrongStore
 from statestore.renewal import Renewal
 from statestore.session import Session
 
 log = logging.getLogger("statestore")
 
+NOW = "now"  # the key of an outage
 CALM = 60.0  # seconds without a refusal after which the log says that they are over
 
 # Until the daemon has said what its limits are; it refuses itself what is over them.
 UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize)
 
 
-class Store:
+class Store(ProcessBound):
     """The store at `where`: with the id `store_id`, or that of the first which answers."""
 
     def __init__(self, where: str, store_id: str | None = None) -> None:
@@ -31,14 +32,26 @@ class Store:
         self.session = Session()
         self.renewal = Renewal()
         self.after_fork_in_child()
-        begin_anew_in_child(self)
-        self.unable: set[bool] = set()  # now, as it says: to write (True), to read (False)
-        self._refused: set[str] = set()  # for which reasons, since it was calm last
-        self._refused_last = 0.0  # when, on the monotonic clock
+        reset_after_fork(self)
 
     def after_fork_in_child(self) -> None:
-        """Nobody has been reached yet; so one connection is made before all others, and gives them their session."""
-        self.outage: Outage | None = Outage()
+        """Nobody has been reached yet; so one connection is made before all others, and gives them their session.
+
+        Nothing is in the child's log yet. Which store it is, where it is and what its limits are stays known.
+        """
+        self.outages: dict[str, Outage] = {NOW: Outage()}  # the one that goes on, if any
+        self.unable: dict[bool, object] = {}  # now, as it says: to write (True), to read (False)
+        self._refused: dict[str, object] = {}  # for which reasons, since it was calm last
+        self._refused_last = 0.0  # when, on the monotonic clock
+
+    @property
+    def store_id(self) -> str | None:
+        """The id that was given, or that of the first store which answered; None if there is neither."""
+        return self._ids.get("of")
+
+    @property
+    def outage(self) -> Outage | None:
+        return self.outages.get(NOW)
 
     def accepts(self, address: Address, welcome: Welcome, asked: int) -> bool:
         """Whether a connection that was greeted so at `address`, having asked for the session `asked`, can be used.
@@ -52,13 +65,14 @@ class Store:
         self.address = address
         self.limits = welcome.limits
         self.renewal.put_off()
-        if self.outage is not None and not self.outage.reported:
-            self.outage = None  # else the log's next word on it is for its first answer
+        outage = self.outage
+        if outage is not None and not outage.reported:
+            self._ends_outage()  # else the log's next word on it is for its first answer
         return self.session.joins(asked, welcome.session)
 
     def unreached(self, call: object, failure: Exception, *, is_slip: bool = False) -> Outage:
         """`call` made an attempt that nobody answered."""
-        outage = self.outage = self.outage or Outage()
+        outage = self.outages.setdefault(NOW, Outage())
         outage.failed(call, failure, is_slip=is_slip)
         return outage
 
@@ -67,13 +81,7 @@ class Store:
 
         outage: None where the store does answer, but that it cannot do it now.
         """
-        if outage is None:
-            news = writing not in self.unable
-            self.unable.add(writing)
-        else:
-            news = not outage.reported
-            outage.reported = True
-        if news:
+        if is_first(self.unable, writing) if outage is None else outage.report():
             log.warning("state store unavailable: %s", why)
 
     def reached(self) -> None:
@@ -86,24 +94,23 @@ class Store:
 
         As some calls are refused and some are not, the log has one line, and one when all has been calm for a while.
         """
-        if code not in self._refused:
+        if is_first(self._refused, code):
             log.warning("state store refuses: %s", why)
-        self._refused.add(code)
         self._refused_last = time.monotonic()
 
     def answered(self, *, writing: bool) -> None:
         """It did what it was asked for, or will never, as the request is wrong."""
-        if self.outage is None and not self.unable and not self._refused:
+        if not self.outages and not self.unable and not self._refused:
             return
-        was_away = self._ends_outage() or writing in self.unable
-        self.unable.discard(writing)
-        if was_away:
+        was_away = self._ends_outage()
+        was_unable = self.unable.pop(writing, None) is not None
+        if was_away or was_unable:
             log.warning("state store is back: %s", self.where)
         if self._refused and time.monotonic() - self._refused_last > CALM:
-            self._refused = set()
+            self._refused = {}
             log.warning("state store has refused nothing for %g s: %s", CALM, self.where)
 
     def _ends_outage(self) -> bool:
         """Whether there was one that is in the log."""
-        outage, self.outage = self.outage, None
+        outage = self.outages.pop(NOW, None)
         return outage is not None and outage.reported

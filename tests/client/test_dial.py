@@ -1,6 +1,7 @@
 """Sockets: connected in time, never waiting for long, and closed in a child."""
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -192,6 +193,64 @@ def test_a_child_closes_what_it_has_inherited(listening: str) -> None:
     sock = dial(listening)
     forks._after_fork_in_child()
     assert sock.fileno() == -1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
+@pytest.mark.parametrize("fork", ["os.fork", "fork(2)"])
+def test_a_socket_in_the_making_of_which_its_thread_forks_is_made_again_in_the_child(fork: str) -> None:
+    """Else both would connect it, and talk to the server on one connection."""
+    run_script(
+        """
+        import ctypes, os, socket, sys
+        from statestore import dial
+
+        fork = {"os.fork": os.fork, "fork(2)": ctypes.PyDLL(None).fork}[sys.argv[1]]
+        children = []
+
+        class ForkingSocket(dial.ClientSocket):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                if not children:
+                    children.append(fork())
+
+        dial.ClientSocket = ForkingSocket
+        reading, writing = os.pipe()
+        with dial.open_sockets.new(socket.AF_INET) as sock:
+            ours = os.fstat(sock.fileno()).st_ino
+            if children[0] == 0:
+                os.write(writing, str(ours).encode())
+                os._exit(0)
+            assert os.waitpid(children[0], 0)[1] == 0
+            assert int(os.read(reading, 100)) != ours
+        """,
+        fork,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
+def test_a_child_that_closed_them_before_its_first_use_keeps_the_files_that_have_their_numbers_now() -> None:
+    """As a daemon does it that closes all that it has inherited, and opens its log."""
+    script = """
+        import ctypes, os, sys
+        from statestore import forks
+        from statestore.address import parse_address
+        from statestore.deadline import Deadline
+        from statestore.dial import connect
+
+        sock = connect(parse_address(sys.argv[1]), Deadline(20))
+        if (child := ctypes.PyDLL(None).fork()) == 0:
+            number = sock.fileno()
+            os.close(number)
+            log = os.open(os.devnull, os.O_WRONLY)
+            assert log == number
+            forks.detect_fork()
+            os.fstat(log)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        sock.close()
+        """
+    with says(b"") as server:
+        run_script(script, server.address)
 
 
 def test_sockets_that_other_threads_are_about_to_make_do_not_get_into_a_child() -> None:

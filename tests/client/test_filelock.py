@@ -96,6 +96,84 @@ def test_a_child_that_was_forked_inside_does_not_keep_it(tmp_path: Path) -> None
     assert printed == "ours again\n"
 
 
+FORKS = pytest.mark.parametrize("fork", ["os.fork", "fork(2)"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
+@FORKS
+def test_a_child_does_not_have_it_when_its_parent_was_killed_inside(tmp_path: Path, fork: str) -> None:
+    """The child may live for long: nobody else would get the lock until it ends."""
+    printed = run_script(
+        """
+        import ctypes, os, signal, sys, threading
+        from statestore import forks
+        from statestore.filelock import locked
+
+        fork = {"os.fork": os.fork, "fork(2)": ctypes.PyDLL(None).fork}[sys.argv[2]]
+        reading, writing = os.pipe()
+        if (parent := os.fork()) == 0:
+            inside = threading.Event()
+
+            def stay():
+                with locked(sys.argv[1]):
+                    inside.set()
+                    threading.Event().wait()
+
+            threading.Thread(target=stay, daemon=True).start()
+            inside.wait(20)
+            if fork() == 0:
+                forks.detect_fork()
+                os.write(writing, str(os.getpid()).encode())
+                threading.Event().wait(20)
+                os._exit(0)
+            threading.Event().wait()
+        child = int(os.read(reading, 20))
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        signal.alarm(5)  # ends us if we wait in vain
+        with locked(sys.argv[1]):
+            print("ours")
+        os.kill(child, signal.SIGKILL)
+        """,
+        str(tmp_path / "lock"),
+        fork,
+    )
+    assert printed == "ours\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
+@FORKS
+def test_a_child_that_was_forked_inside_by_the_same_thread_does_not_unlock_its_parents(
+    tmp_path: Path, fork: str
+) -> None:
+    printed = run_script(
+        """
+        import ctypes, os, subprocess, sys
+        from statestore.filelock import locked
+
+        fork = {"os.fork": os.fork, "fork(2)": ctypes.PyDLL(None).fork}[sys.argv[2]]
+        parent = os.getpid()
+        try:
+            with locked(sys.argv[1]):
+                if child := fork():
+                    assert os.waitpid(child, 0)[1] == 0
+                    import fcntl
+                    with open(sys.argv[1]) as other:
+                        try:
+                            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        except BlockingIOError:
+                            print("still ours")
+        except OSError as error:
+            assert os.getpid() != parent
+            assert str(error) == "the process was forked while it held the lock"
+            os._exit(0)
+        """,
+        str(tmp_path / "lock"),
+        fork,
+    )
+    assert printed == "still ours\n"
+
+
 def test_the_file_is_for_its_owner_only_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with locked(str(path)):

@@ -1,12 +1,15 @@
 """The store in a dict, under threads."""
 
+import copy
+import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from statestore import START, MemoryStorage
+from tests.client.scripts import run_script
 
 THREADS, ROUNDS = 8, 300
 
@@ -63,6 +66,44 @@ def test_a_scan_is_one_moment_whatever_others_do() -> None:
             seen.add(len(list(store.scan())))
         changing.result()
     assert seen <= {0, 200}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
+@pytest.mark.parametrize("fork", ["os.fork", "fork(2)"])
+def test_a_child_can_use_it_that_was_forked_while_a_thread_was_within_a_call(fork: str) -> None:
+    run_script(
+        """
+        import ctypes, os, signal, sys, threading
+        from statestore import MemoryStorage
+
+        fork = {"os.fork": os.fork, "fork(2)": ctypes.PyDLL(None).fork}[sys.argv[1]]
+        store = MemoryStorage()
+        store.set("m", "a", "A")
+        inside, leave = threading.Event(), threading.Event()
+
+        def stay():
+            with store._held():
+                inside.set()
+                leave.wait(0.5 if fork is os.fork else 20)  # os.fork waits until it is outside
+
+        thread = threading.Thread(target=stay)
+        thread.start()
+        inside.wait(20)
+        if (child := fork()) == 0:
+            signal.alarm(10)  # ends a child that waits for its parent's thread
+            os._exit(store.get("m", "a") != "A")
+        assert os.waitpid(child, 0)[1] == 0
+        leave.set()
+        thread.join()
+        """,
+        fork,
+    )
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_it_cannot_be_copied(how: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match="MemoryStorage cannot be copied or pickled: it belongs to the process"):
+        how(MemoryStorage())
 
 
 def test_two_stores_are_two() -> None:

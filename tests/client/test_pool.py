@@ -383,6 +383,18 @@ def test_a_child_begins_anew_even_where_the_parent_was_busy(factory: Factory) ->
     assert len(factory.made) == 2
 
 
+def test_a_place_that_another_thread_leaves_at_that_moment_is_just_free(factory: Factory) -> None:
+    """On a free-threaded build it may do so between two looks at who is in it."""
+
+    class Leaving(dict[str, object]):
+        def __contains__(self, key: object) -> bool:
+            return self.pop(key, None) is not None  # type: ignore[call-overload]
+
+    pool = Pool(factory, 2)
+    pool._places[0].taken = Leaving({BY: "another"})
+    assert pool.use(lambda place, _: pool._places.index(place), "us") == 1
+
+
 def test_a_call_that_forks_in_the_middle_brings_nothing_into_the_child(factory: Factory) -> None:
     """As a signal's handler can."""
     pool = Pool(factory, 1)

@@ -1,6 +1,8 @@
 """Attaching a store to a Router: a small one of Salmon's shape, and Salmon's own."""
 
+import copy
 import functools
+import pickle
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from statestore import MemoryStorage, RemoteStorage, TooLong, Unavailable
 from statestore.base import Pair, Sender
-from statestore.routing import attach
+from statestore.routing import DeliveryView, attach
 from tests.client.scripts import finish, run_script, start_script
 from tests.client.servers import refused
 from tests.daemon import Daemon
@@ -364,7 +366,7 @@ from salmon import server
 from salmon.mail import MailRequest
 from salmon.routing import Router, route, stateless
 from statestore import RemoteStorage
-from statestore.routing import attach
+from statestore.routing import DeliveryView, attach
 
 address, namespace, mode = sys.argv[1:]
 store = RemoteStorage(address, namespace=namespace, deadline=0.3)
@@ -420,3 +422,17 @@ def test_salmon_is_attached_and_keeps_states(shared_daemon: Daemon, store: Remot
 def test_salmon_defers_a_mail_before_any_handler_has_seen_it() -> None:
     printed = run_script(LIST, refused(), "default", "attach")
     assert printed == "451 4.3.0 state store unavailable, try again later\n"
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))])
+def test_a_copy_of_what_is_attached_has_no_delivery_under_way(duplicate: Callable[[Any], Any]) -> None:
+    view = DeliveryView(RemoteStorage("there:1"))
+
+    def deliver() -> None:
+        view._learn("m", "a", "A")
+        clone = duplicate(view)
+        assert clone._states is None
+        assert (clone._storage is view._storage) == (duplicate is copy.copy)
+        assert repr(clone._storage) == repr(view._storage)
+
+    view.during_delivery([], deliver)

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -84,6 +85,36 @@ def test_no_thread_passes_over_a_number_of_anothers() -> None:
     assert ended == set(range(1, 16_001))
 
 
+def test_without_the_gil_a_number_is_given_and_noted_under_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated by a counter within which other threads run."""
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    session = Session()
+    given: list[int] = []
+
+    class Counter:
+        last = 0
+
+        def __iter__(self) -> Iterator[int]:
+            return self
+
+        def __next__(self) -> int:
+            number = self.last + 1
+            time.sleep(0)
+            self.last = number
+            return number
+
+    session._numbers = Counter()  # type: ignore[assignment]
+    threads = [
+        threading.Thread(target=lambda: given.extend([session.number(object()) for _ in range(200)])) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == list(range(1, 1601))
+    assert list(session.unanswered.values()) == sorted(given)
+
+
 def test_interrupts_at_any_moment_leave_no_number_without_an_end() -> None:
     run_script(
         """
@@ -160,4 +191,20 @@ def test_a_child_has_a_session_of_its_own() -> None:
     session.number("its parent's")
     forks._after_fork_in_child()
     assert session.id == 0
-    assert session.number("its own") == session.oldest(1) == 1
+    assert session.number("its own") == session.oldest(2) == 2
+
+
+def test_a_write_that_has_its_number_when_its_process_forks_has_it_to_itself() -> None:
+    """It may go on in the child, in a session in which other writes have come before it."""
+    session = Session()
+    for write in "abc":
+        session.number(write)
+    forks._after_fork_in_child()
+    assert session.number("the child's") == 4
+    assert session.number("c") == 5
+    assert session.oldest(5) == 4
+
+
+def test_a_write_keeps_its_number() -> None:
+    session = Session()
+    assert [session.number(write) for write in "abab"] == [1, 2, 1, 2]

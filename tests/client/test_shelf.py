@@ -1,5 +1,6 @@
 """The store in a file: many processes, any key, and files that are not ours."""
 
+import copy
 import dbm
 import gc
 import importlib
@@ -265,6 +266,20 @@ def test_what_holds_the_lock_is_waited_for(path: str) -> None:
             waiting = pool.submit(store.get, "m", "a")
             senders["a"] = {"m": ("A", 1)}
         assert waiting.result(20) == "A"
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda store: pickle.loads(pickle.dumps(store))])
+def test_it_and_its_copies_stay_with_their_file_in_another_directory(
+    duplicate: Callable[[ShelveStorage], ShelveStorage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon goes to `/`, and a process that unpickles it may be elsewhere: to another file all senders are new."""
+    monkeypatch.chdir(tmp_path)
+    store = ShelveStorage("states")
+    store.set("m", "a", "A")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert store.get("m", "a") == "A"
+    assert duplicate(store).get("m", "a") == "A"
 
 
 # An entry that grows beyond its place, one that is added, and one that is removed.

@@ -8,6 +8,7 @@ import pytest
 
 from statestore import Limits, forks
 from statestore.address import parse_addresses
+from statestore.outage import Outage
 from statestore.protocol import Welcome, WrongStore
 from statestore.store import UNLIMITED, Store
 
@@ -126,7 +127,54 @@ def test_a_connection_that_was_just_greeted_is_not_replaced(store: Store) -> Non
     assert not store.renewal.is_due()
 
 
-def test_a_child_has_reached_nobody_yet(store: Store) -> None:
-    forks._after_fork_in_child()
+def test_two_threads_that_reach_nobody_at_the_same_time_are_in_one_outage(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log has one line of it."""
+    others: list[Outage] = []
+
+    def outage() -> Outage:
+        if not others:
+            others.append(Outage())
+            others[0] = store.unreached("b", FAILURE)  # the other thread comes in between
+        return Outage()
+
+    monkeypatch.setattr("statestore.store.Outage", outage)
+    ours = store.unreached("a", FAILURE)
+    assert [ours] == others
+    assert store.outage is ours
+    for thread in ("a", "b"):
+        store.gone(f"refused {thread}", ours, writing=False)
+    assert caplog.messages == ["state store unavailable: refused a"]
+
+
+def test_a_greeting_may_come_while_another_thread_ends_the_outage() -> None:
+    class Racing(Store):
+        """Each look at its outage finds what another thread has made of it: the second that it is over."""
+
+        looks = 0
+
+        @property
+        def outage(self) -> Outage | None:
+            self.looks += 1
+            return Outage() if self.looks == 1 else None
+
+        @outage.setter
+        def outage(self, _: Outage | None) -> None:
+            pass
+
+    assert Racing("there:1").accepts(THERE, Welcome("s1", 1, SMALL), 0)
+
+
+def test_a_child_has_reached_nobody_yet_and_nothing_is_in_its_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.accepts(THERE, Welcome("s1", 1, SMALL), 0)
+    for _ in range(2):
+        store.gone("its disk is full", None, writing=True)
+        store.refused("full", "it is full")
+        forks._after_fork_in_child()
+    assert caplog.messages == ["state store unavailable: its disk is full", "state store refuses: it is full"] * 2
     assert store.outage is not None
     assert store.session.id == 0
+    assert (store.store_id, store.address, store.limits) == ("s1", THERE, SMALL)

@@ -135,7 +135,6 @@ def new_number_for_each_attempt(patch: Patch) -> None:
     parameters = Call.parameters
 
     def parameters_anew(call: Call, welcome: Welcome) -> tuple[Any, ...]:
-        call._number = 0
         call._store.session.unanswered.pop(call, None)
         return parameters(call, welcome)
 
