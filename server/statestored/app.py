@@ -114,11 +114,11 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         directory.open()
         stdio.announce(f"data directory {directory.path}")
         limits = Limits(settings.max_module, settings.max_sender, settings.max_state)
-        max_memory = settings.max_memory * 2**20 or memory.available() // 2
+        max_memory = settings.max_memory or memory.available() // 2
         engine = EmbeddedEngine(
             directory,
             Fsync(settings.fsync),
-            SnapshotSchedule(settings.snapshot_interval, settings.snapshot_journal_size * 2**20),
+            SnapshotSchedule(settings.snapshot_interval, settings.snapshot_journal_size),
             settings.max_namespaces,
             Quota.of(limits, max_memory, settings.max_modules),
         )
@@ -130,7 +130,7 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
             tls=tls,
             allow_clear=settings.allow_clear,
             max_connections=descriptors.make_room(settings.max_connections, 0 if tls is None else MAX_HANDSHAKES),
-            budget=Budget(settings.max_buffers * 2**20),
+            budget=Budget(settings.max_buffers),
         )
         listener = Listener(service)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again, service, listener)
