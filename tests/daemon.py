@@ -28,7 +28,8 @@ class Daemon:
     """Listens on a free TCP port and on a unix socket; `arguments` are added to its command line.
 
     A daemon started again on the same directory keeps its addresses. Until a start, `data_dir` may be set to another
-    place, `program` to another command, and `wrapper` to one that is the parent of the daemon, as strace is.
+    place, `program` to another command, `wrapper` to one that is the parent of the daemon, as strace is, and `stdout`
+    and `stderr` to descriptors that take what it prints, and its log, in place of this object.
     """
 
     def __init__(self, directory: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
@@ -39,6 +40,8 @@ class Daemon:
         self.environment = environment or {}
         self.program: Sequence[str] = STATESTORED
         self.wrapper: Sequence[str] = ()
+        self.stdout = subprocess.PIPE
+        self.stderr: int | None = None
         self.address = "127.0.0.1:0"
         self.admin = ""
         # A unix socket's path may have 108 bytes; pytest's directories are longer.
@@ -57,8 +60,8 @@ class Daemon:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.wrapper, *self.program, *self._flags()],
-                stdout=subprocess.PIPE,
-                stderr=log,
+                stdout=self.stdout,
+                stderr=log if self.stderr is None else self.stderr,
                 env=self._environment(),
                 start_new_session=bool(self.wrapper),  # both can be ended together
             )
@@ -103,9 +106,9 @@ class Daemon:
 
     def wait(self) -> int:
         assert self.process is not None
-        assert self.process.stdout is not None
         code = self.process.wait(STOP_SECONDS)
-        self.process.stdout.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return code
 
     def send_signal(self, signum: int) -> None:

@@ -48,6 +48,8 @@ CLIENT_ORDER = [
 SERVER_ORDER = [
     "__init__",
     "errors",
+    "queued_output",
+    "stdio",
     "files",
     "framing",
     "snapshot",
@@ -142,6 +144,9 @@ WRITING = {
     "sockets": {"unlink"},
     "listener": {"unlink"},
     "admin": {"unlink"},
+    # No files, but the standard streams.
+    "queued_output": {"write"},
+    "stdio": {"open"},
 }
 
 LIBRARIES = {"statestore": {"msgpack"}, "statestore.testing": {"msgpack", "pytest", "hypothesis"}}

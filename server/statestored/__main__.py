@@ -1,15 +1,17 @@
 """`python -m statestored`, and the command of that name: says what to install where the server's libraries lack."""
 
-import os
 import signal
 import sys
 
+from statestored import stdio
+
 
 def main() -> None:
+    stdio.set_up()
     # Until the daemon listens for signals there is nothing to end in order. A container's first process would not even
     # notice one that it has no handler for, and be killed ten seconds later.
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: os._exit(0))
+        signal.signal(signum, lambda *_: stdio.exit_now(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing was read yet that could be read again
     try:
         from statestored.cli import main as start

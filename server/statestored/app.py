@@ -7,14 +7,14 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
 
 import structlog
 import uvloop
 
 from statestore.address import Address, TcpAddress
 from statestore.base import Limits
-from statestored import __version__, audit, descriptors, memory
+from statestored import __version__, audit, descriptors, memory, stdio
 from statestored.access import Access
 from statestored.admin import Admin
 from statestored.answers import MAX_REPLY
@@ -112,13 +112,13 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         directory = DataDirectory(settings.data_dir)
         stack.callback(directory.close)
         directory.open()
-        _say(f"data directory {directory.path}")
+        stdio.announce(f"data directory {directory.path}")
         limits = Limits(settings.max_module, settings.max_sender, settings.max_state)
-        max_memory = settings.max_memory * 2**20 or memory.available() // 2
+        max_memory = settings.max_memory or memory.available() // 2
         engine = EmbeddedEngine(
             directory,
             Fsync(settings.fsync),
-            SnapshotSchedule(settings.snapshot_interval, settings.snapshot_journal_size * 2**20),
+            SnapshotSchedule(settings.snapshot_interval, settings.snapshot_journal_size),
             settings.max_namespaces,
             Quota.of(limits, max_memory, settings.max_modules),
         )
@@ -130,20 +130,20 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
             tls=tls,
             allow_clear=settings.allow_clear,
             max_connections=descriptors.make_room(settings.max_connections, 0 if tls is None else MAX_HANDSHAKES),
-            budget=Budget(settings.max_buffers * 2**20),
+            budget=Budget(settings.max_buffers),
         )
         listener = Listener(service)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again, service, listener)
         admin = Admin(service)
         stack.push_async_callback(admin.close)
-        _say(f"admin on {await admin.listen(settings.admin_listen)}")
+        stdio.announce(f"admin on {await admin.listen(settings.admin_listen)}")
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to make a snapshot of
         await engine.open()
         stack.push_async_callback(engine.close)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.snapshot_soon)
         stack.push_async_callback(listener.close)
         for address in await listener.listen(settings.listen):
-            _say(f"listening on {address}")
+            stdio.announce(f"listening on {address}")
         log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
         admin.ready = True
         watch = asyncio.create_task(engine.failure())
@@ -199,15 +199,9 @@ def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
 
 
 def _fail_stop(watch: "asyncio.Task[None]") -> None:
-    """At once: nothing that this process might still say can be relied upon."""
+    """End at once if the store has failed: nothing that this process might still answer can be relied upon."""
     if watch.cancelled() or (error := watch.exception()) is None:
         return
     about = {"error": str(error)} if isinstance(error, DiskFailed) else {"exc_info": error}
     log.critical("ended by a failure", **about)
-    os._exit(Exit.DISK_FAILED)
-
-
-def _say(line: str) -> None:
-    """For whoever started the daemon by hand, or waits for it in a script."""
-    with suppress(OSError):
-        print(line, flush=True)  # noqa: T201
+    stdio.exit_now(Exit.DISK_FAILED)

@@ -21,6 +21,7 @@ from statestored.engines.states import States
 from statestored.errors import DamagedFile, Exit, StartError
 from statestored.inspection import identify
 from statestored.salvage import Content, Salvage, first_damage, salvage
+from statestored.stdio import printable
 
 
 class Checked(NamedTuple):
@@ -40,7 +41,7 @@ def check(path: Path) -> Checked:
     damage = [*([identity] if identity else []), *_with(stops_at, found.damage)] if identity or stops_at else []
     lines = [str(path), f"store {directory.store_id}", "", *_table(_rows(directory, found)), ""]
     lines += _verdict_damaged(path, damage, found) if damage else _verdict_sound(found)
-    return Checked(Exit.DAMAGED if damage else Exit.STOPPED, "\n".join(lines))
+    return Checked(Exit.DAMAGED if damage else Exit.STOPPED, "\n".join(map(printable, lines)))
 
 
 def refuse_nothing(directory: DataDirectory) -> None:

@@ -1,5 +1,6 @@
 """The command `statestored`, and its exit codes."""
 
+import errno
 import os
 import signal
 import sys
@@ -8,15 +9,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
 from statestored import __version__
 from statestored.app import run
 from statestored.check import Checked, check
-from statestored.errors import DamagedFile, DiskFailed, Exit, StartError, TooNew
+from statestored.errors import DamagedFile, DiskFailed, Exit, OutputFailed, StartError, TooNew
 from statestored.log import set_up_logging
 from statestored.repair import repair
-from statestored.settings import PathType, Settings, options
+from statestored.settings import PathType, Settings, options, told_where_given
+from statestored.stdio import printable_lines
 from statestored.tokens import ROLES, add_token
 
 
@@ -26,8 +27,15 @@ def _serve(ctx: click.Context, /, **values: Any) -> None:
         return
     settings = Settings(**values)
     set_up_logging(settings.log_level, settings.log_format)
-    run(settings, os.environ)
+    try:
+        run(settings, os.environ)
+    except StartError as error:
+        raise told_where_given(ctx, error) from None
 
+
+# The system says with these that a path is wrong, and not that the disk is.
+WRONG_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+WRONG_PATH |= {errno.ENAMETOOLONG, errno.ELOOP}
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -58,7 +66,8 @@ command.params.append(
     short_help="Say what is in a data directory, and whether it is sound.",
     help="Say what is in the data directory DIR, and whether it is sound. No daemon may be running on it; nothing is "
     "changed.",
-    epilog="Exit codes: 0 sound, 1 cannot be checked, 2 usage, 3 damaged, 4 the disk could not be read.",
+    epilog="Exit codes: 0 sound, 1 cannot be checked, or the report cannot be printed, 2 usage, 3 damaged, 4 the disk "
+    "could not be read.",
     context_settings=CONTEXT,
 )
 @click.argument("directory", metavar="DIR", type=PathType())
@@ -70,8 +79,8 @@ def _check(directory: Path) -> Exit:
     "repair",
     short_help="Save what can be read of a damaged data directory.",
     help="Where the data directory DIR is damaged, save all that can be read, and keep the damaged files beside it.",
-    epilog="Exit codes: 0 repaired, or nothing to repair, 1 cannot be repaired, 2 usage, 3 nothing can be read, "
-    "4 the disk failed.",
+    epilog="Exit codes: 0 repaired, or nothing to repair, 1 cannot be repaired, or the report cannot be printed, "
+    "2 usage, 3 nothing can be read, 4 the disk failed.",
     context_settings=CONTEXT,
 )
 @click.argument("directory", metavar="DIR", type=PathType())
@@ -84,16 +93,27 @@ def _repair(directory: Path) -> Exit:
     short_help="Make a token, and add what it is recognised by to a file.",
     help="Make a token called NAME, print it, and add what it is recognised by to FILE, which a daemon with --tokens "
     "FILE reads at its start and at SIGHUP. The token itself is kept nowhere. To take it back, remove its lines.",
-    epilog="Exit codes: 0 made, 1 FILE cannot be read or written, or has a NAME already, 2 usage.",
+    epilog="Exit codes: 0 made, 1 FILE cannot be read or written, or has a NAME already, or the token cannot be "
+    "printed, 2 usage.",
     context_settings=CONTEXT,
 )
-@click.argument("file", metavar="FILE", type=PathType(dir_okay=False))
+@click.argument("file", metavar="FILE", type=PathType())
 @click.argument("name", metavar="NAME")
 @click.option("--role", type=click.Choice(tuple(ROLES)), default="write", show_default=True, help="What it allows.")
 @click.option("--namespace", "namespaces", metavar="NAMESPACE", multiple=True, help="Where; several times, or for all.")
 def _token(file: Path, name: str, role: str, namespaces: tuple[str, ...]) -> Exit:
     is_new = not file.exists()
-    click.echo(add_token(file, name, ROLES[role], namespaces))
+    shown: list[str] = []
+
+    def show(token: str) -> None:
+        click.echo(token)
+        shown.append(token)
+
+    try:
+        add_token(file, name, ROLES[role], namespaces, show)
+    except (StartError, DiskFailed, OSError) as error:
+        note = ": the token that was printed is not in the file, and opens nothing" if shown else ""
+        raise StartError(f"{error}{note}") from error
     if is_new and os.geteuid() == 0:
         click.echo(f"{file} is for root only: give it to the daemon's user with chown", err=True)
     return Exit.STOPPED
@@ -104,7 +124,7 @@ def _offline(work: Callable[[Path], Checked], directory: Path) -> Exit:
         signal.signal(signum, signal.SIG_DFL)  # nobody is to take an end by a signal for a success
     set_up_logging("error", "text")
     code, report = work(directory)
-    click.echo(report)
+    click.echo(printable_lines(report))
     return code
 
 
@@ -113,16 +133,18 @@ def main() -> NoReturn:
         code = _run(sys.argv[1:])
     except click.UsageError as error:
         error.show()
-        sys.exit(_usage_exit(error))
+        sys.exit(Exit.USAGE)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.Abort:
         sys.exit(Exit.STOPPED)
-    except (StartError, TooNew, PermissionError, IsADirectoryError) as error:
+    except (StartError, TooNew, OutputFailed) as error:
         _end(Exit.CANNOT_START, error)
     except DamagedFile as error:
         _end(Exit.DAMAGED, error)
-    except (DiskFailed, OSError) as error:
+    except OSError as error:
+        _end(Exit.CANNOT_START if error.errno in WRONG_PATH else Exit.DISK_FAILED, error)
+    except DiskFailed as error:
         _end(Exit.DISK_FAILED, error)
     sys.exit(code or Exit.STOPPED)
 
@@ -135,17 +157,8 @@ def _run(arguments: list[str]) -> Any:
     return command.main(arguments, "statestored", standalone_mode=False)
 
 
-def _usage_exit(error: click.UsageError) -> Exit:
-    """A bad value is a matter of usage where it was typed, and of a setting where it came from elsewhere."""
-    param, ctx = getattr(error, "param", None), error.ctx
-    if param is None or ctx is None or param.name is None or isinstance(error, click.MissingParameter):
-        return Exit.USAGE
-    typed = ctx.get_parameter_source(param.name) in (ParameterSource.COMMANDLINE, None)
-    return Exit.USAGE if typed else Exit.CANNOT_START
-
-
 def _end(code: Exit, error: Exception) -> NoReturn:
-    click.echo(f"statestored: {error}", err=True)
+    click.echo(printable_lines(f"statestored: {error}"), err=True)
     sys.exit(code)
 
 

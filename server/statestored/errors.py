@@ -31,6 +31,13 @@ class TooNew(Exception):
         super().__init__(f"{path} has {what}, but this release knows formats up to {known}: start a newer one")
 
 
+class OutputFailed(Exception):
+    """A command cannot print what it has to say: what takes its output is full, or has gone. No disk of ours failed."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot write to standard output: {error.strerror}")
+
+
 class NoRoom(OSError):
     """The disk is full, or our share of it, or too many files are open: nothing is wrong with what is there."""
 

@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -134,8 +134,14 @@ def put_in_place(temporary: Path, path: Path) -> None:
         sync_directory(directory)
 
 
-def write_durably(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
-    """A small file, as a whole or not at all; for its owner only, or for whom another file is."""
+def write_durably(
+    path: Path, content: bytes, like: os.stat_result | None = None, ready: Callable[[], object] = lambda: None
+) -> None:
+    """Write a small file, as a whole or not at all; for its owner only, or for whom another file is.
+
+    Args:
+        ready: Is called when nothing is left to do but to give the file its name. If this raises, nothing has changed.
+    """
     temporary = temporary_name(path)
     with create(temporary) as file:
         if like is not None:
@@ -143,6 +149,11 @@ def write_durably(path: Path, content: bytes, like: os.stat_result | None = None
             os.fchmod(file.fileno(), stat.S_IMODE(like.st_mode))
         write_at(file, content, 0)
         sync_file(file)
+    try:
+        ready()
+    except BaseException:
+        remove(temporary)
+        raise
     put_in_place(temporary, path)
 
 

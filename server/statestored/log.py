@@ -3,54 +3,63 @@
 import logging
 import sys
 import traceback
-from contextlib import suppress
-from typing import TextIO, cast
+from collections.abc import Callable
 
 import structlog
+
+from statestored import stdio
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 FRAMES = 20  # of an exception, at most: those that were called last
 
 
-class _Stderr:
-    """Standard error, for which nothing of the daemon fails: its reader may have gone, or its disk be full."""
-
-    def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            return sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            sys.stderr.flush()
-
-
 def set_up_logging(level: str, format_: str) -> None:
-    """structlog's own lines, and those of the libraries through the standard `logging`."""
+    """Write structlog's events and those of the libraries, which use the standard `logging`, to standard error.
+
+    `stdio` queues them, so that nothing waits until they are written.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_messages,
+        _escaped,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if format_ == "json"
         else structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"))
     )
-    stderr = _Stderr()
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, stderr)),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stderr)
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=[_without_arguments, *shared])
     )
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+    stdio.log_output.report = _dropped_lines([*shared, renderer])
+
+
+def _dropped_lines(processors: list[structlog.typing.Processor]) -> Callable[[int], str]:
+    """Return what makes the line that stands where lines are missing, rendered as the others are."""
+
+    def line(lines: int) -> str:
+        event: object = {"event": "log lines dropped", "lines": lines}
+        for process in processors:
+            event = process(None, "warning", event)  # type: ignore[arg-type]
+        return f"{event!s}\n"
+
+    return line
+
+
+def _escaped(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape what no terminal shows, and bytes of a path that are not UTF-8, which many parsers of JSON refuse."""
+    return {key: stdio.printable_lines(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _without_arguments(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

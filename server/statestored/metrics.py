@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from statestored import __version__
+from statestored import __version__, stdio
 from statestored.commands import COMMANDS, Service
 
 # What an engine says of itself in `info`, where it does: the metric's kind, name and help.
@@ -75,6 +75,11 @@ class _ServiceCollector(Collector):
                 "statestored_tls_failures",
                 "TLS handshakes that failed.",
                 0 if service.tls is None else service.tls.failures,
+            ),
+            (
+                "statestored_log_lines_dropped",
+                "Log lines that standard error did not take, or not soon enough.",
+                stdio.log_output.dropped,
             ),
         ):
             yield CounterMetricFamily(name, help_, value)

@@ -1,11 +1,13 @@
 """The settings, each declared once: flag, STATESTORED_* variable, TOML key, help and default derive from a field here.
 
-A flag goes before the environment, the environment before the file.
+A flag goes before the environment, the environment before the file. A value that a flag cannot have is wrong usage of
+the command line; everything else that is wrong with a setting is a StartError, which says where the setting was given.
 """
 
 import difflib
 import math
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from statestore.address import Address, TcpAddress, parse_address
 from statestored.errors import StartError
@@ -24,6 +27,13 @@ TOKEN_VARIABLE = PREFIX + "TOKEN"  # in the environment only: a flag would show 
 MIN_TOKEN = 16  # characters; what is shorter, somebody has thought of, and somebody else can guess
 FSYNC = ("always", "everysec", "never")
 DEFAULT_PORT, DEFAULT_ADMIN_PORT = 7828, 7829
+MIB = 2**20
+MAX_SIZE = 2**63 - 1  # bytes; `info` has sizes, and MessagePack integers have 64 bits
+# In any case. Container engines and systemd take K, M, G and T for powers of 1024 as well.
+UNITS = {"": MIB, "b": 1}
+UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+UNITS |= {f"{letter}{end}": 1024**power for power, letter in enumerate("kmgt", 1) for end in ("", "ib")}
+_CONFIG_PATH = __name__ + ".config"  # in click's context
 
 
 class AddressType(click.ParamType[Address]):
@@ -42,10 +52,13 @@ class AddressType(click.ParamType[Address]):
 
 
 class PathType(click.Path):
-    """A path, `~` included; an empty one is none, where there may be none."""
+    """A path, which may begin with `~`. An empty one is None if the setting is optional.
 
-    def __init__(self, *, optional: bool = False, **more: Any) -> None:
-        super().__init__(path_type=Path, **more)
+    What is there is not looked at: only the code that opens the file can say what is wrong with it.
+    """
+
+    def __init__(self, *, optional: bool = False) -> None:
+        super().__init__(path_type=Path)
         self.optional = optional
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -53,10 +66,48 @@ class PathType(click.Path):
             self.fail("a path holds no NUL character", param, ctx)
         if value == "":
             return None if self.optional else self.fail("the path is empty", param, ctx)
-        return super().convert(os.path.expanduser(value), param, ctx)
+        path = os.path.expanduser(value)
+        if path.startswith("~"):
+            self.fail(f"{value!r}: there is no such home directory; a file of that name is ./{value}", param, ctx)
+        return super().convert(path, param, ctx)
+
+
+class Integer(click.IntRange):
+    name = "integer"
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, given with a unit, or as a number of MiB without."""
+
+    name = "size"
+
+    def __init__(self, least: str = "0") -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        size = self._bytes(value)
+        if size is None:
+            self.fail(
+                f"{value!r} is no size: give a whole number of MiB, or one with a unit, which is KB, MB, GB or TB for "
+                "powers of 1000, KiB, MiB, GiB or TiB (or K, M, G, T) for powers of 1024, or B",
+                param,
+                ctx,
+            )
+        if size < (self._bytes(self._least) or 0):
+            self.fail(f"{value} is too little: {self._least} is the least", param, ctx)
+        if size > MAX_SIZE:
+            self.fail(f"{value} is too much: no machine has more than 8EiB", param, ctx)
+        return size
+
+    def _bytes(self, value: object) -> int | None:
+        match = re.fullmatch(r"([0-9]{1,15}) ?([A-Za-z]*)", str(value).strip())
+        unit = UNITS.get(match[2].lower()) if match else None
+        return None if match is None or unit is None else int(match[1]) * unit
 
 
 class Seconds(click.FloatRange):
+    name = "number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds: float = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
@@ -65,9 +116,21 @@ class Seconds(click.FloatRange):
 
 
 def default_data_dir() -> Path:
-    """systemd's $STATE_DIRECTORY (the first, where it names several), else the user's own."""
+    """Return systemd's $STATE_DIRECTORY (the first, if it names several), or else the user's own.
+
+    Raises:
+        StartError: The user has no home directory.
+    """
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(given) if given else Path.home() / ".local" / "state" / "statestored"
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".local" / "state" / "statestored"
+    except RuntimeError:
+        raise StartError(
+            f"neither HOME nor an entry for user {os.geteuid()} says where the user's home directory is: "
+            "say with --data-dir where to keep the states"
+        ) from None
 
 
 def _setting(help_: str, type_: Any, default: Any, **more: Any) -> Any:
@@ -89,7 +152,7 @@ class Settings:
     )
     data_dir: Path = _setting(
         "Where the states are kept. Without it $STATE_DIRECTORY, else ~/.local/state/statestored.",
-        PathType(file_okay=False),
+        PathType(),
         default_data_dir,
     )
     engine: str = _setting(
@@ -97,18 +160,18 @@ class Settings:
     )
     tokens: Path | None = _setting(
         "A file with the tokens that clients must give, made with `statestored token`; or set STATESTORED_TOKEN.",
-        PathType(dir_okay=False, optional=True),
+        PathType(optional=True),
         None,
     )
     tls_cert: Path | None = _setting(
         "The server's certificate: with it the TCP addresses of --listen speak TLS.",
-        PathType(dir_okay=False, optional=True),
+        PathType(optional=True),
         None,
     )
-    tls_key: Path | None = _setting("The certificate's key.", PathType(dir_okay=False, optional=True), None)
+    tls_key: Path | None = _setting("The certificate's key.", PathType(optional=True), None)
     tls_client_ca: Path | None = _setting(
         "Authorities: with them each client needs a certificate from one of these.",
-        PathType(dir_okay=False, optional=True),
+        PathType(optional=True),
         None,
     )
     allow_clear: bool = _setting("Let clients forget all states of their namespace at once.", bool, False, is_flag=True)
@@ -122,30 +185,32 @@ class Settings:
         "Seconds from one snapshot to the next, where anything changed; 0: none by time.", Seconds(min=0), 3600.0
     )
     snapshot_journal_size: int = _setting(
-        "A snapshot is also due when the journal has so many MiB, and no fewer than the last snapshot has; "
-        "0: none by size.",
-        click.IntRange(min=0),
-        128,
+        "A snapshot is also due when the journal is so large (MiB, or with a unit: 1GiB), and no smaller than the last "
+        "snapshot; 0: none by size.",
+        Size(),
+        "128MiB",
     )
-    max_module: int = _setting("The longest module, in bytes.", click.IntRange(1, 4096), 1024)
-    max_sender: int = _setting("The longest sender, in bytes.", click.IntRange(1, 16384), 4096)
-    max_state: int = _setting("The longest state, in bytes.", click.IntRange(1, 4096), 1024)
-    max_namespaces: int = _setting("How many namespaces there may be.", click.IntRange(min=1), 1000)
-    max_modules: int = _setting("How many modules one sender may have a state in.", click.IntRange(1, 1000), 100)
+    max_module: int = _setting("The longest module, in bytes.", Integer(1, 4096), 1024)
+    max_sender: int = _setting("The longest sender, in bytes.", Integer(1, 16384), 4096)
+    max_state: int = _setting("The longest state, in bytes.", Integer(1, 4096), 1024)
+    max_namespaces: int = _setting("How many namespaces there may be.", Integer(min=1), 1000)
+    max_modules: int = _setting("How many modules one sender may have a state in.", Integer(1, 1000), 100)
     max_memory: int = _setting(
-        "MiB that all states may take; then nothing new is stored. 0: half of what the machine or the container has.",
-        click.IntRange(min=0),
-        0,
+        "Memory that all states may take (MiB, or with a unit: 2GiB); then nothing new is stored. 0: half of what the "
+        "machine or the container has.",
+        Size(),
+        "0",
     )
     max_connections: int = _setting(
         "How many clients may be connected; fewer where the system lets a process open fewer files.",
-        click.IntRange(min=1),
+        Integer(min=1),
         10_000,
     )
     max_buffers: int = _setting(
-        "MiB that all connections together may hold, of requests in part and of answers that were not taken.",
-        click.IntRange(min=4),
-        32,
+        "Memory that all connections together may hold (MiB, or with a unit: 64MiB), of requests in part and of "
+        "answers that were not taken.",
+        Size(least="4MiB"),
+        "32MiB",
     )
     log_level: str = _setting("The least that is logged.", click.Choice(LEVELS), "info")
     log_format: str = _setting("How log lines look.", click.Choice(FORMATS), "text")
@@ -153,9 +218,9 @@ class Settings:
 
 def options() -> Iterator[click.Option]:
     """The flags, as click wants them."""
-    yield click.Option(
+    yield SettingOption(
         ["--config"],
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=PathType(),
         envvar=PREFIX + "CONFIG",
         show_envvar=True,
         is_eager=True,
@@ -165,6 +230,26 @@ def options() -> Iterator[click.Option]:
     )
     for setting in fields(Settings):
         yield _option(setting)
+
+
+class SettingOption(click.Option):
+    """A flag. What is wrong with a value that was given elsewhere is not blamed on it."""
+
+    def handle_parse_result(self, ctx: click.Context, *rest: Any) -> Any:
+        try:
+            return super().handle_parse_result(ctx, *rest)
+        except click.BadParameter as error:
+            if (place := _place(ctx, self.name)) is None:
+                raise
+            raise StartError(f"{place}: {error.message}") from error
+
+
+def told_where_given(ctx: click.Context, error: StartError) -> StartError:
+    """Add where the settings of which the error names the flags were given, if that was not as flags."""
+    first, newline, rest = str(error).partition("\n")
+    places = {name: _place(ctx, name.replace("-", "_")) for name in re.findall(r"--([a-z-]+)", first)}
+    notes = [f"--{name} was set by {place}" for name, place in places.items() if place is not None]
+    return StartError(f"{first} ({', '.join(notes)}){newline}{rest}") if notes else error
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -185,7 +270,7 @@ def own_token(environment: Mapping[str, str]) -> str | None:
 
 
 def tls_files(settings: Settings) -> TlsFiles | None:
-    """None where there is to be no TLS. Raises StartError where the settings contradict each other."""
+    """Return None if there is to be no TLS. Raises StartError if the settings contradict each other."""
     certificate, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
     if certificate is None or key is None:
         for setting, value in (("--tls-cert", certificate), ("--tls-key", key), ("--tls-client-ca", client_ca)):
@@ -201,8 +286,8 @@ def tls_files(settings: Settings) -> TlsFiles | None:
 def _option(setting: "Field[Any]") -> click.Option:
     more = dict(setting.metadata)
     default = more.pop("default")
-    return click.Option(
-        ["--" + setting.name.replace("_", "-")],
+    return SettingOption(
+        ["--" + _key(setting.name)],
         default=default,
         show_default=default is not None and not callable(default),
         envvar=_variable(setting.name),
@@ -215,15 +300,30 @@ def _variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
+def _key(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _place(ctx: click.Context, name: str | None) -> str | None:
+    """Return where a setting was given, or None if it was given as a flag, or not at all."""
+    source = None if name is None else ctx.get_parameter_source(name)
+    if name is None or source not in (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):
+        return None
+    return _variable(name) if source is ParameterSource.ENVIRONMENT else f"{ctx.meta[_CONFIG_PATH]}: {_key(name)}"
+
+
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
-    """The file's settings become click's defaults."""
+    """Make the file's settings click's defaults."""
     if path is None:
         return
+    ctx.meta[_CONFIG_PATH] = path
     try:
-        found = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise told_where_given(ctx, StartError(f"--config {path} cannot be read: {error.strerror}")) from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or more than Python's reader of it takes
         raise StartError(f"{path}: {error}") from error
-    known = {setting.name.replace("_", "-"): setting for setting in fields(Settings)}
+    known = {_key(setting.name): setting for setting in fields(Settings)}
     for key, value in found.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -232,18 +332,23 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     ctx.default_map = {known[key].name: value for key, value in found.items()}
 
 
-# The types of TOML that a setting takes, by that of its flag: exactly these, for a bool is an int to Python, and click
-# itself would take a 1.5 for a 1.
-_TOML_TYPES: dict[type, tuple[type, ...]] = {bool: (bool,), click.IntRange: (int,), Seconds: (int, float)}
+# The types of TOML that a setting takes, by that of its flag: exactly these, because a bool is an int to Python, and
+# click itself would take a 1.5 for a 1.
+_TOML_TYPES: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    Integer: ("an integer", (int,)),
+    Seconds: ("a number", (int, float)),
+    Size: ("a number of MiB, or a string with a unit", (int, str)),
+}
 
 
 def _check_toml_type(path: Path, setting: "Field[Any]", value: object) -> None:
-    name = setting.name.replace("_", "-")
+    place = f"{path}: {_key(setting.name)}"
     if setting.metadata.get("multiple"):
         if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
-            raise StartError(f"{path}: {name} must be an array of strings, and not empty")
+            raise StartError(f"{place}: it must be an array of strings, and not empty")
         return
     kind = setting.metadata["type"]
-    wanted = _TOML_TYPES.get(kind if isinstance(kind, type) else type(kind), (str,))
-    if type(value) not in wanted:
-        raise StartError(f"{path}: {name} must be of the type {wanted[-1].__name__}, not {type(value).__name__}")
+    words, types = _TOML_TYPES.get(kind if isinstance(kind, type) else type(kind), ("a string", (str,)))
+    if type(value) not in types:
+        raise StartError(f"{place}: it must be {words}")

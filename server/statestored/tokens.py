@@ -16,7 +16,7 @@ import json
 import re
 import secrets
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -72,10 +72,21 @@ def read_tokens(path: Path) -> list[Token]:
     return tokens
 
 
-def add_token(path: Path, name: str, role: Role, namespaces: Sequence[str]) -> str:
+def add_token(
+    path: Path, name: str, role: Role, namespaces: Sequence[str], show: Callable[[str], None] = lambda _: None
+) -> str:
     """Make a token; what it is recognised by goes to the end of the file, which need not be there yet.
 
-    The rest of the file stays as it is, and the file whose it was. Returns the token, kept nowhere. Raises StartError.
+    The rest of the file stays as it is, and the file whose it was. The token is kept nowhere.
+
+    Args:
+        show: Is called with the token when all but the file's name is written. If this raises, the file is as before.
+
+    Returns:
+        The token.
+
+    Raises:
+        StartError: The file cannot be read or written, or cannot have this token.
     """
     token = secrets.token_hex(TOKEN_BYTES)
     path = path.resolve()  # where it is a link, that stays
@@ -84,7 +95,7 @@ def add_token(path: Path, name: str, role: Role, namespaces: Sequence[str]) -> s
         before = "" if old is None else path.read_text("utf-8")
         content = f"{before.rstrip()}\n\n{_table(name, role, namespaces, token)}".lstrip()
         _parse(str(path), content)  # nothing is written that could not be read
-        files.write_durably(path, content.encode(), old)
+        files.write_durably(path, content.encode(), old, lambda: show(token))
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"cannot write {path}: {error}") from error
     return token
@@ -101,7 +112,7 @@ def _table(name: str, role: Role, namespaces: Sequence[str], token: str) -> str:
 def _parse(name: str, text: str) -> list[Token]:
     try:
         tokens = [_token(title, about) for title, about in tomllib.loads(text).items()]
-    except (tomllib.TOMLDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise StartError(f"{name}: {error}") from error
     if len(tokens) > MAX_TOKENS:
         raise StartError(f"{name} has {len(tokens)} tokens, at most {MAX_TOKENS} are allowed")

@@ -1,15 +1,21 @@
 """Exit codes, and what is said beside them: one line, of what is wrong and where, and never a traceback."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from statestored import cli
+from statestored import cli, files, stdio
 from statestored.errors import DamagedFile, DiskFailed, Exit, StartError, TooNew
 from statestored.settings import Settings
 from statestored.tokens import Role, Token, digest_of, read_tokens
@@ -89,7 +95,8 @@ def test_asked_to_stop_is_a_success(main: Callable[..., End]) -> None:
         (["--listen=unix:relative"], "address 'unix:relative'"),
         (["--max-state=0"], "0 is not in the range"),
         (["--log-level=loud"], "'loud' is not one of"),
-        (["--config=/nowhere.toml"], "/nowhere.toml"),
+        (["--max-memory=512QB"], "'512QB' is no size"),
+        (["--config="], "the path is empty"),
         (["--listen"], "--listen"),
         (["surplus"], "surplus"),
     ],
@@ -117,14 +124,34 @@ def test_a_bad_flag_is_beside_a_good_variable(main: Callable[..., End], monkeypa
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("max-states = 1", "is it 'max-state'?"), ("max-state = 0", "--max-state"), ("max-state =", "Invalid value")],
+    [
+        ("max-states = 1", "is it 'max-state'?"),
+        ("max-state = 0", "max-state: 0 is not in the range"),
+        ("max-state =", "Invalid value"),
+    ],
 )
 def test_a_bad_file_is_not_either(main: Callable[..., End], tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "statestored.toml"
     path.write_text(line)
     code, said = main(f"--config={path}")
     assert code == Exit.CANNOT_START
+    assert said.startswith(f"statestored: {path}: ")
     assert says in said
+
+
+def test_a_file_that_is_not_there_is_no_matter_of_usage(main: Callable[..., End], tmp_path: Path) -> None:
+    """Whatever it is for, and wherever it is named: only a look at the disk shows that something is wrong."""
+    none = tmp_path / "none"
+    missing = f"statestored: --config {none} cannot be read: No such file or directory"
+    assert main(f"--config={none}") == (Exit.CANNOT_START, missing)
+    for arguments in (["check", none], ["repair", none], ["token", none / "t", "one"], [f"--config={tmp_path}"]):
+        assert run(*map(str, arguments)).returncode == Exit.CANNOT_START
+
+
+@pytest.mark.parametrize("number", sorted(cli.WRONG_PATH))
+def test_a_path_that_is_wrong_is_no_failed_disk(main: Callable[..., End], number: int) -> None:
+    error = OSError(number, os.strerror(number), "/d")
+    assert main(run=raises(error)) == (Exit.CANNOT_START, f"statestored: {error}")
 
 
 def test_settings_reach_the_daemon(main: Callable[..., End]) -> None:
@@ -171,7 +198,7 @@ def test_a_token_that_cannot_be_made_is_none(tmp_path: Path) -> None:
         ([str(tmp_path / "none" / "t"), "one"], Exit.CANNOT_START, str(tmp_path / "none")),
         ([str(path), "two", "--role=root"], Exit.USAGE, "--role"),
         ([str(path)], Exit.USAGE, "NAME"),
-        ([str(tmp_path), "one"], Exit.USAGE, str(tmp_path)),
+        ([str(tmp_path), "one"], Exit.CANNOT_START, str(tmp_path)),
     ):
         done = run("token", *arguments)
         assert (done.returncode, done.stdout) == (code, "")
@@ -179,9 +206,69 @@ def test_a_token_that_cannot_be_made_is_none(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_a_token_that_was_shown_in_vain_is_said_to_be(
+    main: Callable[..., End], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DiskFailed(OSError(5, "Input/output error"))
+
+    monkeypatch.setattr(files, "put_in_place", fail)
+    code, said = main("token", str(tmp_path / "t"), "one")
+    assert code == Exit.CANNOT_START
+    assert "Input/output error" in said
+    assert said.endswith(": the token that was printed is not in the file, and opens nothing")
+    code, said = main("token", str(tmp_path / "t"), "a b")
+    assert code == Exit.CANNOT_START
+    assert "printed" not in said
+
+
 def test_a_token_is_made_whatever_the_daemons_settings_are(tmp_path: Path) -> None:
     environment = {**os.environ, "STATESTORED_MAX_STATE": "many"}
     assert run("token", str(tmp_path / "t"), "one", env=environment).returncode == Exit.STOPPED
+
+
+# Whatever is typed
+
+UNUSUAL = [os.fsdecode(b"/\xff"), "", " ", "~", "~nobody-here", "-", "--", "a\nb", "\x1b[31m", "x" * 300, "x" * 5000]
+UNUSUAL += ["9" * 5000]
+UNUSUAL += ["-1", "1e400", "nan", "0x10", "\N{SNOWMAN}", "{}", "[", "%s", "{0}", "unix:/\udcff", "[::1", "a:b:c", ":"]
+FLAGS = [*(f"--{setting.name.replace('_', '-')}" for setting in fields(Settings)), "--config", "--role", "--namespace"]
+FLAGS += ["--help", "--version", "--none", "-x", "--\udcff"]
+WORDS = st.sampled_from([*UNUSUAL, *FLAGS, "check", "repair", "token"])
+LINES = st.one_of(
+    st.lists(WORDS, max_size=6),
+    st.tuples(st.sampled_from(FLAGS), st.sampled_from(UNUSUAL)).map(lambda pair: ["=".join(pair)]),
+    st.tuples(st.sampled_from(["check", "repair"]), st.sampled_from(UNUSUAL)).map(list),
+    st.tuples(st.just("token"), st.sampled_from(UNUSUAL), st.sampled_from([*UNUSUAL, "one"])).map(list),
+    st.sampled_from(UNUSUAL).map(lambda unusual: ["token", "t", "one", "--namespace", unusual]),
+)
+
+
+@given(LINES)
+@example(["token", "t", "one", "--namespace", "\udcff"])
+def test_nothing_that_is_typed_has_a_traceback(line: list[str]) -> None:
+    """It ends with a code and a word; the files are made in a directory of their own."""
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", stdio.ESCAPE) for _ in range(2)]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.chdir(directory),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "argv", ["statestored", *line])
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        patch.setattr(cli, "run", lambda *_: None)
+        patch.setattr(cli, "set_up_logging", lambda *_: None)
+        patch.setattr(cli.signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    for stream in streams:
+        stream.flush()
+    out, err = (cast(io.BytesIO, stream.buffer).getvalue().decode() for stream in streams)
+    assert end.value.code in (Exit.STOPPED, Exit.CANNOT_START, Exit.USAGE)
+    assert "Traceback" not in err
+    assert end.value.code == Exit.STOPPED or err
+    assert not out or end.value.code == Exit.STOPPED
 
 
 def test_help_says_how_it_ends() -> None:

@@ -14,7 +14,7 @@ from statestored.log import FORMATS, LEVELS
 def logged(level: str, format_: str, source: str) -> list[str]:
     """The lines that a program of its own writes to standard error."""
     head = f"""
-        import logging, structlog
+        import logging, structlog, sys
         from statestored.log import set_up_logging
         log = structlog.get_logger()
         set_up_logging({level!r}, {format_!r})
@@ -100,6 +100,30 @@ def test_an_exception_is_told_without_what_it_says(format_: str) -> None:
         assert len(line) < 1000
     assert len(faults) == 8
     assert "Traceback" not in without + with_none
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_whatever_is_logged_shows(format_: str) -> None:
+    source = r"""
+        log.error("path", path="/srv/\udcff\x1b[31m\n", number=5, other=None)
+        logging.getLogger("library").error("\udcff")
+    """
+    lines = logged("info", format_, source)
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+    assert r"/srv/\xff\x1b[31m" in (lines[0] if format_ == "text" else json.loads(lines[0])["path"])
+
+
+@pytest.mark.parametrize(("format_", "level"), [("text", "info"), ("json", "error")])
+def test_lines_that_are_missing_are_reported_as_a_line_like_the_others(format_: str, level: str) -> None:
+    """Whatever the level: what is missing may have been an error."""
+    (line,) = logged(level, format_, "from statestored import stdio; sys.stderr.write(stdio.log_output.report(7))")
+    if format_ == "json":
+        entry = json.loads(line)
+        assert entry.pop("timestamp").endswith("Z")
+        assert entry == {"event": "log lines dropped", "level": "warning", "lines": 7}
+    else:
+        assert re.fullmatch(r'timestamp=\S+Z level=warning event="log lines dropped" lines=7', line)
 
 
 def test_levels_go_from_the_most_to_the_least() -> None:

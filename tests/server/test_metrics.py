@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from statestore.errors import BY_WIRE_CODE
-from statestored import __version__
+from statestored import __version__, stdio
 from statestored.commands import COMMANDS, Service
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.metrics import ENGINE_METRICS, Metrics
@@ -85,6 +85,11 @@ def test_what_happened_is_counted(service: Service) -> None:
     assert found["statestored_changes_since_snapshot",] == 1
     wire.hang_up()
     assert values(service)["statestored_connections",] == 2
+
+
+def test_lines_that_the_log_lacks_are_counted(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stdio.log_output, "dropped", 7)
+    assert values(service)["statestored_log_lines_dropped_total",] == 7
 
 
 def test_every_method_has_a_series_from_the_beginning(service: Service) -> None:

@@ -16,12 +16,14 @@ from statestored.engines.commits import Fsync
 from statestored.errors import StartError
 from statestored.settings import (
     FSYNC,
+    MIB,
     MIN_TOKEN,
     Settings,
     default_data_dir,
     options,
     own_token,
     tls_files,
+    told_where_given,
     unknown_variables,
 )
 from statestored.tls import TlsFiles
@@ -44,15 +46,15 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "allow-clear": ("true", "true", True),
     "snapshot-interval": ("2.5", "2.5", 2.5),
     "fsync": ("everysec", '"everysec"', "everysec"),
-    "snapshot-journal-size": ("7", "7", 7),
+    "snapshot-journal-size": ("7", "7", 7 * MIB),
     "max-module": ("11", "11", 11),
     "max-sender": ("12", "12", 12),
     "max-state": ("13", "13", 13),
     "max-namespaces": ("14", "14", 14),
     "max-modules": ("15", "15", 15),
-    "max-memory": ("16", "16", 16),
+    "max-memory": ("512MB", '"512MB"', 512 * 10**6),
     "max-connections": ("17", "17", 17),
-    "max-buffers": ("18", "18", 18),
+    "max-buffers": ("18", "18", 18 * MIB),
     "log-level": ("error", '"error"', "error"),
     "log-format": ("json", '"json"', "json"),
 }
@@ -150,36 +152,145 @@ def test_addresses_without_a_port_get_their_own(read: Read) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "text"),
+    ("key", "text", "toml"),
     [
-        ("listen", "127.0.0.1:99999"),
-        ("listen", "unix:relative"),
-        ("listen", "a b"),
-        ("admin-listen", "me@here"),
-        ("engine", "redis://localhost"),
-        ("snapshot-interval", "-1"),
-        ("snapshot-interval", "nan"),
-        ("snapshot-interval", "soon"),
-        ("fsync", "sometimes"),
-        ("fsync", "ALWAYS"),
-        ("snapshot-journal-size", "-1"),
-        ("snapshot-journal-size", "1.5"),
-        ("max-module", "0"),
-        ("max-module", "4097"),
-        ("max-sender", "16385"),
-        ("max-state", "many"),
-        ("max-namespaces", "0"),
-        ("log-level", "loud"),
-        ("log-format", "xml"),
+        ("listen", "127.0.0.1:99999", '["127.0.0.1:99999"]'),
+        ("listen", "unix:relative", '["unix:/run/s", "unix:relative"]'),
+        ("listen", "a/b", '["a b"]'),
+        ("admin-listen", "me@here", '"me@here"'),
+        ("data-dir", "~nobody-here/x", '""'),
+        ("engine", "redis://localhost", '"redis://localhost"'),
+        ("tokens", "~nobody-here/x", r'"\u0000"'),
+        ("tls-cert", "~nobody-here/x", r'"\u0000"'),
+        ("tls-key", "~nobody-here/x", "5"),
+        ("tls-client-ca", "~nobody-here/x", "[]"),
+        ("allow-clear", "perhaps", '"yes"'),
+        ("snapshot-interval", "-1", "-1"),
+        ("snapshot-interval", "nan", "nan"),
+        ("snapshot-interval", "soon", '"1"'),
+        ("fsync", "sometimes", '"sometimes"'),
+        ("fsync", "ALWAYS", "true"),
+        ("snapshot-journal-size", "-1", "-1"),
+        ("snapshot-journal-size", "1.5", "1.5"),
+        ("max-module", "0", "0"),
+        ("max-module", "4097", "4097"),
+        ("max-sender", "16385", '"7"'),
+        ("max-state", "many", '"many"'),
+        ("max-namespaces", "0", "0"),
+        ("max-modules", "1001", "1001"),
+        ("max-memory", "512 QB", '"512 QB"'),
+        ("max-connections", "0", "false"),
+        ("max-buffers", "3", "3"),
+        ("log-level", "loud", '"loud"'),
+        ("log-format", "xml", '"xml"'),
     ],
 )
-def test_a_bad_value_is_refused_with_the_name_of_its_setting(read: Read, key: str, text: str) -> None:
-    environment = {} if key == "listen" and " " in text else {variable(key): text}
-    for arguments, variables in (([flag(key, text)], {}), ([], environment)):
-        if arguments or variables:
-            with pytest.raises(click.UsageError) as error:
-                read(*arguments, **variables)
-            assert f"--{key}" in error.value.format_message()
+def test_a_bad_value_is_blamed_on_where_it_was_given(
+    read: Read, tmp_path: Path, key: str, text: str, toml: str
+) -> None:
+    """A flag that has one is wrong usage. What the environment or a file has is a bad setting."""
+    if key != "allow-clear":
+        with pytest.raises(click.UsageError) as usage:
+            read(flag(key, text))
+        assert f"--{key}" in usage.value.format_message()
+    with pytest.raises(StartError) as refusal:
+        read(**{variable(key): text})
+    assert str(refusal.value).startswith(f"{variable(key)}: ")
+    with pytest.raises(StartError) as refusal:
+        read(file=f"{key} = {toml}")
+    assert str(refusal.value).startswith(f"{tmp_path / 'statestored.toml'}: {key}: ")
+    assert f"--{key}" not in str(refusal.value)
+
+
+def test_a_bad_value_of_each_setting_was_tried() -> None:
+    marks: Any = test_a_bad_value_is_blamed_on_where_it_was_given
+    assert {row[0] for row in marks.pytestmark[0].args[1]} == set(KEYS)
+
+
+def test_a_good_flag_makes_up_for_a_bad_variable_and_that_for_a_bad_file(read: Read) -> None:
+    assert read("--max-state=7", file="max-state = 0", STATESTORED_MAX_STATE="many").max_state == 7
+    assert read(file="max-state = 0", STATESTORED_MAX_STATE="7").max_state == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("0", 0),
+        ("512", 512 * 2**20),
+        ("7B", 7),
+        ("512KB", 512_000),
+        ("512MB", 512_000_000),
+        ("2GB", 2_000_000_000),
+        ("1TB", 10**12),
+        ("512KiB", 512 * 2**10),
+        ("512MiB", 512 * 2**20),
+        ("2GiB", 2 * 2**30),
+        ("1TiB", 2**40),
+        ("512k", 512 * 2**10),
+        ("512m", 512 * 2**20),
+        ("2G", 2 * 2**30),
+        ("1t", 2**40),
+        (" 512 mib ", 512 * 2**20),
+        ("0512", 512 * 2**20),
+    ],
+)
+def test_sizes_have_units(read: Read, given: str, size: int) -> None:
+    assert read(f"--max-memory={given}").max_memory == size
+    assert read(STATESTORED_MAX_MEMORY=given).max_memory == size
+    assert read(file=f'max-memory = "{given}"').max_memory == size
+    if given.isdigit():
+        assert read(file=f"max-memory = {int(given)}").max_memory == size
+
+
+SIZES = ("snapshot-journal-size", "max-memory", "max-buffers")
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize(
+    "given", ["", "MB", "-1", "1.5GB", "1e3", "512 M B", "512QB", "0x10", "٥", "5\n5", "1" * 16, "9" * 5000, "512Mib/s"]
+)
+def test_what_is_no_size_is_refused_with_the_forms_that_are(read: Read, key: str, given: str) -> None:
+    with pytest.raises(click.UsageError) as usage:
+        read(f"--{key}={given}")
+    assert "KB, MB, GB or TB for powers of 1000, KiB, MiB, GiB or TiB" in usage.value.format_message()
+
+
+def test_the_buffers_have_a_least_size(read: Read) -> None:
+    assert read("--max-buffers=4MiB").max_buffers == 4 * MIB
+    for given in ("0", "3", "4MB", "1KiB"):
+        with pytest.raises(click.UsageError, match="too little: 4MiB is the least"):
+            read(f"--max-buffers={given}")
+
+
+def test_sizes_are_such_as_info_can_tell(read: Read) -> None:
+    assert read("--max-memory=8796093022207").max_memory == 2**63 - MIB
+    for given in ("8796093022208", "9000000TiB", "999999999999999"):
+        with pytest.raises(click.UsageError, match="too much"):
+            read(f"--max-memory={given}")
+
+
+@pytest.mark.usefixtures("read")
+def test_an_error_says_where_the_settings_that_it_names_were_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If that was not as a flag."""
+    path, found = tmp_path / "statestored.toml", []
+
+    def take(ctx: click.Context, /, **_: Any) -> None:
+        for text in ("--tokens /t cannot be read: it is not there", "--max-state 1 is too little for --tls-key /k"):
+            found.append(str(told_where_given(ctx, StartError(text))))
+        found.append(str(told_where_given(ctx, StartError("--max-state, --none\n--tokens --max-state"))))
+
+    path.write_text('tokens = "/t"')
+    command = click.Command("statestored", params=[*options()], callback=click.pass_context(take))
+    command.main([f"--config={path}", "--tls-key=/k"], standalone_mode=False)
+    assert found[0] == f"--tokens /t cannot be read: it is not there (--tokens was set by {path}: tokens)"
+    assert found[1] == "--max-state 1 is too little for --tls-key /k"
+    assert found[2] == "--max-state, --none\n--tokens --max-state"
+    found.clear()
+    monkeypatch.setenv("STATESTORED_MAX_STATE", "5")
+    command.main([f"--config={path}"], standalone_mode=False)
+    assert found[2] == "--max-state, --none (--max-state was set by STATESTORED_MAX_STATE)\n--tokens --max-state"
 
 
 # Every type that TOML has.
@@ -197,16 +308,16 @@ def test_a_value_of_a_file_is_taken_as_it_is_or_refused(read: Read, key: str, li
     value = tomllib.loads(f"x = {literal}")["x"]
     try:
         taken = value_of(read(file=f"{key} = {literal}"), key)
-    except (StartError, click.UsageError) as error:
-        refusal = error
+    except StartError as error:
+        refusal = str(error)
     else:
-        refusal = None
-    if refusal is not None:
-        assert key in (refusal.format_message() if isinstance(refusal, click.UsageError) else str(refusal))
+        refusal = ""
+    if refusal:
+        assert f"statestored.toml: {key}: " in refusal
         return
     assert isinstance(taken, TYPES.get(key, int)) or (key in FILES and (value, taken) == ("", None))
     if not isinstance(value, str):
-        assert taken == value or not isinstance(taken, int | float)
+        assert taken == (value * MIB if key in SIZES else value) or not isinstance(taken, int | float)
         assert isinstance(taken, bool) == isinstance(value, bool)
     if isinstance(taken, tuple):
         assert taken, "a daemon that listens nowhere is of no use"
@@ -224,7 +335,7 @@ def test_a_value_of_a_file_is_taken_as_it_is_or_refused(read: Read, key: str, li
         ("[server]\nlisten = []", "no setting 'server'"),
         ("max-state = ", "Invalid value"),
         ("max-state", "Expected '='"),
-        ("listen = '127.0.0.1'", "listen must be an array"),
+        ("listen = '127.0.0.1'", "listen: it must be an array"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused_with_its_name(read: Read, tmp_path: Path, line: str, says: str) -> None:
@@ -236,14 +347,23 @@ def test_a_file_that_makes_no_sense_is_refused_with_its_name(read: Read, tmp_pat
 
 
 def test_a_file_that_is_not_there_is_refused_with_its_name(read: Read, tmp_path: Path) -> None:
-    with pytest.raises(click.UsageError, match=r"none\.toml"):
-        read(f"--config={tmp_path / 'none.toml'}")
+    path = tmp_path / "none.toml"
+    with pytest.raises(StartError) as refusal:
+        read(f"--config={path}")
+    assert str(refusal.value) == f"--config {path} cannot be read: No such file or directory"
+    with pytest.raises(StartError) as refusal:
+        read(STATESTORED_CONFIG=str(tmp_path))
+    said = f"--config {tmp_path} cannot be read: Is a directory (--config was set by STATESTORED_CONFIG)"
+    assert str(refusal.value) == said
 
 
-def test_a_file_that_is_no_text_is_refused_with_its_name(read: Read, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"max-state = " + b"9" * 5000, b"max-state = " + b"[" * 100_000, b"\0", b"\xed\xb3\xbf"]
+)
+def test_a_file_that_is_no_toml_is_refused_with_its_name(read: Read, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "binary.toml"
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(StartError, match=r"binary\.toml"):
+    path.write_bytes(content)
+    with pytest.raises(StartError, match=r"binary\.toml: "):
         read(f"--config={path}")
 
 
@@ -267,6 +387,22 @@ def test_the_data_directory_is_systemds_or_the_users_own(monkeypatch: pytest.Mon
         else:
             monkeypatch.setenv("STATE_DIRECTORY", given)
         assert default_data_dir() == Path(expected)
+
+
+def test_without_a_home_a_directory_has_to_be_named(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(StartError, match="--data-dir"):
+        read()
+    for key in ("data-dir", "tokens"):
+        with pytest.raises(click.UsageError, match="no such home directory"):
+            read("--data-dir=/x", f"--{key}=~/x")
+    assert read("--data-dir=/x").data_dir == Path("/x")
+    assert read("--data-dir=./~").data_dir == Path("./~")
+    assert read(STATE_DIRECTORY="/y").data_dir == Path("/y")
 
 
 # Who may connect
