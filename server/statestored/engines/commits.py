@@ -141,8 +141,11 @@ class GroupCommit:
         batch = self.batch if self.batch.effects else self.writing
         if not batch.is_settled:
             settled: asyncio.Future[None] = self._loop.create_future()
-            batch.then(_set, settled)
+            batch.then(_wake, settled)
             await settled
+            if batch.error is not None:
+                # A new one: the traceback of the batch's own would lead back to the batch.
+                raise Unavailable(batch.error.detail)
         last = self._settled
         if self._fsync is not Fsync.ALWAYS:
             await self._in_thread(self._journal.sync)
@@ -348,13 +351,9 @@ class GroupCommit:
             raise
 
 
-def _set(settled: "asyncio.Future[None]", error: StateStoreError | None) -> None:
-    if settled.cancelled():
-        return
-    if error is None:
+def _wake(settled: "asyncio.Future[None]", _error: StateStoreError | None) -> None:
+    if not settled.cancelled():
         settled.set_result(None)
-    else:
-        settled.set_exception(error)
 
 
 def now() -> int:

@@ -1,16 +1,14 @@
 """The states as they were when the daemon last ended, however it did: the newest snapshot, then the journal."""
 
 import asyncio
-import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from statestored import framing
+from statestored import collector, framing
 from statestored.datadir import DataDirectory, number_of
 from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.snapshots import load_snapshot
@@ -32,7 +30,7 @@ async def recover(directory: DataDirectory, states: States) -> Journal:
     snapshots = directory.snapshots()
     reader = JournalReader(directory, number_of(snapshots[-1]) if snapshots else 0)
     needed = framing.Sequence(0, 0)
-    with _collector_off():
+    with collector.paused():
         if snapshots:
             needed = await load_snapshot(snapshots[-1], directory.store_id, states)
             states.measure()
@@ -89,14 +87,3 @@ async def _replay(reader: JournalReader, states: States) -> None:
             log.info("replaying", segment=reader.path.name, bytes=reader.size, entries=len(states))
     seconds = round(time.monotonic() - started, 3)
     log.info("replayed", bytes=reader.size, entries=len(states), seconds=seconds)
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """It would look at millions of new objects again and again, and find nothing."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

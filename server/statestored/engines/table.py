@@ -14,12 +14,12 @@ entry that has it. The garbage collector would not do that: it is kept away from
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
+from statestored import collector
 from statestored.engines.base import START, Entry, Sender
 
 T = TypeVar("T")
@@ -27,6 +27,8 @@ T = TypeVar("T")
 POSITION_BITS = 32
 # CPython gives a dict of 1,366 to 2,730 entries the same memory: a full bucket's halves begin where it ends.
 BUCKET_SIZE = 2730
+# A dict keeps its memory when entries are removed: 53 bytes for each of a million. When so few are left it is rebuilt.
+SPARSE_SIZES = frozenset((BUCKET_SIZE // 8, BUCKET_SIZE // 64, 0))
 # Buckets fill up at about the same time, and a split takes most of a millisecond: so many insertions are to lie between
 # two, lest a bulk call wait for dozens. Until its turn comes, a full bucket takes a few more.
 SPLIT_EVERY = 128
@@ -216,6 +218,8 @@ class Table:
             bucket[sender] = after if len(after) > 1 else after[0]
         else:
             del bucket[sender]
+            if len(bucket) in SPARSE_SIZES:
+                _rebuild(bucket)
         return True
 
     def clear(self) -> int:
@@ -376,8 +380,7 @@ class Table:
     def _split(self, position: int) -> None:
         if self._depths[position >> self._shift] < MAX_DEPTH:
             self._divide(position)
-            # The collector would look at every entry again and again; buckets hold no cycles.
-            gc.freeze()
+            collector.freeze()
 
     def _divide(self, position: int) -> None:
         """Two buckets in place of the one that covers `position`, each for half of its range."""
@@ -429,6 +432,13 @@ def _twice(each: list[T]) -> list[T]:
 def position_of(sender: Sender) -> int:
     """Where a sender stands in a walk; the same in every process and release."""
     return crc32(sender or b"")
+
+
+def _rebuild(bucket: Bucket) -> None:
+    """Give back the memory of entries that were removed."""
+    left = dict(bucket)
+    bucket.clear()
+    bucket.update(left)
 
 
 def halves(covered: Range) -> tuple[Range, Range]:
