@@ -1,10 +1,11 @@
 """The garbage collector, which is kept away from the entries.
 
-It would look at millions of them again and again, and find nothing: what the daemon keeps is in no cycles, so reference
-counting frees all of it. Only libraries make cycles, such as aiohttp for a request that it refuses, and those die young.
+It would look at millions of them again and again, and find nothing: nothing that the daemon keeps is in a cycle, so
+reference counting frees all of it. Only libraries make cycles, such as aiohttp for a request that it refuses, and those
+are soon dead.
 
-So the collector looks at new objects only. Those that were there before it ran, or before a `freeze`, it never looks at
-again: a cycle among them is a leak.
+So the collector looks at new objects only. It never looks again at those that it has seen once, or that were there at
+a `freeze`: a cycle among them is a leak.
 """
 
 import gc

@@ -19,9 +19,9 @@ from statestored.engines.table import (
     Range,
     Table,
     cells_of,
-    state_memory,
     position_of,
     sender_memory,
+    state_memory,
 )
 from tests.server.models import (
     TODAY,

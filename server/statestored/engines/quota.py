@@ -13,7 +13,7 @@ from statestore.base import Limits
 from statestore.errors import Full
 from statestored.engines.base import START, Sender
 from statestored.engines.states import Effect, States
-from statestored.engines.table import Table, entry_memory, state_memory, sender_memory
+from statestored.engines.table import Table, entry_memory, sender_memory, state_memory
 
 FOR_CHANGES = 16  # one part in so many of the memory, beyond it: far more than an application has states
 
