@@ -111,7 +111,7 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         directory.open()
         _say(f"data directory {directory.path}")
         limits = Limits(settings.max_module, settings.max_sender, settings.max_state)
-        max_memory = settings.max_memory * 2**20 or memory.available() // 2
+        max_memory = _max_memory(settings)
         engine = EmbeddedEngine(
             directory,
             Fsync(settings.fsync),
@@ -150,6 +150,17 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         finally:
             admin.ready = False
             log.info("stopping")
+
+
+def _max_memory(settings: Settings) -> int:
+    """Bytes for all states, and a line in the log that says where that comes from."""
+    if settings.max_memory:
+        max_memory, source = settings.max_memory * 2**20, "--max-memory"
+    else:
+        found = memory.available()
+        max_memory, source = found.size // 2, f"half of {found.source}"
+    log.info("memory for all states", max_memory=max_memory, source=source)
+    return max_memory
 
 
 def read_again(service: Service, listener: Listener) -> None:

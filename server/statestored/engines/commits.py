@@ -24,7 +24,7 @@ import structlog
 
 from statestore import wire
 from statestore.errors import StateStoreError, Unavailable
-from statestored import framing
+from statestored import collector, framing
 from statestored.engines.base import Held
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.engines.threads import in_thread
@@ -258,16 +258,19 @@ class GroupCommit:
         self.writing.settle(None)
 
     def _free_garbage(self) -> None:
-        """A little in each turn of the loop. The last ones take longest: with them all that they lay between goes."""
+        """A little in each loop iteration. The last ones take longest: with them all that they lay between goes."""
         garbage = self._states.garbage
-        if garbage:
-            bucket = garbage[-1]
-            for _ in range(min(len(bucket), FREED_AT_ONCE)):
-                bucket.popitem()
-            if not bucket:
-                garbage.pop()
+        if not garbage:
+            return
+        bucket = garbage[-1]
+        for _ in range(min(len(bucket), FREED_AT_ONCE)):
+            bucket.popitem()
+        if not bucket:
+            garbage.pop()
         if garbage:
             self._loop.call_soon(self._free_garbage)
+        else:
+            collector.empty_free_lists()
 
     # Where there is no room
 
