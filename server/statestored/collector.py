@@ -23,9 +23,9 @@ def tune() -> None:
 
 def freeze() -> None:
     """Never look again at what is there now. What is dead already is freed first, for it could not be later."""
-    if gc.isenabled():
+    if gc.isenabled():  # else it is `paused`, and then all is frozen at once
         gc.collect(0)
-    gc.freeze()
+        gc.freeze()
 
 
 def empty_free_lists() -> None:
@@ -46,4 +46,5 @@ def paused() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        gc.collect()  # as in `empty_free_lists`
         gc.enable()
