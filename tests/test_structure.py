@@ -44,6 +44,7 @@ CLIENT_ORDER = [
 ]
 SERVER_ORDER = [
     "__init__",
+    "collector",
     "errors",
     "files",
     "framing",

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -45,7 +46,8 @@ Client = Callable[[], RawClient]
 def nothing_is_left() -> Iterator[None]:
     """What was made and dropped meanwhile has been freed without the collector."""
     gc.unfreeze()  # what a start, or a bucket that was split, has frozen; nothing of it would be found
-    gc.collect()
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # files that other tests have left open
+        gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:

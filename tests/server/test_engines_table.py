@@ -1,6 +1,7 @@
 """The table is a dict, however its buckets split."""
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -382,3 +383,35 @@ def test_states_of_their_own_are_counted_among_what_a_table_takes(monkeypatch: p
     for number in range(10):
         put_in(table, b"lists", b"s%d" % number, START, TODAY)
     assert table.memory == 0
+
+
+def test_modules_whose_states_are_not_counted_are_forgotten_with_their_last_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(table_module, "MAX_COUNTED_STATES", 0)
+    table = Table()
+    for number in range(10):
+        put_in(table, b"m%d" % number, b"ann", b"POSTING", TODAY)
+        put_in(table, b"m%d" % number, b"ben", b"POSTING", TODAY)
+    assert table.uncounted(None) == 20
+    for number in range(10):
+        put_in(table, b"m%d" % number, b"ann", START, TODAY)
+    assert (table.uncounted(None), table.uncounted(b"m1")) == (10, 1)
+    for number in range(10):
+        put_in(table, b"m%d" % number, b"ben", START, TODAY)
+    assert table._uncounted == {}
+
+
+def test_a_bucket_gives_memory_back_when_most_of_its_entries_are_removed() -> None:
+    table = Table()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_module, "BUCKET_SIZE", 2730)
+        fill(table, 2730)
+    (covered,) = table.walk()
+    full = sys.getsizeof(covered.bucket)
+    for left, share in ((341, 3), (42, 20), (0, 500)):
+        for sender in list(covered.bucket)[left:]:
+            put_in(table, b"lists", sender, START, TODAY)
+        assert len(table) == left
+        assert sys.getsizeof(covered.bucket) <= full // share
+    assert_sound(table)
