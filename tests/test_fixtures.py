@@ -124,7 +124,8 @@ def test_what_is_in_the_fixtures_of_format_1() -> None:
     assert "the last 90 bytes are no whole batch" in check(format_1 / "torn" / "data").report
     sessions = format_1 / "sessions" / "data"
     batches = [(path, frame) for path in sessions.glob("*.journal") for frame in frames(path)]
-    assert {kind for path, frame in batches for kind, *_ in effects_of(path, frame)} == {1, 3, 4, 5}
+    effects = [effect for path, frame in batches for some in effects_of(path, frame) for effect in some]
+    assert {kind for kind, *_ in effects} == {1, 3, 4, 5}
     assert [frame.kind for frame in frames(sessions / "00000002.snapshot")] == [2, 4, 3]
     assert len(expected_sessions(sessions.parent)) == 2
     everything = set().union(*map(expected, FIXTURES))

@@ -47,6 +47,7 @@ CLIENT_ORDER = [
 ]
 SERVER_ORDER = [
     "__init__",
+    "collector",
     "errors",
     "queued_output",
     "stdio",

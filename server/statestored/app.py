@@ -1,7 +1,6 @@
 """The daemon's life: open, listen, answer until asked to stop, close."""
 
 import asyncio
-import gc
 import os
 import shlex
 import signal
@@ -14,7 +13,7 @@ import uvloop
 
 from statestore.address import Address, TcpAddress
 from statestore.base import Limits
-from statestored import __version__, audit, descriptors, memory, stdio
+from statestored import __version__, audit, collector, descriptors, memory, stdio
 from statestored.access import Access
 from statestored.admin import Admin
 from statestored.answers import MAX_REPLY
@@ -34,7 +33,6 @@ from statestored.tls import MAX_HANDSHAKES, ServerTls
 log = structlog.get_logger()
 
 SWITCH_INTERVAL = 0.0001  # seconds
-GC_THRESHOLD = 50_000  # new containers
 
 
 def run(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -58,8 +56,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> None:
 def _tune_interpreter() -> None:
     # The thread that syncs the journal must not wait 5 ms for its turn while the loop is busy.
     sys.setswitchinterval(SWITCH_INTERVAL)
-    # Requests leave no cycles behind; what the collector looks for comes from connections and tasks, which are few.
-    gc.set_threshold(GC_THRESHOLD)
+    collector.tune()
     memory.give_back_large_blocks()
 
 
@@ -114,7 +111,7 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         directory.open()
         stdio.announce(f"data directory {directory.path}")
         limits = Limits(settings.max_module, settings.max_sender, settings.max_state)
-        max_memory = settings.max_memory or memory.available() // 2
+        max_memory = _max_memory(settings)
         engine = EmbeddedEngine(
             directory,
             Fsync(settings.fsync),
@@ -153,6 +150,17 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         finally:
             admin.ready = False
             log.info("stopping")
+
+
+def _max_memory(settings: Settings) -> int:
+    """Bytes for all states, and a line in the log that says where that comes from."""
+    if settings.max_memory:
+        max_memory, source = settings.max_memory, "--max-memory"
+    else:
+        found = memory.available()
+        max_memory, source = found.size // 2, f"half of {found.source}"
+    log.info("memory for all states", max_memory=max_memory, source=source)
+    return max_memory
 
 
 def read_again(service: Service, listener: Listener) -> None:

@@ -5,6 +5,7 @@ another place in this one, is never taken for the right one. Each frame begins w
 are found again behind damage. Integers are little-endian.
 """
 
+import io
 import os
 import struct
 import uuid
@@ -22,6 +23,8 @@ FORMAT = 1
 # One sector of the disk, which is written as a whole or not at all.
 HEADER_SIZE = 512
 LARGE = 2**20  # bytes; a payload of more is rare
+WINDOW = 2**20  # bytes of a file that are searched at once
+VALUES_AT_ONCE = 2**13  # of a large array; as objects they take about 3 MB
 
 _PREFIX = struct.Struct("<8sI16s16sI")  # magic, format, store id, file id, length of the details
 _CRC = struct.Struct("<I")
@@ -103,6 +106,30 @@ def unpack_content(path: Path, frame: Frame) -> Any:
     return _unpack(path, frame.payload, frame.offset)
 
 
+def unpack_array(path: Path, frame: Frame) -> Iterator[tuple[Any, ...]]:
+    """Return what a payload holds that is an array; if it is large, some of its values at a time.
+
+    Unpacked, it takes about seven times the memory. Raises DamagedFile, also after some of the values.
+    """
+    if len(frame.payload) <= LARGE:
+        values = unpack_content(path, frame)
+        if not isinstance(values, tuple):
+            raise DamagedFile(path, "its content makes no sense: it is no array", frame.offset)
+        yield values
+        return
+    unpacker = msgpack.Unpacker(io.BytesIO(frame.payload), raw=True, use_list=False)
+    try:
+        left = unpacker.read_array_header()
+        while left:
+            count = min(left, VALUES_AT_ONCE)
+            yield tuple(unpacker.unpack() for _ in range(count))
+            left -= count
+    except (msgpack.UnpackException, ValueError) as error:
+        raise DamagedFile(path, f"its content makes no sense: {error}", frame.offset) from error
+    if unpacker.tell() < len(frame.payload):
+        raise DamagedFile(path, "its content makes no sense: something follows the array", frame.offset)
+
+
 def pack_frame(
     file_id: bytes, offset: int, kind: Kind, sequence: Sequence, time: int, durable: int, payload: bytes
 ) -> bytes:
@@ -142,6 +169,17 @@ def find_frames(data: bytes, start: int, file_id: bytes) -> Iterator[Found]:
         place = crc32(_PLACE.pack(file_id, start + at))
         if (head := _unpack_head(data[at : at + FRAME_SIZE], place, file_id)) is not None:
             yield Found(start + at, durable=head[5])
+
+
+def windows(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
+    """Return the rest of the file, by offsets, in pieces that overlap: each head of a frame is whole in one of them."""
+    while True:
+        file.seek(start)
+        data = file.read(WINDOW)
+        yield start, data
+        if len(data) < WINDOW:
+            return
+        start += WINDOW - FRAME_SIZE + 1
 
 
 def _unpack_head(data: bytes, place: int, file_id: bytes) -> tuple[int, int, int, int, int, int, int] | None:

@@ -13,9 +13,18 @@ from zlib import crc32
 from statestored import segment, snapshot
 from statestored.datadir import IDENTITY, SNAPSHOT, DataDirectory, read_identity
 from statestored.errors import DamagedFile
-from statestored.framing import FRAME_SIZE, HEADER_SIZE, Frame, Header, Kind, find_frames, read_frame, unpack_header
-
-WINDOW = 2**20  # bytes that are searched at once
+from statestored.framing import (
+    FRAME_SIZE,
+    HEADER_SIZE,
+    WINDOW,
+    Frame,
+    Header,
+    Kind,
+    find_frames,
+    read_frame,
+    unpack_header,
+    windows,
+)
 
 
 class Gap(NamedTuple):
@@ -104,23 +113,12 @@ def _read_header(path: Path) -> Header:
 
 def _next_frame(file: BinaryIO, start: int, file_id: bytes) -> Frame | None:
     """The first one from `start` on that is whole; the file then stands behind it."""
-    for offset, data in _windows(file, start):
+    for offset, data in windows(file, start):
         for found in find_frames(data, offset, file_id):
             file.seek(found.offset)
             if (frame := read_frame(file, found.offset, file_id)) is not None:
                 return frame
     return None
-
-
-def _windows(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
-    """The rest of the file, by offsets, so that each head of a frame is whole in one of the pieces."""
-    while True:
-        file.seek(start)
-        data = file.read(WINDOW)
-        yield start, data
-        if len(data) < WINDOW:
-            return
-        start += WINDOW - FRAME_SIZE + 1
 
 
 # Where the header is damaged, so is the file's id, and all checksums begin with it. But a CRC can be calculated
@@ -132,7 +130,7 @@ def _id_in_frames(path: Path, kind: Kind) -> bytes | None:
     """By which there is a whole frame of this kind. The checksum of its payload tells whether it is one."""
     sign = kind.to_bytes(4, "little")  # it stands behind the mark
     with path.open("rb") as file:
-        for offset, data in _windows(file, HEADER_SIZE):
+        for offset, data in windows(file, HEADER_SIZE):
             at = 0
             while (at := data.find(sign, at + 1)) >= 0:
                 head = data[max(at - 4, 0) : at - 4 + FRAME_SIZE]

@@ -225,7 +225,7 @@ class Intake:
                     if connection.stopped:
                         break
             except (*DECODE_ERRORS, Garbage) as error:
-                trouble = error.with_traceback(None)  # which has this frame, and that has `trouble`
+                trouble = error
             if gets or not is_usual:
                 service.calls[GET_NAME] += gets
                 responses.flush()
@@ -234,6 +234,7 @@ class Intake:
             if start < end or trouble is not None:
                 begin, end = start - origin, end - origin
                 self._break_off(connection, data[begin:end], trouble, is_alone=len(parts) == 1)
+                trouble = None  # its traceback has this frame: a cycle, which would keep the connection
                 for other, end_of_other in left:
                     begin, end = end, end_of_other
                     self.answer_one(other, data[begin:end])

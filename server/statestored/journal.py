@@ -4,11 +4,12 @@ Reading it goes before writing it: what a start finds behind the last mark of wh
 start's own first segment, since the system may have read it from its cache alone.
 """
 
+import errno
 import subprocess
 import sys
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import NamedTuple
 
 from statestored import files
 from statestored.datadir import DataDirectory, number_of
-from statestored.errors import DamagedFile, NoRoom
+from statestored.errors import DamagedFile, DiskFailed, NoRoom, TooNew
 from statestored.framing import HEADER_SIZE, Frame, Sequence
 from statestored.segment import Origin, SegmentReader, SegmentWriter
 
 SEGMENT_SIZE = 2**26  # bytes, about: the batch that goes over it is the last of its segment
+LANDMARK_DISTANCE = 2**16  # bytes, at least, between two places in a segment that are remembered
 
 
 class End(NamedTuple):
@@ -46,7 +48,6 @@ class JournalReader:
         self.size = 0  # bytes of them
         self.dropped = 0  # bytes behind them that are no whole batch
         self.end = End(0, 0, Sequence(0, 0))
-        self.copies: list[Frame] = []  # the batches behind `end`
 
     def batches(self) -> Iterator[Frame]:
         """Raises DamagedFile, TooNew or OSError."""
@@ -62,16 +63,42 @@ class JournalReader:
                 raise DamagedFile(following.path, what)
 
     def _last_segment(self, reader: SegmentReader) -> Iterator[Frame]:
-        recent: deque[Frame] = deque()  # not known to be on the disk
-        after = reader.last
+        # Where batches begin, and the batch before: of all that is known to be on the disk, the last place only. Not
+        # every batch, let alone what it holds: with `never`, nothing of a segment may be known to be there.
+        landmarks = deque([(reader.end, reader.last)])
         for frame in self._counted(reader.open_ended(boot_id())):
             yield frame
-            recent.append(frame)
-            while recent and recent[0].end <= reader.durable:
-                after = recent.popleft().sequence
+            if frame.end - landmarks[-1][0] >= LANDMARK_DISTANCE:
+                landmarks.append((frame.end, frame.sequence))
+            while len(landmarks) > 1 and landmarks[1][0] <= reader.durable:
+                landmarks.popleft()
         self.dropped += reader.dropped
-        self.end = End(reader.origin.number, recent[0].offset if recent else reader.end, after)
-        self.copies = list(recent)
+        self.end = End(reader.origin.number, *landmarks[0])
+        for frame in self._read_again():
+            if frame.end > reader.durable:
+                break
+            self.end = End(reader.origin.number, frame.end, frame.sequence)
+
+    def copies(self) -> Iterator[Frame]:
+        """Read the batches behind `end` again. Raises DiskFailed if they are not there any more."""
+        if not self.has_copies:
+            return
+        try:
+            yield from self._read_again()
+        except (DamagedFile, TooNew) as error:
+            what = f"what was read at the start cannot be read again: {error}"
+            raise DiskFailed(OSError(errno.EIO, what)) from error
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether there are batches behind `end`."""
+        return self.end.segment > 0 and self.end.offset < self.offset
+
+    def _read_again(self) -> Iterator[Frame]:
+        """The batches of the last segment, from `end` to the last one that was read."""
+        again = SegmentReader(self.path, self._directory.store_id)
+        again.resume(self.end.offset, self.end.after)
+        yield from again.sealed(self.offset)
 
     def _counted(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         for frame in frames:
@@ -129,11 +156,10 @@ class Journal:
             # What was found may have its name in the system's cache only.
             files.sync_directory(self._directory.path)
             try:
-                self._segment = self._new_segment(self._found.end, self._found.copies)
+                self._segment = self._new_segment(self._found.end, self._found.copies())
             except NoRoom:
                 self._sync_found()  # it is served nevertheless
                 raise
-            self._found.copies = []
             old = self._directory.segment(self._found.end.segment)
             if self._found.end.segment and not files.has_other_names(old):  # else a backup would lose what was copied
                 files.truncate(old, self._found.end.offset)
@@ -189,7 +215,7 @@ class Journal:
 
     def _sync_found(self) -> None:
         """Bring to the disk what should be copied. Less than a copy: what an earlier sync failed for stays lost."""
-        if self._found.copies:
+        if self._found.has_copies:
             with files.open_to_read(self._directory.segment(self._found.end.segment)) as file:
                 files.sync_file(file)
 
@@ -199,11 +225,11 @@ class Journal:
             raise RuntimeError("the journal has not begun")
         return self._segment
 
-    def _new_segment(self, end: End, copies: list[Frame]) -> SegmentWriter:
+    def _new_segment(self, end: End, copies: Iterable[Frame]) -> SegmentWriter:
         number = self.number + 1
         origin = Origin(number, self._epoch, boot_id(), end.segment, end.offset, end.after)
         segment = SegmentWriter(self._directory.segment(number), self._directory.store_id, origin, copies)
-        self.number, self.is_fresh = number, not copies
+        self.number, self.is_fresh = number, segment.end == HEADER_SIZE
         return segment
 
 

@@ -6,7 +6,7 @@ empty: it then only says how much before it is on the disk.
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from statestored.framing import (
     pack_header,
     read_frame,
     unpack_header,
+    windows,
 )
 
 MAGIC = b"\x93JOURNL\n"  # not text, and not a MessagePack-RPC message either
@@ -53,7 +54,7 @@ class Origin:
 class SegmentWriter:
     """A segment from its making on. All methods raise NoRoom or DiskFailed."""
 
-    def __init__(self, path: Path, store_id: uuid.UUID, origin: Origin, copies: list[Frame]) -> None:
+    def __init__(self, path: Path, store_id: uuid.UUID, origin: Origin, copies: Iterable[Frame]) -> None:
         """It has its name, and is on the disk with all the copies in it, when this returns."""
         self.path = path
         self._file_id = os.urandom(16)
@@ -138,15 +139,20 @@ class SegmentReader:
         yield from self._batches(None)
         if self.end < self.durable:
             raise DamagedFile(self.path, f"no whole batch, and up to byte {self.durable} all was on the disk", self.end)
-        with self.path.open("rb") as file:
-            file.seek(self.end)
-            rest = file.read()
         same_boot = boot == self.origin.boot and any(boot)
-        for found in find_frames(rest, self.end, self.file_id):
-            # Without a loss of power the system writes what it was given, and in order.
-            if found.durable > self.end or (same_boot and found.offset > self.end):
-                raise DamagedFile(self.path, f"no whole batch, and there is one at byte {found.offset}", self.end)
-        self.dropped = len(rest.rstrip(b"\0"))
+        with self.path.open("rb") as file:
+            for start, data in windows(file, self.end):
+                for found in find_frames(data, start, self.file_id):
+                    # Without a loss of power the system writes what it was given, and in order.
+                    if found.durable > self.end or (same_boot and found.offset > self.end):
+                        what = f"no whole batch, and there is one at byte {found.offset}"
+                        raise DamagedFile(self.path, what, self.end)
+                if used := data.rstrip(b"\0"):
+                    self.dropped = start + len(used) - self.end
+
+    def resume(self, offset: int, after: Sequence) -> None:
+        """Go on reading at `offset`, which is behind the batch `after`."""
+        self.end, self.last = offset, after
 
     def _batches(self, end: int | None) -> Iterator[Frame]:
         with self.path.open("rb", buffering=2**18) as file:

@@ -46,12 +46,13 @@ class ServerTls(ssl.SSLContext):
         """Raises StartError, which names the setting that is wrong."""
         self._files = files
         self.failures = self.under_way = 0
+        self._reporting = _reporting_to(self)  # once: a class is a cycle, which only the collector frees
         self.read()
 
     def read(self) -> None:
         """The files, anew. Raises StartError, and goes on with those of before."""
         context = _read(self._files)
-        context.sslobject_class = _reporting_to(self)
+        context.sslobject_class = self._reporting
         self._current = context
 
     def wrap_bio(

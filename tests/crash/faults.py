@@ -1,6 +1,6 @@
 """Faults of the daemon. Each of these puts one in, for as long as the patch lasts; the tests must notice (K3)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sequential
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -200,9 +200,8 @@ def tail_not_copied(patch: Patch) -> None:
 
     def batches_as_they_are(reader: JournalReader) -> Iterator[Frame]:
         yield from batches(reader)
-        if reader.copies:
-            last = reader.copies[-1]
-            reader.end, reader.copies = End(reader.end.segment, last.end, last.sequence), []
+        if reader.has_copies:
+            reader.end = End(reader.end.segment, reader.offset, reader.last)
 
     patch.setattr(JournalReader, "batches", batches_as_they_are)
 
@@ -215,7 +214,7 @@ def copies_synced_too_late(patch: Patch) -> None:
     """The new segment has its name before what it has copied is on the disk."""
     make = SegmentWriter.__init__
 
-    def make_and_copy(writer: SegmentWriter, path: Any, store_id: Any, origin: Any, copies: list[Frame]) -> None:
+    def make_and_copy(writer: SegmentWriter, path: Any, store_id: Any, origin: Any, copies: Iterable[Frame]) -> None:
         make(writer, path, store_id, origin, [])
         for frame in copies:
             writer.append(frame.sequence, frame.time, frame.payload)

@@ -109,7 +109,7 @@ def look_at(states: States) -> None:
             for sender, held in covered.bucket.items():
                 if covered.start <= position_of(sender) < covered.end:
                     assert all(table.get(cell.module, sender) == cell.state for cell in cells_of(held))
-        assert sum(kind.count for kind in table.kinds() if kind.counted) + table.uncounted(None) >= len(table)
+        assert sum(entries for _, _, entries in table.counts()) + table.uncounted(None) >= len(table)
 
 
 def offline(path: Path, started: Started) -> Checked | None:

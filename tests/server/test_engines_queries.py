@@ -201,15 +201,15 @@ def test_a_cursor_is_plain_text() -> None:
         assert page.cursor is None or page.cursor.isalnum()
 
 
-@pytest.mark.parametrize("max_kinds", [1000, 3])
+@pytest.mark.parametrize("max_states", [1000, 3])
 @pytest.mark.parametrize("max_rows", [1000, 2])
 @settings(max_examples=40)
 @given(some=puts, module=st.none() | modules, state=st.none() | states)
 def test_a_count_says_what_it_leaves_out(
-    max_kinds: int, max_rows: int, some: list[tuple[bytes, Sender, bytes]], module: bytes | None, state: bytes | None
+    max_states: int, max_rows: int, some: list[tuple[bytes, Sender, bytes]], module: bytes | None, state: bytes | None
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_module, "MAX_KINDS", max_kinds)
+        patch.setattr(table_module, "MAX_COUNTED_STATES", max_states)
         patch.setattr(queries, "MAX_ROWS", max_rows)
         table = table_of(some)
         counts = count(table, module, state)
@@ -223,7 +223,7 @@ def test_a_count_says_what_it_leaves_out(
         assert rows == truth
     if state is None or counts.uncounted == 0:
         assert counts.total == truth.total()
-    if max_kinds == 1000:
+    if max_states == 1000:
         assert counts.total == truth.total()
         assert counts.uncounted == truth.total() - sum(rows.values())
 

@@ -1,6 +1,7 @@
 """The table is a dict, however its buckets split."""
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -19,9 +20,9 @@ from statestored.engines.table import (
     Range,
     Table,
     cells_of,
-    kind_memory,
     position_of,
     sender_memory,
+    state_memory,
 )
 from tests.server.models import (
     TODAY,
@@ -75,13 +76,13 @@ def assert_sound(table: Table) -> None:
         assert all(covered.start <= position_of(sender) < covered.end for sender in covered.bucket)
     entries = entries_in(table)
     assert len(table) == len(entries)
-    counted = {(kind.module, kind.state): kind.count for kind in table.kinds()}
+    counted = {(module, state): entries for module, state, entries in table.counts()}
     assert all(counted.values())
     assert counted == Counter((entry.module, entry.state) for entry in entries)
     assert table.uncounted(None) == 0
     held = [(sender, cells_of(held)) for covered in ranges for sender, held in covered.bucket.items()]
-    kinds = sum(kind_memory(module, state) for module, state in counted)
-    assert table.memory == kinds + sum(sender_memory(sender, len(cells)) for sender, cells in held)
+    states_memory = sum(state_memory(module, state) for module, state in counted)
+    assert table.memory == states_memory + sum(sender_memory(sender, len(cells)) for sender, cells in held)
     assert all(len(cells) <= table.most_modules for _, cells in held)
 
 
@@ -285,7 +286,7 @@ def test_looking_stores_nothing() -> None:
     assert table.modules(b"ann") == []
     put_in(table, b"lists", b"ann", START, TODAY)
     assert entries_in(table) == []
-    assert list(table.kinds()) == []
+    assert list(table.counts()) == []
 
 
 def test_the_day_is_that_of_the_last_change() -> None:
@@ -305,18 +306,18 @@ def test_entries_of_one_day_share_what_they_hold() -> None:
     assert held[b"ann"] is not held[b"cleo"]
 
 
-many_kinds = st.lists(
+many_states = st.lists(
     st.tuples(modules, senders, st.integers(0, 9).map(lambda number: b"%d" % number if number else START)), max_size=60
 )
 
 
 @settings(max_examples=50)
-@given(puts=many_kinds, taken_back=many_kinds, cut_at=st.integers(0, 60))
-def test_where_there_are_too_many_kinds_all_are_still_there(
+@given(puts=many_states, taken_back=many_states, cut_at=st.integers(0, 60))
+def test_if_there_are_too_many_states_to_count_all_entries_are_still_there(
     puts: list[tuple[bytes, Sender, bytes]], taken_back: list[tuple[bytes, Sender, bytes]], cut_at: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_module, "MAX_KINDS", 4)
+        patch.setattr(table_module, "MAX_COUNTED_STATES", 4)
         table, model = Table(), {}
         for module, sender, state in puts:
             put_in(table, module, sender, state, TODAY)
@@ -331,11 +332,12 @@ def test_where_there_are_too_many_kinds_all_are_still_there(
         for each in (table, reloaded(table)):
             assert as_model(entries_in(each)) == model
             assert len(each) == len(model)
-            assert len(list(each.kinds())) <= 4
+            counts = list(each.counts())
+            assert len(counts) <= 4
             for module in {module for module, _ in model}:
-                counted = sum(kind.count for kind in each.kinds() if kind.module == module)
+                counted = sum(entries for its, _, entries in counts if its == module)
                 assert counted + each.uncounted(module) == sum(1 for key in model if key[0] == module)
-            assert sum(kind.count for kind in each.kinds()) + each.uncounted(None) == len(model)
+            assert sum(entries for _, _, entries in counts) + each.uncounted(None) == len(model)
 
 
 @pytest.mark.parametrize(("start", "depth"), [(0, 0), (0, 1), (1 << 31, 1), (0, 2), (1, 3)])
@@ -370,14 +372,46 @@ def test_a_bucket_with_senders_that_belong_elsewhere_is_not_adopted(sender: byte
 
 def test_states_of_their_own_are_counted_among_what_a_table_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """L5, whether they are few or too many to be counted apart."""
-    monkeypatch.setattr(table_module, "MAX_KINDS", 3)
+    monkeypatch.setattr(table_module, "MAX_COUNTED_STATES", 3)
     table = Table()
     for number in range(10):
         put_in(table, b"lists", b"s%d" % number, b"%d" % number * 100, TODAY)
-    assert table.memory == 10 * (kind_memory(b"lists", b"0" * 100) + sender_memory(b"s0", 1))
+    assert table.memory == 10 * (state_memory(b"lists", b"0" * 100) + sender_memory(b"s0", 1))
     for number in range(10):
         put_in(table, b"lists", b"s%d" % number, b"POSTING" if number % 2 else START, TODAY)
-    assert table.memory <= 5 * (kind_memory(b"lists", b"POSTING") + sender_memory(b"s0", 1))
+    assert table.memory <= 5 * (state_memory(b"lists", b"POSTING") + sender_memory(b"s0", 1))
     for number in range(10):
         put_in(table, b"lists", b"s%d" % number, START, TODAY)
     assert table.memory == 0
+
+
+def test_modules_whose_states_are_not_counted_are_forgotten_with_their_last_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(table_module, "MAX_COUNTED_STATES", 0)
+    table = Table()
+    for number in range(10):
+        put_in(table, b"m%d" % number, b"ann", b"POSTING", TODAY)
+        put_in(table, b"m%d" % number, b"ben", b"POSTING", TODAY)
+    assert table.uncounted(None) == 20
+    for number in range(10):
+        put_in(table, b"m%d" % number, b"ann", START, TODAY)
+    assert (table.uncounted(None), table.uncounted(b"m1")) == (10, 1)
+    for number in range(10):
+        put_in(table, b"m%d" % number, b"ben", START, TODAY)
+    assert table._uncounted == {}
+
+
+def test_a_bucket_gives_memory_back_when_most_of_its_entries_are_removed() -> None:
+    table = Table()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_module, "BUCKET_SIZE", 2730)
+        fill(table, 2730)
+    (covered,) = table.walk()
+    full = sys.getsizeof(covered.bucket)
+    for left, share in ((341, 3), (42, 20), (0, 500)):
+        for sender in list(covered.bucket)[left:]:
+            put_in(table, b"lists", sender, START, TODAY)
+        assert len(table) == left
+        assert sys.getsizeof(covered.bucket) <= full // share
+    assert_sound(table)

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import uuid
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from statestored.framing import (
     pack_frame,
     pack_header,
     read_frame,
+    unpack_array,
     unpack_content,
     unpack_header,
+    windows,
 )
 from tests.server.journals import flipped
 
@@ -248,3 +251,61 @@ def test_no_memory_is_taken_for_a_payload_that_cannot_be_there(tmp_path: Path) -
     with Reader(path) as file:
         assert read_frame(file, 0, FILE) is None
     assert asked == [FRAME_SIZE]
+
+
+def of_array(payload: bytes) -> list[tuple[Any, ...]]:
+    return list(unpack_array(PATH, Frame(Kind.BATCH, Sequence(1, 1), 0, 0, payload, 512)))
+
+
+values = st.lists(st.binary(max_size=5) | st.integers(0, 2**64 - 1) | st.lists(st.binary(max_size=5)), max_size=40)
+
+
+@given(values=values.map(msgpack.packb), large=st.sampled_from([0, 2**20]), at_once=st.integers(1, 50))
+def test_an_array_is_the_same_in_pieces(values: bytes, large: int, at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(framing, "LARGE", large)
+        patch.setattr(framing, "VALUES_AT_ONCE", at_once)
+        pieces = of_array(values)
+    assert [value for piece in pieces for value in piece] == [*msgpack.unpackb(values, raw=True, use_list=False)]
+    assert large or all(len(piece) <= at_once for piece in pieces)
+
+
+@pytest.mark.parametrize("large", [0, 2**20])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(b"\xc1", b"\x05", b"\xa1a", b"\x81\x01\x02"),
+        *(b"\x93\x01\x02", b"\x91\xc1", b"\x91\x01\x02", b"\xdd\xff\xff\xff\xff", b"\x91\x92\x01"),
+    ],
+)
+def test_what_is_no_array_is_damage(monkeypatch: pytest.MonkeyPatch, payload: bytes, large: int) -> None:
+    """Whether it is small or large."""
+    monkeypatch.setattr(framing, "LARGE", large)
+    with pytest.raises(DamagedFile) as damage:
+        of_array(payload)
+    assert (damage.value.path, damage.value.offset) == (PATH, 512)
+
+
+def test_a_large_array_takes_little_more_than_its_payload() -> None:
+    payload = msgpack.packb([[1, b"default", b"lists", b"s%d" % number, b"POSTING"] for number in range(300_000)])
+    batch = Frame(Kind.BATCH, Sequence(1, 1), 0, 0, payload, 512)
+    tracemalloc.start()
+    try:
+        assert sum(map(len, unpack_array(PATH, batch))) == 300_000
+        assert tracemalloc.get_traced_memory()[1] < len(payload)  # all of it takes seven times as much
+    finally:
+        tracemalloc.stop()
+
+
+@given(before=st.integers(0, 200), between=st.integers(0, 200), window=st.integers(FRAME_SIZE, 300))
+def test_a_head_is_whole_in_one_of_the_windows(before: int, between: int, window: int) -> None:
+    data = bytes(before)
+    expected = []
+    for gap in (between, 0):
+        expected.append(Found(len(data), 0))
+        data += frame(offset=len(data)) + bytes(gap)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(framing, "WINDOW", window)
+        pieces = list(windows(io.BytesIO(data), 0))
+    assert all(data[start:].startswith(piece) for start, piece in pieces)
+    assert [one for start, piece in pieces for one in found(piece, start)] == expected

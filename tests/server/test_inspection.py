@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from statestored import inspection
+from statestored import framing, inspection
 from statestored.datadir import IDENTITY, DataDirectory
 from statestored.errors import DamagedFile, TooNew
 from statestored.framing import HEADER_SIZE, Frame, Kind, Sequence, pack_frame
@@ -70,7 +70,7 @@ def test_frames_are_found_across_the_windows_that_are_searched(tmp_path: Path, m
     offsets = write(path, [bytes(300), b"two", b"three"])
     flip(path, offsets[0])
     for window in range(49, 120):
-        monkeypatch.setattr(inspection, "WINDOW", window)
+        monkeypatch.setattr(framing, "WINDOW", window)
         assert pieces(path) == [Gap(*offsets[:2]), b"two", b"three"], window
 
 
@@ -96,7 +96,7 @@ def test_without_its_header_a_file_is_read_by_an_id_that_does_as_well(tmp_path: 
 def test_such_an_id_is_found_behind_damage_and_what_looks_like_a_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(inspection, "WINDOW", window)
+    monkeypatch.setattr(framing, "WINDOW", window)
     path = tmp_path / "00000001.journal"
     offsets = write(path, [b"\1\0\0\0" * 100, b"two"])
     flip(path, offsets[1] - 1)

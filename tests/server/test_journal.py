@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,11 +24,13 @@ from tests.server.journals import (
     Daemon,
     another_boot,
     ends,
+    flipped,
     frames,
     opened,
     put,
     reader,
     recovered,
+    recovered_in,
     segments,
     states_after,
     without_syncs,
@@ -345,6 +348,61 @@ async def test_unclean_starts_may_follow_each_other_for_ever(tmp_path: Path, reb
     sequences = [sequence for path in segments(tmp_path) for sequence in numbers(path)]
     assert sequences == sorted(set(sequences)), "each is there once, in order"
     assert len(sequences) == len(written)
+
+
+@pytest.mark.parametrize("distance", [1, 100, 2**16])
+@pytest.mark.parametrize("synced", range(len(BATCHES) + 1))
+async def test_what_was_not_known_to_be_on_the_disk_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synced: int, distance: int
+) -> None:
+    """D10, and nothing else, however far apart the places are that are remembered while reading."""
+    monkeypatch.setattr(journal, "LANDMARK_DISTANCE", distance)
+    await unclean(tmp_path, synced)
+    (first,) = segments(tmp_path)
+    boundaries, batches = ends(first), frames(first)
+    known = synced if synced < len(BATCHES) else 0  # what is on the disk, the next batch says
+    (await Daemon(tmp_path).start()).kill()
+    second = segments(tmp_path)[-1]
+    assert (origin(second).previous_end, first.stat().st_size) == (boundaries[known], boundaries[known])
+    assert origin(second).after == (batches[known - 1].sequence if known else (0, 0))
+    assert [copy.payload for copy in frames(second)] == [batch.payload for batch in batches[known:]]
+
+
+@pytest.mark.parametrize("distance", [1, 2**16])
+async def test_a_journal_of_which_nothing_is_known_to_be_on_the_disk_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: int
+) -> None:
+    """As with `never`: all of its last segment is copied."""
+    monkeypatch.setattr(journal, "LANDMARK_DISTANCE", distance)
+    daemon = await Daemon(tmp_path).start()
+    daemon.write(*(Batch([put("ann", f"{number}" * 10_000)]) for number in range(1000)))
+    daemon.kill()
+    assert segments(tmp_path)[0].stat().st_size > 2**24
+    tracemalloc.start()
+    try:
+        again = await Daemon(tmp_path).start()
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    assert again.states.table(b"default").get(b"lists", b"ann") == b"999" * 10_000
+    again.kill()
+    assert len(frames(segments(tmp_path)[-1])) == 1000
+
+
+@pytest.mark.parametrize("becomes", ["other", "less"])
+async def test_what_cannot_be_read_again_when_it_is_to_be_copied_is_a_failure_of_the_disk(
+    tmp_path: Path, becomes: str
+) -> None:
+    """D10: what an earlier sync failed for may be gone when the system has forgotten what it could not write."""
+    await unclean(tmp_path)
+    (path,) = segments(tmp_path)
+    data = path.read_bytes()
+    with opened(tmp_path) as directory:
+        found = (await recovered_in(directory)).journal
+        path.write_bytes(data[:-1] if becomes == "less" else flipped(data, 8 * len(data) - 1))
+        with pytest.raises(DiskFailed, match="cannot be read again"):
+            found.begin()
+    assert segments(tmp_path) == [path], "nothing was made of it"
 
 
 async def test_clean_starts_do_not_gather_copies(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestored import files, segment
+from statestored import files, framing, segment
 from statestored.errors import DamagedFile, DiskFailed, NoRoom, TooNew
 from statestored.files import temporary_name
 from statestored.framing import FRAME_SIZE, HEADER_SIZE, Frame, Kind, Sequence, pack_frame, pack_header
@@ -348,6 +349,34 @@ def test_a_batch_in_front_of_a_good_one_was_whole_unless_power_was_lost(path: Pa
             with pytest.raises(DamagedFile, match=f"there is one at byte {end}$") as damage:
                 open_ended(path, BOOT)
             assert damage.value.offset == start
+
+
+@pytest.mark.parametrize("window", range(FRAME_SIZE, 3 * FRAME_SIZE, 7))
+def test_what_follows_is_searched_in_windows(path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    data, ends = written(path, SOME)
+    path.write_bytes(flipped(data, 8 * ends[1]) + bytes(500))
+    monkeypatch.setattr(framing, "WINDOW", window)
+    assert open_ended(path, OTHER_BOOT)[1].dropped == len(data) - ends[1]
+    with pytest.raises(DamagedFile, match=f"there is one at byte {ends[2]}$"):
+        open_ended(path, BOOT)
+
+
+@pytest.mark.parametrize("junk", [False, True])
+def test_what_follows_takes_no_memory(path: Path, junk: bool) -> None:
+    """However much room was kept, or whatever stands there."""
+    data, _ = written(path, SOME)
+    with path.open("ab") as file:
+        file.truncate(len(data) + 2**25)
+        file.seek(0, os.SEEK_END)
+        file.write(b"junk" * junk)
+    tracemalloc.start()
+    try:
+        found, reader = open_ended(path, BOOT)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    assert [payload for _, payload in found] == SOME
+    assert reader.dropped == (2**25 + 4 if junk else 0)
 
 
 def test_an_unknown_boot_is_no_same_boot(path: Path) -> None:

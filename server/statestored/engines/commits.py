@@ -24,7 +24,7 @@ import structlog
 
 from statestore import wire
 from statestore.errors import StateStoreError, Unavailable
-from statestored import framing
+from statestored import collector, framing
 from statestored.engines.base import Held
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.engines.threads import in_thread
@@ -141,8 +141,11 @@ class GroupCommit:
         batch = self.batch if self.batch.effects else self.writing
         if not batch.is_settled:
             settled: asyncio.Future[None] = self._loop.create_future()
-            batch.then(_set, settled)
+            batch.then(_wake, settled)
             await settled
+            if batch.error is not None:
+                # A new one: the traceback of the batch's own would lead back to the batch.
+                raise Unavailable(batch.error.detail)
         last = self._settled
         if self._fsync is not Fsync.ALWAYS:
             await self._in_thread(self._journal.sync)
@@ -255,16 +258,19 @@ class GroupCommit:
         self.writing.settle(None)
 
     def _free_garbage(self) -> None:
-        """A little in each turn of the loop. The last ones take longest: with them all that they lay between goes."""
+        """A little in each loop iteration. The last ones take longest: with them all that they lay between goes."""
         garbage = self._states.garbage
-        if garbage:
-            bucket = garbage[-1]
-            for _ in range(min(len(bucket), FREED_AT_ONCE)):
-                bucket.popitem()
-            if not bucket:
-                garbage.pop()
+        if not garbage:
+            return
+        bucket = garbage[-1]
+        for _ in range(min(len(bucket), FREED_AT_ONCE)):
+            bucket.popitem()
+        if not bucket:
+            garbage.pop()
         if garbage:
             self._loop.call_soon(self._free_garbage)
+        else:
+            collector.empty_free_lists()
 
     # Where there is no room
 
@@ -348,13 +354,9 @@ class GroupCommit:
             raise
 
 
-def _set(settled: "asyncio.Future[None]", error: StateStoreError | None) -> None:
-    if settled.cancelled():
-        return
-    if error is None:
+def _wake(settled: "asyncio.Future[None]", _error: StateStoreError | None) -> None:
+    if not settled.cancelled():
         settled.set_result(None)
-    else:
-        settled.set_exception(error)
 
 
 def now() -> int:

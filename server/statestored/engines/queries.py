@@ -48,11 +48,7 @@ def longest_page(text: int, modules: int) -> int:
 
 def count(table: Table, module: bytes | None, state: bytes | None) -> Counts:
     """Looks at what the table has counted all along, not at its entries."""
-    matching = [
-        (kind.module, kind.state, kind.count)
-        for kind in table.kinds()
-        if module in (None, kind.module) and state in (None, kind.state)
-    ]
+    matching = [row for row in table.counts() if module in (None, row[0]) and state in (None, row[1])]
     rows = []
     size = 0
     for row in heapq.nlargest(MAX_ROWS, matching, key=lambda row: row[2]):

@@ -13,7 +13,7 @@ from statestore.base import Limits
 from statestore.errors import Full
 from statestored.engines.base import START, Sender
 from statestored.engines.states import Effect, States
-from statestored.engines.table import Table, entry_memory, kind_memory, sender_memory
+from statestored.engines.table import Table, entry_memory, sender_memory, state_memory
 
 FOR_CHANGES = 16  # one part in so many of the memory, beyond it: far more than an application has states
 
@@ -57,10 +57,10 @@ class Quota:
                 growth += sender_memory(sender, 1)
             elif held.state == state:
                 continue
-            elif held.kind.count == 1 and (module, held.state) not in brought:
-                growth -= kind_memory(module, held.state)
-            if not table.has_kind(module, state):
-                growth += kind_memory(module, state)
+            elif held.count.entries == 1 and (module, held.state) not in brought:
+                growth -= state_memory(module, held.state)
+            if not table.has_state(module, state):
+                growth += state_memory(module, state)
         room = self.memory if modules else self.memory + self.memory // FOR_CHANGES
         if growth > 0 and states.memory + growth > room:
             raise Full(f"the states take the {self.memory >> 20} MiB that they may, and this would take more")

@@ -1,16 +1,14 @@
 """The states as they were when the daemon last ended, however it did: the newest snapshot, then the journal."""
 
 import asyncio
-import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from statestored import framing
+from statestored import collector, framing
 from statestored.datadir import DataDirectory, number_of
 from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.snapshots import load_snapshot
@@ -32,7 +30,7 @@ async def recover(directory: DataDirectory, states: States) -> Journal:
     snapshots = directory.snapshots()
     reader = JournalReader(directory, number_of(snapshots[-1]) if snapshots else 0)
     needed = framing.Sequence(0, 0)
-    with _collector_off():
+    with collector.paused():
         if snapshots:
             needed = await load_snapshot(snapshots[-1], directory.store_id, states)
             states.measure()
@@ -47,9 +45,9 @@ async def recover(directory: DataDirectory, states: States) -> Journal:
 
 def replay_batch(path: Path, frame: framing.Frame, states: States) -> None:
     """Of the segment `path`. Raises DamagedFile or TooNew."""
-    effects = effects_of(path, frame)
     try:
-        states.apply(effects, frame.time // MS_A_DAY)
+        for effects in effects_of(path, frame):
+            states.apply(effects, frame.time // MS_A_DAY)
     except (TypeError, ValueError, IndexError) as error:
         raise DamagedFile(path, f"a batch that makes no sense: {error}", frame.offset) from error
     states.cut()
@@ -57,17 +55,22 @@ def replay_batch(path: Path, frame: framing.Frame, states: States) -> None:
     states.garbage.clear()
 
 
-def effects_of(path: Path, frame: framing.Frame) -> Sequence[Effect]:
-    """What a batch does. Raises DamagedFile or TooNew."""
-    effects = framing.unpack_content(path, frame) if frame.payload else ()
-    if not isinstance(effects, tuple) or not all(isinstance(effect, tuple) and effect for effect in effects):
+def effects_of(path: Path, frame: framing.Frame) -> Iterator[Sequence[Effect]]:
+    """Return what a batch does, some of its effects at a time. Raises DamagedFile or TooNew, even after some."""
+    if frame.payload:
+        for effects in framing.unpack_array(path, frame):
+            _check_effects(path, frame, effects)
+            yield effects
+
+
+def _check_effects(path: Path, frame: framing.Frame, effects: Sequence[Any]) -> None:
+    if not all(isinstance(effect, tuple) and effect for effect in effects):
         raise DamagedFile(path, "a batch that makes no sense", frame.offset)
     for kind, *what in effects:
         if (kind == PUT and not _is_put(*what)) or (kind == CLEAR and list(map(type, what)) != [bytes]):
             raise DamagedFile(path, "a batch that makes no sense", frame.offset)
         if kind not in (PUT, CLEAR, DONE, OPENED, EXPIRED):
             raise TooNew(path, f"an effect of kind {kind!r}", framing.FORMAT)
-    return effects
 
 
 def _is_put(namespace: Any = None, module: Any = None, sender: Any = 0, state: Any = None, *more: Any) -> bool:
@@ -89,14 +92,3 @@ async def _replay(reader: JournalReader, states: States) -> None:
             log.info("replaying", segment=reader.path.name, bytes=reader.size, entries=len(states))
     seconds = round(time.monotonic() - started, 3)
     log.info("replayed", bytes=reader.size, entries=len(states), seconds=seconds)
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """It would look at millions of new objects again and again, and find nothing."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

@@ -34,6 +34,8 @@ BYTES_A_SLICE = 2**18  # of text, with ENTRY_BYTES for each entry that shares no
 ENTRY_BYTES = 100  # as long as to pack one takes, without its text, so many bytes are written
 PROGRESS_EVERY = 1_000_000  # entries
 
+CellContent = tuple[bytes, bytes, int]  # module, state, day
+
 
 async def write_states(states: States, writer: SnapshotWriter) -> int:
     """All of them, as they are when the walk comes to them. Returns how many entries there are.
@@ -115,7 +117,12 @@ class BlockLoader:
 
     def __init__(self, states: States) -> None:
         self._states = states
-        self._cells: dict[tuple[bytes, bytes, bytes, int], Cell] = {}
+        # By namespace, and by module, state and day. Not those of states that are too many to be counted: they can be
+        # as many as the entries, which then took a third more memory.
+        self._cells: dict[bytes, dict[CellContent, Cell]] = {}
+        # One object for each module, and for each day, for those cells as well.
+        self._modules: dict[bytes, bytes] = {}
+        self._days: dict[int, int] = {}
 
     def load(self, path: Path, frame: framing.Frame) -> None:
         """Raises DamagedFile or TooNew."""
@@ -133,34 +140,38 @@ class BlockLoader:
         namespace: bytes,
         start: int,
         depth: int,
-        held: Sequence[Iterable[tuple[bytes, bytes, int]]],
+        held: Sequence[Iterable[CellContent]],
         senders: Sequence[bytes | None],
         column: Sequence[int],
     ) -> None:
         if not {type(namespace), *map(type, senders)} <= {bytes, NoneType} or namespace is None:
             raise TypeError("a name that is no text")
         table = self._states.table(namespace)
-        all_held = [self._held(namespace, table, cells) for cells in held]
+        shared = self._cells.setdefault(namespace, {})
+        all_held = [self._held(table, shared, contents) for contents in held]
         bucket = dict(zip(senders, map(all_held.__getitem__, column), strict=True))
         if len(bucket) != len(senders):
             raise ValueError("a sender stands in it twice")
         table.adopt(start, depth, bucket)
 
-    def _held(self, namespace: bytes, table: Table, cells: Iterable[tuple[bytes, bytes, int]]) -> Held:
-        held = tuple(self._cell(namespace, table, cell) for cell in cells)
-        if len({cell.module for cell in held}) < len(held):
-            raise ValueError("a module stands twice with a sender")
-        return held if len(held) > 1 else held[0]
+    def _held(self, table: Table, shared: dict[CellContent, Cell], contents: Iterable[CellContent]) -> Held:
+        held = tuple([self._cell(table, shared, content) for content in contents])
+        if len(held) == 1:
+            return held[0]
+        if not held or len({cell.module for cell in held}) < len(held):
+            raise ValueError("a sender has nothing, or a module twice")
+        return held
 
-    def _cell(self, namespace: bytes, table: Table, of: tuple[bytes, bytes, int]) -> Cell:
+    def _cell(self, table: Table, shared: dict[CellContent, Cell], content: CellContent) -> Cell:
         """One object for all entries of the same module, state and day."""
-        key = (namespace, *of)
-        cell = self._cells.get(key)
+        cell = shared.get(content)
         if cell is None:
-            module, state, day = of
+            module, state, day = content
             if not (type(module) is type(state) is bytes and type(day) is int and state != START):
                 raise TypeError("an entry that cannot be")
-            cell = self._cells[key] = table.cell(*of)
+            cell = table.cell(self._modules.setdefault(module, module), state, self._days.setdefault(day, day))
+            if cell.count.counted:
+                shared[content] = cell
         return cell
 
 

@@ -6,17 +6,20 @@ bucket; each bucket covers a range of positions, so that a walk in the order of 
 again however the buckets have split meanwhile, and even after a restart.
 
 A bucket maps a sender to one `Cell`, shared by all entries of the same module, state and day, or to a tuple of them
-where the sender has entries in several modules.
+if the sender has entries in several modules.
+
+Nothing that a table holds refers back to what it is held by: there are no cycles. So a cell is freed with the last
+entry that has it. The garbage collector would not do that: it is kept away from the entries.
 """
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
+from statestored import collector
 from statestored.engines.base import START, Entry, Sender
 
 T = TypeVar("T")
@@ -24,48 +27,50 @@ T = TypeVar("T")
 POSITION_BITS = 32
 # CPython gives a dict of 1,366 to 2,730 entries the same memory: a full bucket's halves begin where it ends.
 BUCKET_SIZE = 2730
+# A dict keeps its memory when entries are removed: 53 bytes for each of a million. When so few are left it is rebuilt.
+SPARSE_SIZES = frozenset((BUCKET_SIZE // 8, BUCKET_SIZE // 64, 0))
 # Buckets fill up at about the same time, and a split takes most of a millisecond: so many insertions are to lie between
 # two, lest a bulk call wait for dozens. Until its turn comes, a full bucket takes a few more.
 SPLIT_EVERY = 128
 # Only senders made to collide get here; the directory must stay small for their sake.
 MAX_DEPTH = 18
 # Applications that keep a secret in the state have as many states as senders: those are not counted apart.
-MAX_KINDS = 16_384
+MAX_COUNTED_STATES = 16_384
 
 # What things take, in bytes besides their text, measured with CPython 3.13 and rounded up.
 SENDER_MEMORY = 88  # with its place in a bucket
 MORE_MEMORY = 64  # each further entry of the same sender
-KIND_MEMORY = 240  # with a cell
+STATE_MEMORY = 240  # a module and a state, with their cell and their count
 
 
-class Kind:
-    """A module and a state, and how many entries have them; where `counted` is false, how many of some of them."""
+class StateCount:
+    """How many entries have one state in one module, whatever their days; all their cells share it.
 
-    __slots__ = ("count", "counted", "latest", "module", "state")
+    If `counted` is false there were too many states to count them apart: only some of these entries are counted here.
+    """
 
-    def __init__(self, module: bytes, state: bytes, *, counted: bool) -> None:
-        self.module = module
-        self.state = state
+    __slots__ = ("counted", "entries")
+
+    def __init__(self, *, counted: bool) -> None:
         self.counted = counted
-        self.count = 0
-        self.latest: Cell | None = None  # the one that entries changed today share
+        self.entries = 0
 
 
 class Cell:
-    """What an entry holds: its kind, and the day of its last change."""
+    """What an entry holds: its module, its state, and the day of its last change; and how many entries are like it."""
 
-    __slots__ = ("day", "kind", "module", "state")
+    __slots__ = ("count", "day", "module", "state")
 
-    def __init__(self, kind: Kind, day: int) -> None:
-        self.kind = kind
-        self.module = kind.module
-        self.state = kind.state
+    def __init__(self, module: bytes, state: bytes, day: int, count: StateCount) -> None:
+        self.module = module
+        self.state = state
         self.day = day
+        self.count = count
 
 
 Held = Cell | tuple[Cell, ...]
 Bucket = dict[Sender, Held]
-_Contents = tuple[list[Bucket], list[int], int, int, dict[tuple[bytes, bytes], Kind], Counter[bytes], int, int]
+_Contents = tuple[list[Bucket], list[int], int, int, dict[tuple[bytes, bytes], Cell], Counter[bytes], int, int]
 
 
 class Range(NamedTuple):
@@ -145,7 +150,7 @@ class Table:
         Returns how many changed anything; the others leave the day of their entry, too.
         """
         # The usual case stands in the loop, and not in functions, for it is what a busy daemon does most.
-        directory, shift, kinds, changed = self._directory, self._shift, self._kinds, self.changed
+        directory, shift, latest, changed = self._directory, self._shift, self._latest, self.changed
         count = 0
         for _, _, module, sender, state in puts:
             bucket = directory[crc32(sender or b"") >> shift]
@@ -159,15 +164,15 @@ class Table:
                 continue
             if sender not in changed:
                 changed[sender] = held
-            kind = kinds.get((module, state))
-            if kind is not None and (cell := kind.latest) is not None and cell.day == day:
-                kind.count += 1
+            cell = latest.get((module, state))
+            if cell is not None and cell.day == day:
+                cell.count.entries += 1
                 bucket[sender] = cell
             else:
                 bucket[sender] = self._add(module, state, day)
-            kind = held.kind
-            if kind.counted and kind.count > 1:
-                kind.count -= 1
+            replaced = held.count
+            if replaced.counted and replaced.entries > 1:
+                replaced.entries -= 1
             else:
                 self._drop(held)
             count += 1
@@ -213,6 +218,8 @@ class Table:
             bucket[sender] = after if len(after) > 1 else after[0]
         else:
             del bucket[sender]
+            if len(bucket) in SPARSE_SIZES:
+                _rebuild(bucket)
         return True
 
     def clear(self) -> int:
@@ -313,44 +320,55 @@ class Table:
             self.memory += count * (len(cells) - 1) * MORE_MEMORY
             self.most_modules = max(self.most_modules, len(cells))
             for cell in cells:
-                cell.kind.count += count
+                cell.count.entries += count
                 self._size += count
-                if not cell.kind.counted:
+                if not cell.count.counted:
                     self._uncounted[cell.module] += count
 
     def cell(self, module: bytes, state: bytes, day: int) -> Cell:
-        """A new cell, for buckets to adopt."""
-        return Cell(self._kinds.get((module, state)) or self._new_kind(module, state), day)
+        """Return a cell for one more entry to hold: the one made last for this state, if it has the same day."""
+        latest = self._latest.get((module, state))
+        if latest is None:
+            latest = Cell(module, state, day, StateCount(counted=len(self._latest) < MAX_COUNTED_STATES))
+            self.memory += state_memory(module, state)
+        elif latest.day != day:
+            latest = Cell(latest.module, latest.state, day, latest.count)
+        else:
+            return latest
+        if latest.count.counted:
+            self._latest[latest.module, latest.state] = latest
+        return latest
 
-    def has_kind(self, module: bytes, state: bytes) -> bool:
+    def has_state(self, module: bytes, state: bytes) -> bool:
         """Whether an entry of the module can share what others have for this state."""
-        return (module, state) in self._kinds
+        return (module, state) in self._latest
 
     def uncounted(self, module: bytes | None) -> int:
-        """How many entries of the module (None: of all) are of none of the `kinds`."""
-        return sum(self._uncounted.values()) if module is None else self._uncounted[module]
+        """How many entries of the module (None: of all) are in none of the `counts`."""
+        return self._uncounted.total() if module is None else self._uncounted[module]
 
-    def kinds(self) -> Iterator[Kind]:
-        """All that are counted apart."""
-        return iter(self._kinds.values())
+    def counts(self) -> Iterator[tuple[bytes, bytes, int]]:
+        """Each module and state that are counted apart, and how many entries have them."""
+        return ((module, state, cell.count.entries) for (module, state), cell in self._latest.items())
 
     def _reset(self) -> None:
         self._directory: list[Bucket] = [{}]  # by the first bits of the position; a bucket may stand in many places
         self._depths = [0]  # of the bucket at the same place: how many bits it goes by
         self._depth = 0  # how many bits the directory goes by
         self._shift = POSITION_BITS
-        self._kinds: dict[tuple[bytes, bytes], Kind] = {}
-        self._uncounted: Counter[bytes] = Counter()  # entries whose kind is not among `_kinds`, by module
+        # By module and state, the cell made last, which entries changed on the same day share; those that are counted.
+        self._latest: dict[tuple[bytes, bytes], Cell] = {}
+        self._uncounted: Counter[bytes] = Counter()  # the other entries, by module
         self._size = 0
         self.memory = 0
 
     def _contents(self) -> _Contents:
         place = self._directory, self._depths, self._depth, self._shift
-        return *place, self._kinds, self._uncounted, self._size, self.memory
+        return *place, self._latest, self._uncounted, self._size, self.memory
 
     def _set_contents(self, contents: _Contents) -> None:
         self._directory, self._depths, self._depth, self._shift = contents[:4]
-        self._kinds, self._uncounted, self._size, self.memory = contents[4:]
+        self._latest, self._uncounted, self._size, self.memory = contents[4:]
 
     def _range(self, position: int) -> Range:
         index = position >> self._shift
@@ -362,8 +380,7 @@ class Table:
     def _split(self, position: int) -> None:
         if self._depths[position >> self._shift] < MAX_DEPTH:
             self._divide(position)
-            # The collector would look at every entry again and again; buckets hold no cycles.
-            gc.freeze()
+            collector.freeze()
 
     def _divide(self, position: int) -> None:
         """Two buckets in place of the one that covers `position`, each for half of its range."""
@@ -384,32 +401,25 @@ class Table:
 
     def _add(self, module: bytes, state: bytes, day: int) -> Cell:
         """A cell for one more entry."""
-        kind = self._kinds.get((module, state)) or self._new_kind(module, state)
-        kind.count += 1
-        if not kind.counted:
+        cell = self.cell(module, state, day)
+        cell.count.entries += 1
+        if not cell.count.counted:
             self._uncounted[module] += 1
-        cell = kind.latest
-        if cell is None or cell.day != day:
-            cell = kind.latest = Cell(kind, day)
         return cell
 
     def _drop(self, cell: Cell) -> None:
         """One entry less holds the cell."""
-        kind = cell.kind
-        kind.count -= 1
-        if not kind.count:
-            self.memory -= kind_memory(kind.module, kind.state)
-        if not kind.counted:
-            self._uncounted[kind.module] -= 1
-        elif not kind.count:
-            del self._kinds[kind.module, kind.state]
-
-    def _new_kind(self, module: bytes, state: bytes) -> Kind:
-        kind = Kind(module, state, counted=len(self._kinds) < MAX_KINDS)
-        self.memory += kind_memory(module, state)
-        if kind.counted:
-            self._kinds[module, state] = kind
-        return kind
+        count, module = cell.count, cell.module
+        count.entries -= 1
+        if not count.entries:
+            self.memory -= state_memory(module, cell.state)
+        if count.counted:
+            if not count.entries:
+                del self._latest[module, cell.state]
+        elif self._uncounted[module] > 1:
+            self._uncounted[module] -= 1
+        else:
+            del self._uncounted[module]
 
 
 def _twice(each: list[T]) -> list[T]:
@@ -422,6 +432,13 @@ def _twice(each: list[T]) -> list[T]:
 def position_of(sender: Sender) -> int:
     """Where a sender stands in a walk; the same in every process and release."""
     return crc32(sender or b"")
+
+
+def _rebuild(bucket: Bucket) -> None:
+    """Give back the memory of entries that were removed."""
+    left = dict(bucket)
+    bucket.clear()
+    bucket.update(left)
 
 
 def halves(covered: Range) -> tuple[Range, Range]:
@@ -437,16 +454,16 @@ def halves(covered: Range) -> tuple[Range, Range]:
 
 def entry_memory(module: bytes, sender: Sender, state: bytes) -> int:
     """Bytes that an entry takes which shares nothing with others."""
-    return sender_memory(sender, 1) + kind_memory(module, state)
+    return sender_memory(sender, 1) + state_memory(module, state)
 
 
 def sender_memory(sender: Sender, entries: int) -> int:
-    """Bytes that a sender takes with so many entries, without their kinds."""
+    """Bytes that a sender takes with so many entries, without their states."""
     return SENDER_MEMORY + len(sender or b"") + (entries - 1) * MORE_MEMORY if entries else 0
 
 
-def kind_memory(module: bytes, state: bytes) -> int:
-    return KIND_MEMORY + len(module) + len(state)
+def state_memory(module: bytes, state: bytes) -> int:
+    return STATE_MEMORY + len(module) + len(state)
 
 
 def cells_of(held: Held | None) -> tuple[Cell, ...]:

@@ -28,6 +28,8 @@ async def in_thread(function: Callable[..., T], *arguments: object, executor: Ex
         raise
     except OSError as error:
         raise _as_failure(error) from error
+    finally:
+        del running  # it has the error, whose traceback has this frame: a cycle
 
 
 def _as_failure(error: BaseException) -> BaseException:
