@@ -71,6 +71,7 @@ class AsyncRemoteStorage:
         self._closings = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that this belongs to
         self._connection: AsyncConnection | None = None
+        self._retired: set[AsyncConnection] = set()  # in a session that was left; some answers are still to come
         self._attempt: asyncio.Task[AsyncConnection | Exception] | None = None  # to connect
         self._room = asyncio.Semaphore(WRITES_AT_ONCE)
         begin_anew_in_child(self)
@@ -141,12 +142,14 @@ class AsyncRemoteStorage:
         """
         self._enter_loop()
         self._closings += 1
-        attempt, connection = self._attempt, self._connection
+        attempt, connections = self._attempt, self._retired
+        if self._connection is not None:
+            connections.add(self._connection)
         self._leave_loop()
         if attempt is not None:
             attempt.cancel()
             await asyncio.wait([attempt])
-        if connection is not None:
+        for connection in connections:
             connection.close()
             await connection.wait_closed()
 
@@ -204,6 +207,9 @@ class AsyncRemoteStorage:
                     if closings != self._closings:
                         raise ConnectionLost("the client was closed", sent=False)
                     connection = self._connection
+                    if connection is not None and not call.may_use(connection.welcome):
+                        self._retire(connection)
+                        connection = None
                     if connection is None or connection.lost is not None:
                         connection = await self._connected(call)
                     response = await connection.call(method, call.parameters(connection.welcome), call.patience())
@@ -224,6 +230,12 @@ class AsyncRemoteStorage:
                 outage.left_by(call)
 
     # The one connection.
+
+    def _retire(self, connection: AsyncConnection) -> None:
+        """Make another one for what is asked from now on; the answers to what is under way still come."""
+        self._connection = None
+        self._retired = {retired for retired in self._retired if retired.lost is None} | {connection}
+        connection.retire()
 
     async def _connected(self, call: Call) -> AsyncConnection:
         """One attempt makes the connection for all who wait for it; it goes on when one of them is cancelled."""
@@ -286,6 +298,7 @@ class AsyncRemoteStorage:
 
     def _leave_loop(self) -> None:
         self._loop = self._connection = self._attempt = None
+        self._retired = set()
         self._room = asyncio.Semaphore(WRITES_AT_ONCE)
 
     def after_fork_in_child(self) -> None:

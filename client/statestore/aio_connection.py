@@ -45,6 +45,7 @@ class AsyncConnection(asyncio.Protocol):
         self._asked: dict[int, _Asked] = {}  # what is not answered yet, by msgid
         self._unsent: dict[int, bytes] = {}  # of these, what the transport does not have yet
         self._answers = 0  # so many came
+        self._is_retired = False  # nothing more is asked on it
         self._is_paused = False
         self._is_flush_due = False
         self._closed = asyncio.Event()
@@ -79,6 +80,11 @@ class AsyncConnection(asyncio.Protocol):
     def close(self) -> None:
         """At once; what is under way raises ConnectionLost."""
         self._lose(ConnectionLost("it was closed", sent=False))
+
+    def retire(self) -> None:
+        """Close it as soon as nothing is under way on it. Nothing more may be asked."""
+        self._is_retired = True
+        self._close_if_done()
 
     def give_up(self) -> None:
         """As `close`, but all that is under way counts as sent: that it was not says nothing of the server."""
@@ -155,6 +161,7 @@ class AsyncConnection(asyncio.Protocol):
         except asyncio.CancelledError:
             if self._unsent.pop(msgid, None) is not None:
                 self._asked.pop(msgid, None)  # else it waits for the answer, to drop it
+                self._close_if_done()
             raise
         if isinstance(response, ConnectionLost):
             raise response
@@ -196,6 +203,11 @@ class AsyncConnection(asyncio.Protocol):
         self._answers += 1
         if not outcome.done():
             outcome.set_result(response)
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._is_retired and not self._asked:
+            self.close()
 
     # Endings.
 

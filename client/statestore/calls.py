@@ -10,6 +10,7 @@ from statestore.errors import (
     Forbidden,
     Full,
     Internal,
+    NumberReused,
     StateStoreError,
     TooLong,
     Unauthorized,
@@ -148,6 +149,10 @@ class Call:
         """Whether it cannot be repeated once it was sent on such a connection, so that it pays to look before."""
         return welcome.session is None and self.method in WRITES and self.method not in HARMLESS_TWICE
 
+    def may_use(self, welcome: Welcome) -> bool:
+        """Return whether to send it on a connection that was greeted so: a write goes only by one in our session."""
+        return self.method not in WRITES or self._store.session.is_current(welcome.session)
+
     # Step 4
 
     def answered(self, response: Response) -> bool:
@@ -160,6 +165,9 @@ class Call:
             error = WrongServer(f"the answer to {self.method} has another form than ours")
             self._sent = writing
         self._failure = error
+        if self._leaves_session(error) and not self.deadline.passed:
+            self._back_off()
+            return False
         if error.retry:
             if self._store.outage is not None:
                 self._store.unreached(self, error)
@@ -198,6 +206,20 @@ class Call:
         if self._sent or (isinstance(failure, ConnectionLost) and failure.sent and self.method in WRITES):
             return Uncertain(f"{self._store.where}: the client was closed; {self.method} may have been applied")
         return Unavailable(f"{self._store.where}: the client was closed")
+
+    def _leaves_session(self, error: StateStoreError) -> bool:
+        """Leave the session if the error says that another client is in it. Return whether to repeat in a new one.
+
+        A number that is another write's was never ours, so no copy of this write was or will be applied. A number that
+        the server takes for given up (`uncertain`) may have been, but only if there was an earlier copy.
+        """
+        if self._session is None or not isinstance(error, NumberReused | Uncertain):
+            return False
+        self._store.leave_session(self._session)
+        if self._sent and isinstance(error, Uncertain):
+            return False
+        self._sent, self._session = False, None
+        return True
 
     def _is_repeatable(self, failure: Exception) -> bool:
         if isinstance(failure, StateStoreError):

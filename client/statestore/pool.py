@@ -125,6 +125,9 @@ class Pool:
         if self.waiting.pop(call, None) is not None and self.waiting:
             self._wake_first()  # there may be more than one place
         connection = place.connection
+        if connection is not None and not call.may_use(connection.welcome):
+            _close(place, call)
+            connection = None
         if connection is not None and call.must_not_be_lost(connection.welcome) and connection.is_stale:
             _close(place, call)
             connection = None

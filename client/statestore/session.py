@@ -40,6 +40,18 @@ class Session:
         self.id = self._given.setdefault(asked, given)
         return self.id == given
 
+    def is_current(self, session: int | None) -> bool:
+        """Return whether writes may go by a connection in this session (None: it has none)."""
+        return session is None or session == self.id
+
+    def leave(self, session: int | None) -> bool:
+        """Ask for a new session in the next `hello`, unless this one was left before. Return whether it was not."""
+        if session is None or session != self.id:
+            return False
+        self._given = {}
+        self.id = 0
+        return True
+
     def number(self, write: object) -> int:
         """The next number, which is `write`'s from now on."""
         # One call into C: nobody's `oldest` may pass a number that is about to be noted, and they stand in their order.
