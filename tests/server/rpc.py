@@ -13,13 +13,12 @@ from statestore.address import TcpAddress, parse_address
 TIMEOUT = 10.0
 
 
-def notification(method: Any, *params: Any) -> bytes:
-    packed: bytes = msgpack.packb((2, method, params), unicode_errors="surrogatepass")
-    return packed
-
-
 def request(msgid: Any, method: Any, *params: Any) -> bytes:
-    return msgpack.packb([0, msgid, method, list(params)])
+    return msgpack.packb([0, msgid, method, list(params)], unicode_errors="surrogatepass")
+
+
+def notification(method: Any, *params: Any) -> bytes:
+    return msgpack.packb([2, method, list(params)], unicode_errors="surrogatepass")
 
 
 def messages(data: bytes) -> list[Any]:
