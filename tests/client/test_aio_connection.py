@@ -496,6 +496,39 @@ async def test_what_is_under_way_when_it_is_given_up_counts_as_sent() -> None:
         assert [getattr(each, "sent", None) for each in failures] == [True, True]
 
 
+async def test_what_is_retired_closes_when_all_that_is_under_way_is_answered() -> None:
+    async with answered_by_hand() as (requests, connection):
+        calls = [ask(connection, what) for what in "abc"]
+        await eventually(lambda: len(requests.ids) == 3)
+        connection.retire()
+        requests.answer("b")
+        assert await calls[1] == "b"
+        assert connection.lost is None
+        calls[0].cancel()
+        requests.answer("c")
+        assert await calls[2] == "c"
+        assert connection.lost is None  # the answer to what was cancelled is still to come
+        requests.answer("a")
+        await eventually(lambda: connection.lost is not None)
+
+
+async def test_what_is_retired_closes_when_nothing_is_to_be_sent_any_more() -> None:
+    async with answered_by_hand() as (_, connection):
+        connection.pause_writing()
+        asked = ask(connection, "a")
+        await asyncio.sleep(0)
+        connection.retire()
+        assert connection.lost is None
+        asked.cancel()
+        await eventually(lambda: connection.lost is not None)
+
+
+async def test_what_is_retired_with_nothing_under_way_closes_at_once() -> None:
+    async with answered_by_hand() as (_, connection):
+        connection.retire()
+        assert connection.lost is not None
+
+
 async def test_a_child_of_a_fork_gives_its_copy_back_and_leaves_the_parents_alone() -> None:
     async with answered_by_hand() as (requests, connection):
         assert connection._transport is not None

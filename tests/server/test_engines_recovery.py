@@ -470,6 +470,23 @@ async def test_a_batch_that_makes_no_sense_is_damage(tmp_path: Path, effects: An
     assert damage.value.offset == HEADER_SIZE
 
 
+NESTED = b"\x91" * 980 + b"\x05"  # too deeply to be shown
+
+
+@pytest.mark.parametrize(
+    ("effect", "error"),
+    [
+        (b"\x92" + NESTED + b"\x05", TooNew),
+        (b"\x92\x04" + NESTED, DamagedFile),
+        (b"\x96\x03\x07\x01\x01\xc4\x00" + NESTED, DamagedFile),
+    ],
+)
+async def test_what_is_nested_deeply_is_no_fault_of_ours(tmp_path: Path, effect: bytes, error: type[Exception]) -> None:
+    await appended(tmp_path, b"\x91" + effect)
+    with pytest.raises(error):
+        await recovered(tmp_path)
+
+
 async def test_a_batch_that_is_no_messagepack_is_damage(tmp_path: Path) -> None:
     await appended(tmp_path, b"\x93\x01")
     with pytest.raises(DamagedFile, match="no MessagePack") as damage:

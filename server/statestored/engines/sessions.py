@@ -171,14 +171,14 @@ class ClientSessions:
         if kind == DONE:
             return self._do(session, *rest)
         if rest or kind not in (OPENED, EXPIRED):
-            raise ValueError(f"an effect of the kind {kind} with {len(effect)} parts")
+            raise ValueError(f"an effect with {len(effect)} parts, which is none of a session")
         return self._open(session) if kind == OPENED else self._expire(session)
 
     def _do(self, session: int, seq: int, oldest: int, answer: bytes, fingerprint: int | None = None) -> bool:
         if not (type(seq) is type(oldest) is int and 0 < oldest <= seq <= MAX_NUMBER and type(answer) is bytes):
             raise ValueError("a write that was done and has no number or no answer")
         if fingerprint is not None and (type(fingerprint) is not int or not 0 <= fingerprint <= MAX_FINGERPRINT):
-            raise ValueError(f"{fingerprint!r} is not the fingerprint of a write")
+            raise ValueError("a write that was done and has another fingerprint than 32 bits")
         found = self._sessions.get(session)
         if found is None:  # it expires further down in the journal that is replayed
             return False
@@ -246,5 +246,5 @@ def _size(done: Done) -> int:
 
 def _number(value: object) -> int:
     if type(value) is not int or not 0 < value <= MAX_NUMBER:
-        raise ValueError(f"{value!r} is no number of a session or a write")
+        raise ValueError("a session, or a write, whose number is none")
     return value
