@@ -9,6 +9,7 @@ something.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -42,6 +43,7 @@ log = structlog.get_logger()
 
 GET_NAME, SET_NAME = b"get", b"set"
 GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
+GET_IN_SILENCE = replace(GET)  # as a notification it does not take the short cut, which answers
 KNOWN_HEADS = 2**16
 _HEADS = [b"\x94\x01" + pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
@@ -189,7 +191,9 @@ class Intake:
                         # From here on it is a request without a head, in its order among the others.
                         kind, _, name, params = message
                         head, responses.to_notifications = NO_RESPONSE, True
-                        command = SET if caller.allowed.get(name) is SET else None  # the short cut for a get answers
+                        command = caller.allowed.get(name)
+                        if command is GET:
+                            command = GET_IN_SILENCE
                     if kind != REQUEST:
                         raise Garbage("a message is neither a request nor a notification")
                     if (

@@ -192,6 +192,35 @@ def test_one_that_was_refused_is_no_answer() -> None:
     assert sessions.size == ANSWER_SIZE + 1
 
 
+def test_a_write_is_known_by_its_fingerprint_where_it_has_one() -> None:
+    session = the_session(made((OPENED, 7), (DONE, 7, 1, 1, b"A", 5), (DONE, 7, 2, 1, b"B")))
+    assert [session.is_of_another(1, fingerprint) for fingerprint in (5, 6, 0)] == [False, True, True]
+    assert not session.is_of_another(2, 6)  # of a file of format 1
+    assert not session.is_of_another(3, 6)
+
+
+def test_a_held_write_is_known_until_it_is_refused() -> None:
+    sessions, commit = made((OPENED, 7)), HeldCommit()
+    held: Held[None] = Held(None, commit)
+    held.packed = b"A"
+    sessions.remember([(7, 1, 1, 5)], held)
+    assert the_session(sessions).is_of_another(1, 6)
+    commit.settle(Unavailable("no room"))
+    assert not the_session(sessions).is_of_another(1, 6)
+
+
+@pytest.mark.parametrize("numbers", [[(7, 2, 2, 0), (7, 1, 1, 0)], [(7, 2, 2, 0), (7, 2, 2, 1)]])
+def test_what_cannot_be_carried_out_together_does_not_tell_what_its_client_has(
+    numbers: list[tuple[int, int, int, int]],
+) -> None:
+    """It may be another client's; what comes before it is heard."""
+    sessions = made((OPENED, 7), (DONE, 7, 1, 1, b"A", 5))
+    assert not sessions.are_new(numbers[::-1])
+    assert the_session(sessions).oldest == 1
+    assert sessions.are_new([(7, 2, 2, 0)])
+    assert the_session(sessions).oldest == 2
+
+
 def test_an_answer_must_have_been_packed() -> None:
     with pytest.raises(TypeError, match="packed"):
         packed(Held(None, HeldCommit()))
