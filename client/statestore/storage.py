@@ -50,8 +50,8 @@ class RemoteStorage(StateStorage):
     where it was sent and then had no answer: the deadline passed, its session was lost, or it was refused when it was
     repeated. It was applied then, or may be until its deadline; so it is where an exception of a handler ends the call.
     With a daemon that knows no sessions writes are repeated all the same, and may be applied twice; but for
-    `compare_and_set`, which raises `Uncertain` as soon as the connection breaks. If the daemon notices that another client
-    is in the session of this one, as a copy of its process or machine is, this one goes on in a new session.
+    `compare_and_set`, which raises `Uncertain` as soon as the connection breaks. If the daemon notices that another
+    client is in the session of this one, as a copy of its process or machine is, this one goes on in a new session.
     """
 
     def __init__(
