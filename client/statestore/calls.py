@@ -166,6 +166,7 @@ class Call:
             self._sent = writing
         self._failure = error
         if self._leaves_session(error) and not self.deadline.passed:
+            self._store.reached()
             self._back_off()
             return False
         if error.retry:
