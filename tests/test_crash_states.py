@@ -228,9 +228,9 @@ def test_what_is_remembered_is_known_with_the_states_that_go_with_it() -> None:
     history = History()
     put = (1, b"default", b"lists", b"ann", b"A")
     assert history.commit(object(), [(4, 7)], 7) == 1
-    assert history.commit(object(), [put, (3, 7, 1, 1, b"A")], 7) == 2
+    assert history.commit(object(), [put, (3, 7, 1, 1, b"A", 5)], 7) == 2
     states = {b"default": {(b"lists", b"ann"): (b"A", 7)}}
-    assert history.found(Content(states, {7: (1, {1: b"A"})})) == 2
+    assert history.found(Content(states, {7: (1, {1: (b"A", 5)})})) == 2
     assert history.found(Content(states, {7: (1, {})})) is None
-    assert history.found(Content({}, {7: (1, {1: b"A"})})) is None
+    assert history.found(Content({}, {7: (1, {1: (b"A", 5)})})) is None
     assert history.done(7, 1) == 2

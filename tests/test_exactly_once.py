@@ -326,6 +326,109 @@ def _writes(other: RemoteStorage) -> int:
     return sum(calls[method] for method in ("set", "set_all", "compare_and_set"))
 
 
+# Two clients in one session, as after a copy of a process or of a virtual machine
+
+WRITES_EACH = 100
+
+
+@pytest.fixture
+def twins(daemon: Daemon) -> Iterator[tuple[RemoteStorage, RemoteStorage]]:
+    """Their numbers are the same."""
+    with RemoteStorage(daemon.address) as first, RemoteStorage(daemon.address) as second:
+        first.ping()
+        second._store.session.id = first._store.session.id
+        second.ping()
+        assert second._store.session.id == first._store.session.id != 0
+        yield first, second
+
+
+def test_two_clients_in_one_session_lose_nothing(
+    twins: tuple[RemoteStorage, RemoteStorage], other: RemoteStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(WRITES_EACH):
+        for name, client in zip("ab", twins, strict=True):
+            client.set(M, f"{number} of {name}", name)
+    assert other.counts() == {(M, "a"): WRITES_EACH, (M, "b"): WRITES_EACH}
+    assert [client._store.session.id == twins[0]._store.session.id for client in twins] == [True, False]
+    assert caplog.text.count("another client writes in the session") == 1
+
+
+def test_two_clients_in_one_session_lose_nothing_whatever_they_write(
+    twins: tuple[RemoteStorage, RemoteStorage], other: RemoteStorage
+) -> None:
+    first, second = twins
+    first.set(M, ANN, "of first")
+    assert second.compare_and_set(M, ANN, "of first", "of second") == Swap(True, "of first")
+    assert first.set_all(ANN, "of first again") == 1
+    second.set_many([(M, BOB, "of second")])
+    second.clear()
+    assert other.count() == 0
+
+
+def test_a_client_whose_session_is_ahead_of_it_goes_on_in_another(
+    twins: tuple[RemoteStorage, RemoteStorage], other: RemoteStorage
+) -> None:
+    """To the server its numbers are those of copies that come late."""
+    first, second = twins
+    for number in range(20):
+        first.set(M, BOB, str(number))
+    second.set(M, ANN, "of second")
+    assert other.get_many([(M, ANN), (M, BOB)]) == ["of second", "19"]
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_twins_with_threads_lose_nothing(
+    twins: tuple[RemoteStorage, RemoteStorage], other: RemoteStorage, threads: int
+) -> None:
+    def write(client: RemoteStorage, name: str) -> None:
+        for number in range(WRITES_EACH // threads):
+            client.set(M, f"{number} of {name}", "x")
+
+    writers = [(client, f"{thread} of {name}") for name, client in enumerate(twins) for thread in range(threads)]
+    with ThreadPoolExecutor(len(writers)) as pool:
+        list(pool.map(write, *zip(*writers, strict=True)))
+    assert other.count() == len(writers) * (WRITES_EACH // threads)
+
+
+def test_coroutines_of_two_clients_in_one_session_lose_nothing(daemon: Daemon, other: RemoteStorage) -> None:
+    """None of those that are under way in the session that is left, either."""
+
+    async def write() -> set[int]:
+        async with AsyncRemoteStorage(daemon.address) as first, AsyncRemoteStorage(daemon.address) as second:
+            await first.ping()
+            second._store.session.id = first._store.session.id
+            twins = (first, second)
+            writes = [
+                client.set(M, f"{number} of {name}", "x")
+                for number in range(WRITES_EACH)
+                for name, client in enumerate(twins)
+            ]
+            await asyncio.gather(*writes)
+            return {client._store.session.id for client in twins}
+
+    sessions = asyncio.run(write())
+    assert len(sessions) == 2
+    assert other.count() == 2 * WRITES_EACH
+
+
+@meanwhile
+def test_twins_that_repeat_the_write_that_they_had_begun(
+    daemon: Daemon, proxy: Proxy, client: RemoteStorage, other: RemoteStorage, meanwhile: Meanwhile
+) -> None:
+    """Its answer was lost when they became two: it is applied once, for both, and then each goes on."""
+    with lost(proxy, lambda: client.set(M, ANN, "mine")) as repeated:
+        meanwhile(daemon, proxy)
+        twin = RemoteStorage(daemon.address)
+        twin._store.session.id = client._store.session.id
+        twin.set(M, ANN, "mine")
+        other.set(M, ANN, "newer")
+    assert repeated.result() is None
+    with twin:
+        twin.set(M, BOB, "of the twin")
+        client.set(M, BOB, "of the client")
+    assert other.get_many([(M, ANN), (M, BOB)]) == ["newer", "of the client"]
+
+
 # What its client gave up is not applied any more
 
 
@@ -445,7 +548,7 @@ def test_what_was_remembered_is_not_told_before_it_is_durable(tmp_path: Path, mo
         session = engine.open_session(0)
         assert isinstance(session, Held)
         await engine.commits.durable()
-        number, space = (session.value, 1, 1), engine.space(b"default")
+        number, space = (session.value, 1, 1, 5), engine.space(b"default")
         with syncs:
             first, again = (engine.once(number, lambda: _packed(space.set(b"m", b"ann", b"x"))) for _ in range(2))
             assert isinstance(first, Held)

@@ -20,6 +20,7 @@ APPLIED_LATE = "assert 'mine' == 'old'"
 # the fault.
 NOTICED_BY: dict[Fault, tuple[str, str]] = {
     faults.nothing_remembered: ("test_set[nothing]", APPLIED_TWICE),
+    faults.fingerprints_ignored: ("test_two_clients_in_one_session_lose_nothing", "('app.join', 'b'): 100"),
     faults.done_not_replayed: ("test_set[kill]", APPLIED_TWICE),
     faults.done_not_in_snapshots: ("test_set[snapshot_and_kill]", APPLIED_TWICE),
     faults.done_told_before_durable: (

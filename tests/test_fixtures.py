@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from zlib import crc32
 
+import msgpack
 import pytest
 
 from statestore import RemoteStorage, wire
@@ -21,11 +22,14 @@ from statestored.errors import Exit
 from statestored.framing import HEADER_SIZE, Sequence
 from statestored.segment import Origin, SegmentReader, SegmentWriter
 from tests.daemon import Daemon
+from tests.fixtures.make import expected_sessions
 from tests.server.damaged import bytes_of, frames
 from tests.server.journals import opened
-from tests.server.models import Remembered, content, remembered
+from tests.server.models import content, remembered
+from tests.server.rpc import RawClient, code_of
 
-FIXTURES = sorted(path.parent for path in (Path(__file__).parent / "fixtures").glob("format-*/*/expected.json"))
+MADE = Path(__file__).parent / "fixtures"
+FIXTURES = sorted(path.parent for path in MADE.glob("format-*/*/expected.json"))
 ROOT = Path(__file__).parents[1]
 FORMATS = ROOT / "docs" / "formats.md"
 
@@ -48,20 +52,17 @@ def expected(fixture: Path) -> set[Entry]:
     return {tuple(entry) for entry in json.loads((fixture / "expected.json").read_text())["entries"]}
 
 
-def expected_sessions(fixture: Path) -> Remembered:
-    """None in those that were made before there were any."""
-    dumps = json.loads((fixture / "expected.json").read_text()).get("sessions", [])
-    return {
-        session: (oldest, {seq: bytes.fromhex(answer) for seq, answer in answers}) for session, oldest, answers in dumps
-    }
-
-
 def test_there_are_fixtures() -> None:
-    assert {str(path.relative_to(Path(__file__).parent / "fixtures")) for path in FIXTURES} >= {
+    assert {str(path.relative_to(MADE)) for path in FIXTURES} >= {
         "format-1/journal",
         "format-1/snapshot",
         "format-1/torn",
         "format-1/sessions",
+        "format-2/journal",
+        "format-2/snapshot",
+        "format-2/torn",
+        "format-2/sessions",
+        "format-2/upgraded",
     }
 
 
@@ -108,21 +109,45 @@ def stored(daemon: Daemon) -> dict[tuple[str, str, str | None], str]:
     return found
 
 
-def test_what_is_in_the_fixtures_of_format_1() -> None:
+SWAP = ("compare_and_set", "lists", "ann@example.org")
+
+
+@pytest.mark.parametrize("fixture", ["format-1/sessions", "format-2/sessions", "format-2/upgraded"])
+def test_a_write_of_before_is_still_known(fixture: str, tmp_path: Path) -> None:
+    """K2. One of format 1 by its number alone, one of format 2 by what it was as well."""
+    path, daemon = MADE / fixture, Daemon(tmp_path)
+    shutil.copytree(path / "data", daemon.data_dir)
+    session, (oldest, answers) = next(each for each in expected_sessions(path).items() if 4 in each[1][1])
+    answer, fingerprint = answers[4]
+    number = {"seq": 4, "oldest": oldest}
+    with daemon.start(), RawClient(daemon.address) as client:
+        assert client.ask("hello", {"session": session})["session"] == session
+        first = msgpack.unpackb(answer)
+        assert client.ask(*SWAP, "B", "C", number) == first == [True, "B"]
+        error, result = client.call(*SWAP, "OTHER", "STATES", number)
+        assert (error is None, code_of(error), result) == (
+            (True, "", first) if fingerprint is None else (False, "number_reused", None)
+        )
+    assert (fingerprint is None) == (fixture != "format-2/sessions")
+
+
+@pytest.mark.parametrize("made", ["format-1", "format-2"])
+def test_what_is_in_the_fixtures_of_a_format(made: str) -> None:
     """What they are for: a chain of segments with copies, a snapshot with a journal, a batch that is there in part."""
-    format_1 = Path(__file__).parent / "fixtures" / "format-1"
-    segments = sorted((format_1 / "journal" / "data").glob("*.journal"))
-    store_id = read_identity(format_1 / "journal" / "data" / IDENTITY)
+    directory = MADE / made
+    segments = sorted((directory / "journal" / "data").glob("*.journal"))
+    assert {path.read_bytes()[8] for path in directory.glob("*/data/0*")} == {int(made[-1])}
+    store_id = read_identity(directory / "journal" / "data" / IDENTITY)
     origins = [SegmentReader(path, store_id).origin for path in segments]
     assert [origin.previous for origin in origins] == [0, 1, 2]
     assert [origin.durable > HEADER_SIZE for origin in origins] == [False, True, True]
-    assert {path.name for path in (format_1 / "snapshot" / "data").iterdir()} == {
+    assert {path.name for path in (directory / "snapshot" / "data").iterdir()} == {
         "store.json",
         "00000002.snapshot",
         "00000002.journal",
     }
-    assert "the last 90 bytes are no whole batch" in check(format_1 / "torn" / "data").report
-    sessions = format_1 / "sessions" / "data"
+    assert "the last 90 bytes are no whole batch" in check(directory / "torn" / "data").report
+    sessions = directory / "sessions" / "data"
     batches = [(path, frame) for path in sessions.glob("*.journal") for frame in frames(path)]
     effects = [effect for path, frame in batches for some in effects_of(path, frame) for effect in some]
     assert {kind for kind, *_ in effects} == {1, 3, 4, 5}
@@ -176,7 +201,7 @@ def test_an_answer_is_remembered_as_is_said() -> None:
     assert wire.packer()(NIL) == bytes.fromhex("C4 01 C0")
 
 
-@pytest.mark.parametrize(("kind", "offsets"), [("segment", (512, 608)), ("snapshot", (512, 608, 725))])
+@pytest.mark.parametrize(("kind", "offsets"), [("segment", (512, 608)), ("snapshot", (512, 608, 740))])
 def test_its_checksums_are_calculated_as_is_said(kind: str, offsets: tuple[int, ...]) -> None:
     """By nothing but the words of the document."""
     data = documented(kind)

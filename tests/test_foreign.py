@@ -22,6 +22,8 @@ ANSWERS = {
     "emptySender": "START",
     "forgotten": "START",
     "unknownNotification": "sent",
+    "notified": "BOUNCED",
+    "refusedNotification": "sent",
     "afterErrors": "BOUNCED",
     "pipelinedSets": 100,
     "pipelinedGets": ["X" * (5 * i + 1) for i in range(100)],
@@ -56,3 +58,4 @@ def test_a_foreign_client(package: str, daemon) -> None:
     with RemoteStorage(daemon.address) as storage:
         assert storage.get(module, "jörg+列表-📮@exämple.org") == "ΑΝΑΜΟΝΉ"
         assert storage.get(module, None) == "BOUNCED"
+        assert storage.info()["notifications_refused"] == 1

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from zlib import crc32
 import msgpack
 import pytest
 
-FIXTURES = sorted(path.parent for path in (Path(__file__).parent / "fixtures" / "format-1").glob("*/expected.json"))
+FIXTURES = sorted(path.parent for path in (Path(__file__).parent / "fixtures").glob("format-*/*/expected.json"))
+
+FORMATS = Path(__file__).parents[1] / "docs" / "formats.md"
 
 HEADER_SIZE, FRAME_SIZE = 512, 48
 BATCH, BUCKET, FOOTER, SESSIONS = 1, 2, 3, 4  # kinds of frames
@@ -21,6 +24,7 @@ START = "START"
 MS_A_DAY = 86_400_000
 
 Sequence = tuple[int, int]
+Answers = dict[int, tuple[bytes, int | None]]  # by number: the answer, and the fingerprint of its write
 
 
 class Header(NamedTuple):
@@ -45,7 +49,7 @@ class Store:
 
     def __init__(self) -> None:
         self.entries: dict[tuple[str, str, str | None], tuple[str, int]] = {}  # to the state and its day
-        self.sessions: dict[int, tuple[int, dict[int, bytes]]] = {}  # to `oldest` and the answers
+        self.sessions: dict[int, tuple[int, Answers]] = {}  # to `oldest` and the answers
 
     def load(self, data: bytes, header: Header) -> Sequence:
         """A snapshot. Returns the last batch that may be in it."""
@@ -60,7 +64,7 @@ class Store:
             else:
                 assert block.kind == SESSIONS
                 for session, oldest, answers in block.content:
-                    self.sessions[session] = (oldest, dict(answers))
+                    self.sessions[session] = (oldest, {seq: remembered(*of) for seq, *of in answers})
         about = footer.content
         assert (about["blocks"], about["entries"]) == (len(blocks), len(self.entries))
         epoch, counter = about["last"]
@@ -98,21 +102,21 @@ class Store:
         elif key not in self.entries or self.entries[key][0] != text(state):
             self.entries[key] = text(state), day
 
-    def _remember(self, session: int, seq: int, oldest: int, answer: bytes) -> None:
+    def _remember(self, session: int, seq: int, oldest: int, *done: Any) -> None:
         if session not in self.sessions:
             return
         known, answers = self.sessions[session]
         oldest = max(known, oldest)
         answers = {number: answer for number, answer in answers.items() if number >= oldest}
         if seq >= oldest:
-            answers.setdefault(seq, answer)
+            answers.setdefault(seq, remembered(*done))
         self.sessions[session] = oldest, answers
 
 
 def read_header(data: bytes, magic: bytes) -> Header:
     assert int.from_bytes(data[508:512], "little") == crc32(data[:508])
     assert data[:8] == magic
-    assert int.from_bytes(data[8:12], "little") == 1
+    assert int.from_bytes(data[8:12], "little") in (1, 2)
     length = int.from_bytes(data[44:48], "little")
     assert data[48 + length : 508].strip(b"\0") == b""
     return Header(data[12:28].hex(), data[28:44], msgpack.unpackb(data[48 : 48 + length]))
@@ -177,6 +181,14 @@ def read_directory(path: Path) -> Store:
     return store
 
 
+def remembered(answer: bytes, fingerprint: int | None = None) -> tuple[bytes, int | None]:
+    return answer, fingerprint
+
+
+def fingerprint(namespace: bytes, method: str, *parameters: bytes | None) -> int:
+    return crc32(msgpack.packb(parameters), crc32(msgpack.packb([namespace, method])))
+
+
 def text(data: bytes) -> str:
     return data.decode(errors="surrogatepass")
 
@@ -185,17 +197,30 @@ def text_or_nil(data: bytes | None) -> str | None:
     return None if data is None else text(data)
 
 
-@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.name)
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_by_what_the_document_says_a_fixture_is_read_as_what_was_stored(fixture: Path) -> None:
     expected = json.loads((fixture / "expected.json").read_text())
     store = read_directory(fixture / "data")
     entries = [[*key, *entry] for key, entry in store.entries.items()]
     assert sorted(entries, key=repr) == sorted(expected["entries"], key=repr)
     sessions = [
-        [session, oldest, [[seq, answer.hex()] for seq, answer in sorted(answers.items())]]
+        [session, oldest, [[seq, answer.hex(), fingerprint] for seq, (answer, fingerprint) in sorted(answers.items())]]
         for session, (oldest, answers) in store.sessions.items()
     ]
-    assert sorted(sessions) == sorted(expected.get("sessions", []))
+    # Format 1 has no fingerprints.
+    told = [[*of, [[*each, None][:3] for each in answers]] for *of, answers in expected.get("sessions", [])]
+    assert sorted(sessions) == sorted(told)
+
+
+def test_a_fingerprint_is_calculated_as_is_said() -> None:
+    said = dict(re.findall(r"^\| (N|P|fingerprint) \| `([0-9A-Fa-f ]+)` \|$", FORMATS.read_text(), re.M))
+    assert crc32(bytes.fromhex(said["P"]), crc32(bytes.fromhex(said["N"]))) == int(said["fingerprint"], 16)
+    assert fingerprint(b"default", "set", b"lists", None, b"A") == int(said["fingerprint"], 16)
+    last_swap = fingerprint(b"default", "compare_and_set", b"lists", b"ann@example.org", b"B", b"C")
+    fixture = next(fixture for fixture in FIXTURES if fixture.parts[-2:] == ("format-2", "sessions"))
+    assert last_swap in [
+        of for _, answers in read_directory(fixture / "data").sessions.values() for _, of in answers.values()
+    ]
 
 
 def test_the_reader_knows_nothing_of_the_code() -> None:

@@ -10,6 +10,7 @@ from statestore.errors import (
     Forbidden,
     Full,
     Internal,
+    NumberReused,
     StateStoreError,
     TooLong,
     Unauthorized,
@@ -124,14 +125,17 @@ class Call:
             raise ConnectionLost(getattr(outage.failure, "detail", str(outage.failure)), sent=False)
 
     def needs_another(self, welcome: Welcome) -> bool:
-        """Return whether to replace a connection that was greeted so: the next may be given the session that it lacks.
+        """Return whether to replace a connection that was greeted so: a write goes only by one in our session.
 
-        All calls of a client together ask for one about once a second, until there is one. A client that was not
-        allowed to write may be by now.
+        If it has none, the next may be given one. All calls of a client together ask for one about once a second, until
+        there is one. A client that was not allowed to write may be by now.
         """
-        if welcome.session_error is None or not self.writes:
+        session = self._store.session
+        if not self.writes:
             return False
-        return not self._store.session.is_refused or self._store.renewal.is_due()
+        if welcome.session_error is None:
+            return not session.is_current(welcome.session)
+        return not session.is_refused or self._store.renewal.is_due()
 
     # Step 3
 
@@ -184,6 +188,10 @@ class Call:
             error = WrongServer(f"the answer to {self.method} has another form than ours")
             self._is_in_doubt = writing
         self._failure = error
+        if self._leaves_session(error) and not self.deadline.passed:
+            self._store.reached()
+            self._back_off()
+            return False
         if error.retry:
             if self._store.outage is not None:
                 self._store.unreached(self, error)
@@ -222,6 +230,20 @@ class Call:
         if self._is_in_doubt or (isinstance(failure, ConnectionLost) and failure.sent and self.writes):
             return Uncertain(f"{self._store.where}: the client was closed; {self.method} may have been applied")
         return Unavailable(f"{self._store.where}: the client was closed")
+
+    def _leaves_session(self, error: StateStoreError) -> bool:
+        """Leave the session if the error says that another client is in it. Return whether to repeat in a new one.
+
+        A number that is another write's was never ours, so no copy of this write was or will be applied. A number that
+        the server takes for given up (`uncertain`) may have been, but only if there was an earlier copy.
+        """
+        if self._session is None or not isinstance(error, NumberReused | Uncertain):
+            return False
+        self._store.leave_session(self._session)
+        if self._is_in_doubt and isinstance(error, Uncertain):
+            return False
+        self._is_in_doubt, self._session = False, None
+        return True
 
     def _is_repeatable(self, failure: Exception) -> bool:
         if isinstance(failure, StateStoreError):

@@ -113,6 +113,15 @@ class Uncertain(StateStoreError):
     applied = "maybe"
 
 
+class NumberReused(StateStoreError):
+    """The write's number is that of another write of the same session, which two clients then share; not applied.
+
+    A `RemoteStorage` that is answered so writes on in a new session, and its callers do not see this error.
+    """
+
+    wire_code = "number_reused"
+
+
 class ShuttingDown(StateStoreError):
     """The server is about to end and has not applied the request."""
 
@@ -137,6 +146,7 @@ BY_WIRE_CODE: dict[str, type[StateStoreError]] = {
         Full,
         Unavailable,
         Uncertain,
+        NumberReused,
         ShuttingDown,
         Internal,
     )

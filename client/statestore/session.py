@@ -53,6 +53,18 @@ class Session(ProcessBound):
         self.id = self._given.setdefault(asked, given)
         return self.id == given
 
+    def is_current(self, session: int | None) -> bool:
+        """Return whether writes may go by a connection in this session (None: it has none)."""
+        return session is None or session == self.id
+
+    def leave(self, session: int | None) -> bool:
+        """Ask for a new session in the next `hello`, unless this one was left before. Return whether it was not."""
+        if session is None or session != self.id:
+            return False
+        self._given = {}
+        self.id = 0
+        return True
+
     def number(self, write: object) -> int:
         """Return the number of `write`: the next one, if it has none yet."""
         detect_fork()

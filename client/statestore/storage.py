@@ -57,7 +57,8 @@ class RemoteStorage(Copyable, StateStorage):
     repeated. It was applied then, or may be until its deadline; so it is if an exception of a handler ends the call. If
     each attempt was refused, it raises `Unavailable`, and was not applied. While the daemon's disk is full, or all its
     sessions are in use, writes wait for a session, and reads go on. With a daemon that knows no sessions a write is not
-    repeated: it raises `Uncertain` as soon as the connection breaks.
+    repeated: it raises `Uncertain` as soon as the connection breaks. If the daemon notices that another client is in
+    the session of this one, as the copy of a virtual machine is, this one goes on in a new session.
     """
 
     def __init__(

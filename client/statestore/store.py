@@ -70,6 +70,15 @@ class Store(ProcessBound):
             self._ends_outage()  # else the log's next word on it is for its first answer
         return self.session.joins(asked, welcome.session)
 
+    def leave_session(self, session: int | None) -> None:
+        """Another client writes in this session, under numbers of ours: go on in a new one."""
+        if self.session.leave(session):
+            log.warning(
+                "%s: another client writes in the session of this one, as a copy of this process or machine would; "
+                "this one goes on in a new session",
+                self.where,
+            )
+
     def unreached(self, call: object, failure: Exception, *, is_slip: bool = False) -> Outage:
         """`call` made an attempt that nobody answered."""
         outage = self.outages.setdefault(NOW, Outage())

@@ -45,6 +45,18 @@ def namespace_refused(token: str, namespace: bytes) -> None:
         log.warning("a token was refused, for it does not open the namespace", **about)
 
 
+def number_reused(method: str, session: int) -> None:
+    """Log that a client repeated a number with another write: it shares its session with another client."""
+    if _is_due("number reused"):
+        about = {"method": method, "session": pseudonym(str(session))}
+        log.warning("a write has the number of another one: two clients share a session", **about)
+
+
+def notification_refused(code: str) -> None:
+    if _is_due(f"notification: {code}"):
+        log.warning("a notification was refused, and its client does not know", code=code)
+
+
 def cleared(token: str | None, namespace: bytes) -> None:
     log.warning("all states of a namespace were forgotten", token=token, namespace=pseudonym(namespace))
 

@@ -66,6 +66,7 @@ class Service:
     clock: SteadyClock = field(default_factory=SteadyClock)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
     errors: Counter[str] = field(default_factory=Counter)  # by code
+    notifications_refused: int = 0  # these are among the errors too
     connections: int = 0
     connections_total: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
@@ -320,6 +321,7 @@ def info(caller: Caller) -> Reply:
             "tls_failures": 0 if service.tls is None else service.tls.failures,
             "calls": {name.decode(): calls for name, calls in service.calls.items()},
             "errors": dict(service.errors),
+            "notifications_refused": service.notifications_refused,
             "engine": service.engine.name,
             "bulk_is_atomic": service.engine.bulk_is_atomic,
             **service.engine.info(),

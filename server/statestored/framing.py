@@ -19,7 +19,7 @@ import msgpack
 
 from statestored.errors import DamagedFile, TooNew
 
-FORMAT = 1
+FORMAT = 2  # of what is written; all up to this one are read
 # One sector of the disk, which is written as a whole or not at all.
 HEADER_SIZE = 512
 LARGE = 2**20  # bytes; a payload of more is rare

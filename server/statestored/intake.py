@@ -9,6 +9,7 @@ something.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Protocol
 
 import structlog
@@ -28,7 +29,7 @@ from statestored.commands import COMMANDS, Caller, Command, Service, get, set_, 
 from statestored.engines.base import Held, Reply, Space
 from statestored.extent import Garbage
 from statestored.heavy import CallSoon
-from statestored.responses import Responses
+from statestored.responses import NO_RESPONSE, Responses
 from statestored.writes import run_with, set_once_together
 
 # What is read at once: a client that sends without end gets so much, then the others have their turn.
@@ -42,6 +43,7 @@ log = structlog.get_logger()
 
 GET_NAME, SET_NAME = b"get", b"set"
 GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
+GET_IN_SILENCE = copy(GET)  # as a notification it does not take the short cut, which answers
 KNOWN_HEADS = 2**16
 _HEADS = [b"\x94\x01" + pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
@@ -147,7 +149,8 @@ class Intake:
     def _execute(self, data: memoryview | bytearray, parts: Parts) -> None:
         """Each part in turn, as long as all of it can be executed now:
 
-        1. a message is decoded; one that ends behind its part has not come as a whole;
+        1. a message is decoded; one that ends behind its part has not come as a whole; a notification is a request
+           whose response nobody gets;
         2. a set is put with those before it, a get is answered, and all else is the connection's to run; the last two
            when the connection's own sets before them are done;
         3. at the end of a part its answers leave, but for those to the last sets, which may go with the next part's.
@@ -182,8 +185,15 @@ class Intake:
                         head = heads[msgid] if type(msgid) is int and 0 <= msgid < KNOWN_HEADS else _head(msgid)
                         command = caller.allowed.get(name) if type(name) is bytes else None
                     except (TypeError, ValueError):
-                        _pass_over(message)
-                        continue
+                        message = _notified(message)
+                        if message is None:
+                            continue
+                        # From here on it is a request without a head, in its order among the others.
+                        kind, _, name, params = message
+                        head, responses.to_notifications = NO_RESPONSE, True
+                        command = caller.allowed.get(name)
+                        if command is GET:
+                            command = GET_IN_SILENCE
                     if kind != REQUEST:
                         raise Garbage("a message is neither a request nor a notification")
                     if (
@@ -344,7 +354,12 @@ def _head(msgid: Any) -> bytes:
     return b"\x94\x01" + pack(msgid) + NIL
 
 
-def _pass_over(message: Any) -> None:
-    """Notifications mean nothing to us, so far. Raises Garbage for anything else."""
+def _notified(message: Any) -> tuple[int, int, bytes, Any] | None:
+    """Return a notification as the request that it would be; None if we do not know its method.
+
+    Raises Garbage for anything else.
+    """
     if type(message) is not tuple or len(message) != 3 or message[0] != NOTIFICATION:
         raise Garbage("a message is neither a request nor a notification")
+    _, name, params = message
+    return (REQUEST, 0, name, params) if type(name) is bytes and name in COMMANDS else None

@@ -65,6 +65,11 @@ class _ServiceCollector(Collector):
         )
         for name, help_, value in (
             ("statestored_connections_accepted", "Connections accepted.", service.connections_total),
+            (
+                "statestored_notifications_refused",
+                "Notifications refused. Their clients are not told.",
+                service.notifications_refused,
+            ),
             ("statestored_tokens_refused", "Wrong tokens.", service.access.refused),
             (
                 "statestored_tokens_not_looked_at",

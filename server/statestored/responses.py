@@ -1,6 +1,8 @@
 """What one connection is answered: in the turn of the request, when a commit is durable, or when an engine says.
 
-A response is a head, which names the request, and a packed result behind it.
+A response is a head, which names the request, and a packed result behind it. A notification is executed like a request,
+and its head is empty: then nothing is sent. Its result counts as held until it is durable, as a request's does, so that
+a client cannot have more under way by sending notifications.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from functools import partial
 import structlog
 
 from statestore.errors import Internal, StateStoreError, Unavailable, to_wire
+from statestored import audit
 from statestored.answers import NIL, pack
 from statestored.budget import OWN
 from statestored.commands import Service
@@ -22,6 +25,7 @@ log = structlog.get_logger()
 
 # Answers that wait for the disk: a client that has more is not read from until they are out.
 MAX_HELD = 1024
+NO_RESPONSE = b""  # the head of a notification
 LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
 
 
@@ -30,6 +34,7 @@ class Responses:
 
     then: called, where there is one, when something that had to wait has left.
     out: heads and results that `flush` is to write.
+    to_notifications: whether some heads may be empty; to be set before the first of them comes.
     waiting: how often some of them are still to be written that cannot leave now; held: how many wait for a commit.
     """
 
@@ -38,6 +43,7 @@ class Responses:
         self._transport = transport
         self.then: Callable[[], None] | None = None
         self.out: list[bytes] = []
+        self.to_notifications = False
         self.held = self.waiting = 0
         self._kept = 0  # bytes, since nothing waited
         self._begun = False
@@ -53,6 +59,9 @@ class Responses:
 
     def add(self, head: bytes, reply: Reply) -> None:
         if isinstance(reply, bytes):
+            if not head:
+                self._begun = True
+                return
             if len(reply) > OWN and self._service.budget.used_up:
                 self.refuse(head, Unavailable("too much waits for clients that do not take it"))
                 return
@@ -81,6 +90,8 @@ class Responses:
         """What has been held, and is settled."""
         self.held -= len(heads)
         self.waiting -= 1
+        if self.to_notifications:
+            heads = self._of_requests(heads, error)
         if self._transport.is_closing():
             return
         if error is not None:
@@ -88,7 +99,8 @@ class Responses:
         else:
             packed = reply.packed or b""
             data = packed.join(heads) + packed
-        self._transport.write(data)
+        if heads:
+            self._transport.write(data)
         if self.then is not None:
             self.then()
 
@@ -97,7 +109,11 @@ class Responses:
         self._kept = self.held_bytes + size
 
     def refuse(self, head: bytes, error: BaseException) -> None:
-        self.out.append(self._refusal(head, error))
+        if head:
+            self.out.append(self._refusal(head, error))
+        else:
+            self._begun = True
+            self._refuse_notification(error)
 
     def flush(self) -> None:
         """All that can leave now does, in one write."""
@@ -109,15 +125,35 @@ class Responses:
     def _came(self, head: bytes, reply: Future[bytes]) -> None:
         self.waiting -= 1
         error = asyncio.CancelledError("given up") if reply.cancelled() else reply.exception()
+        if not head and error is not None:
+            self._refuse_notification(error)
         if self._transport.is_closing():
             return
-        self._transport.write(head + reply.result() if error is None else self._refusal(head, error))
+        if head:
+            self._transport.write(head + reply.result() if error is None else self._refusal(head, error))
         if self.then is not None:
             self.then()
 
+    def _of_requests(self, heads: list[bytes], error: StateStoreError | None) -> list[bytes]:
+        """Return the heads of requests; the notifications are done, or refused if there is an error."""
+        requests = [head for head in heads if head]
+        if error is not None:
+            for _ in range(len(heads) - len(requests)):
+                self._refuse_notification(error)
+        return requests
+
+    def _refuse_notification(self, error: BaseException) -> None:
+        """Count and log it, because its client is not told."""
+        audit.notification_refused(self._noted(error).wire_code)
+        self._service.notifications_refused += 1
+
     def _refusal(self, head: bytes, error: BaseException) -> bytes:
+        return head[: -len(NIL)] + pack(to_wire(self._noted(error))) + NIL
+
+    def _noted(self, error: BaseException) -> StateStoreError:
+        """Count the error under its code. Return it, or Internal if it is a fault of ours."""
         if not isinstance(error, StateStoreError):
             log.error("a request failed", exc_info=error)
             error = Internal("the server's log says more")
         self._service.errors[error.wire_code] += 1
-        return head[: -len(NIL)] + pack(to_wire(error)) + NIL
+        return error

@@ -13,6 +13,7 @@ from statestore import (
     Full,
     Internal,
     Limits,
+    NumberReused,
     ShuttingDown,
     StateStoreError,
     TooLong,
@@ -403,6 +404,80 @@ def test_that_some_is_refused_while_other_is_done_is_one_line_and_another_when_i
     for _ in range(3):
         assert call(store).answered(Response(1, None, None))
     assert caplog.messages[1:] == ["state store has refused nothing for 60 s: there:1"]
+
+
+REUSED = NumberReused("1 is the number of another write")
+
+
+@pytest.mark.parametrize("was_lost", [False, True])
+def test_a_write_with_the_number_of_another_is_repeated_in_a_new_session(store: Store, was_lost: bool) -> None:
+    """Also if an earlier copy had no answer: no copy can have been applied under a number that was never its own."""
+    asking = call(store)
+    store.session.joins(0, 7)
+    asking.parameters(welcome(7))
+    if was_lost:
+        asking.failed(LOST)
+        asking.parameters(welcome(7))
+    assert not asking.answered(Response(1, REUSED, None))
+    assert store.session.id == 0
+    assert asking.needs_another(welcome(7))
+    store.session.joins(0, 8)
+    assert not asking.needs_another(welcome(8))
+    assert asking.parameters(welcome(8))[-1]["seq"] == 2
+    assert asking.answered(Response(2, None, None))
+
+
+def test_a_write_that_the_server_takes_for_given_up_is_repeated_unless_it_was_sent_before(store: Store) -> None:
+    passed = Response(1, Uncertain("before number 9"), None)
+    once, twice = call(store), call(store)
+    store.session.joins(0, 7)
+    for each in (once, twice):
+        each.parameters(welcome(7))
+    assert not once.answered(passed)
+    assert store.session.id == 0
+    twice.failed(LOST)
+    twice.parameters(welcome(7))
+    with pytest.raises(Uncertain, match=r"before number 9; set may have been applied$"):
+        twice.answered(passed)
+
+
+def test_a_session_is_left_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever was refused in it after that has the new one before it."""
+    first, second = call(store), call(store)
+    store.session.joins(0, 7)
+    for each in (first, second):
+        each.parameters(welcome(7))
+    assert not first.answered(Response(1, REUSED, None))
+    store.session.joins(0, 8)
+    assert not second.answered(Response(1, REUSED, None))
+    assert store.session.id == 8
+    assert len(caplog.messages) == 1
+    assert "another client writes in the session of this one" in caplog.messages[0]
+
+
+def test_a_number_that_is_always_refused_ends_at_the_deadline(store: Store, clock: Clock) -> None:
+    asking, sessions = call(store, seconds=10), 0
+
+    def ask_again_and_again() -> None:
+        nonlocal sessions
+        while True:
+            wait(asking, clock)
+            sessions += 1
+            store.session.joins(0, sessions)
+            asking.parameters(welcome(sessions))
+            assert not asking.answered(Response(1, REUSED, None))
+
+    with pytest.raises(Unavailable, match=r"another write; gave up after 10 s$"):
+        ask_again_and_again()
+    assert 5 < sessions < 30
+
+
+def test_a_read_goes_by_any_connection(store: Store) -> None:
+    store.session.joins(0, 7)
+    store.session.leave(7)
+    assert not call(store, "get").needs_another(welcome(7))
+    assert call(store, "set").needs_another(welcome(7))
+    assert not call(store, "set").needs_another(welcome(None))
 
 
 def test_each_reason_of_a_refusal_is_in_the_log(store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -61,7 +61,7 @@ def test_an_error_comes_through_the_wire_as_it_was(cls: type[StateStoreError], d
 def test_each_error_has_a_code_of_its_own_on_the_wire() -> None:
     assert set(BY_WIRE_CODE) == {
         *("bad_request", "unknown_method", "too_long", "unauthorized", "forbidden"),
-        *("full", "unavailable", "uncertain", "shutting_down", "internal"),
+        *("full", "unavailable", "uncertain", "number_reused", "shutting_down", "internal"),
     }
     assert all(issubclass(cls, StateStoreError) and cls.wire_code == code for code, cls in BY_WIRE_CODE.items())
 

@@ -208,3 +208,34 @@ def test_a_write_that_has_its_number_when_its_process_forks_has_it_to_itself() -
 def test_a_write_keeps_its_number() -> None:
     session = Session()
     assert [session.number(write) for write in "abab"] == [1, 2, 1, 2]
+
+
+def test_a_session_that_is_left_is_replaced_by_a_new_one_for_all() -> None:
+    session = Session()
+    assert session.joins(0, 77)
+    assert session.is_current(77)
+    assert session.leave(77)
+    assert session.id == 0
+    assert not session.is_current(77)
+    assert session.joins(0, 88)
+    assert session.id == 88
+    assert not session.joins(0, 99)
+    assert not session.leave(77)  # somebody else of ours has left it before
+    assert session.id == 88
+
+
+def test_a_connection_without_a_session_leaves_none() -> None:
+    session = Session()
+    session.joins(0, 77)
+    assert not session.leave(None)
+    assert session.is_current(None)
+    assert session.id == 77
+
+
+def test_the_numbers_go_on_in_another_session() -> None:
+    session = Session()
+    session.joins(0, 77)
+    assert session.number("a") == 1
+    session.leave(77)
+    assert session.number("b") == 2
+    assert session.oldest(2) == 1

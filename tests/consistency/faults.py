@@ -43,6 +43,11 @@ def done_not_replayed(patch: Patch) -> None:
     patch.setattr(ClientSessions, "_do", lambda *_: True)
 
 
+def fingerprints_ignored(patch: Patch) -> None:
+    """Another write under a known number is taken for a repeated one."""
+    patch.setattr(ClientSession, "is_of_another", lambda *_: False)
+
+
 def done_not_in_snapshots(patch: Patch) -> None:
     dump = ClientSessions.dump
 
@@ -54,7 +59,7 @@ def done_not_in_snapshots(patch: Patch) -> None:
 
 def done_told_before_durable(patch: Patch) -> None:
     def reply(session: ClientSession, seq: int) -> bytes | None:
-        return packed(session.done[seq]) if seq in session.done else None
+        return packed(session.done[seq][0]) if seq in session.done else None
 
     patch.setattr(ClientSession, "reply", reply)
 

@@ -12,7 +12,7 @@ import pytest
 import structlog
 import uvloop
 
-from statestore.errors import Unavailable
+from statestore.errors import NumberReused, Unavailable
 from statestored import files, journal, segment
 from statestored.answers import NIL
 from statestored.datadir import DataDirectory
@@ -23,6 +23,7 @@ from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.sessions import DONE, EXPIRED, OPENED
 from statestored.engines.states import CLEAR, MS_A_DAY, PUT, Effect
 from statestored.framing import FRAME_SIZE
+from statestored.writes import fingerprint
 from tests.crash.history import Content, History, Violation
 from tests.crash.recorder import Recorder
 from tests.crash.trace import Acknowledged, Served, Trace
@@ -109,9 +110,10 @@ class Client:
                 answer.packed = NIL
             return answer
 
-        answer = self.engine.once((session, seq, oldest), write)
+        written = fingerprint(DEFAULT_NAMESPACE, "set", (MODULE, sender, state))
+        answer = self.engine.once((session, seq, oldest, written), write)
         put = (PUT, DEFAULT_NAMESPACE, MODULE, sender, state)
-        self._wrote([put, (DONE, session, seq, oldest, NIL)], answer)
+        self._wrote([put, (DONE, session, seq, oldest, NIL, written)], answer)
 
     def repeat(self, session: int) -> None:
         """Everything that is to be remembered of it: nothing is carried out."""
@@ -122,8 +124,11 @@ class Client:
         oldest = self._oldest[session]
         _, answers = self.sessions[session]
         for seq in [seq for seq in answers if seq >= oldest]:
-            expected = answers[seq]
-            answer = self.engine.once((session, seq, oldest), write)
+            expected, written = answers[seq]
+            if written is not None:
+                with pytest.raises(NumberReused):
+                    self.engine.once((session, seq, oldest, written ^ 1), write)
+            answer = self.engine.once((session, seq, oldest, written or 0), write)
             packed = answer.packed if isinstance(answer, Held) else answer
             if packed != expected:
                 raise Violation(f"number {seq} was answered {expected!r}, and now {packed!r}")

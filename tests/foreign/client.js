@@ -60,6 +60,8 @@ async function converse({ call, notify }, module) {
     unknownMethod: await failure(call("levitate", module)),
     wrongParams: await failure(call("get", module)),
     unknownNotification: (await notify("levitate", module), "sent"),
+    notified: (await notify("set", module, "notified@example.com", "BOUNCED"), await get("notified@example.com")),
+    refusedNotification: (await notify("set", module), "sent"),
     afterErrors: await get(null),
     pipelinedSets: (await Promise.all(states.map((state, i) => set(`sender-${i}`, state)))).length,
     pipelinedGets: await Promise.all(states.map((_, i) => get(`sender-${i}`))),

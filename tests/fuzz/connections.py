@@ -191,7 +191,7 @@ class Player:
         self._plan = plan
         self._pieces = pieces(received, plan)
         self._expected = list(Model(token, FEATURES).expected(received))
-        self._wanted = sum(one.msgid is not None for one in self._expected)
+        self._wanted = sum(one.is_answered for one in self._expected)
 
     def send(self) -> bool:
         """The next piece; whether there was one."""
@@ -203,22 +203,32 @@ class Player:
         return piece is not None
 
     def is_through(self) -> bool:
-        return len(self.wire.read()) >= self._wanted or self.wire.is_closing()
+        if self.wire.is_closing():
+            return True
+        connection = self.wire.connection
+        is_idle = not (self.wire.unsent or connection.stopped or connection.responses.waiting)
+        return is_idle and len(self.wire.read()) >= self._wanted
 
-    def judge(self, *, is_impatient: bool) -> dict[bytes, Entries]:
-        """Fails where it was answered otherwise. Returns what it has stored, by namespace.
+    def judge(self, *, is_impatient: bool) -> dict[bytes, Entries | None]:
+        """Fails where it was answered otherwise. Returns what it has stored, by namespace; None if that is not known.
 
         is_impatient: it may have been dropped at any time, and nobody knows what of the last was done.
         """
-        answers = self.wire.read()
+        answers, closed = self.wire.read(), self.wire.is_closing()
         answered = self._wanted
         if not is_impatient:
-            answered = _count_answered(self._expected, len(answers), closed=self.wire.is_closing())
-        _compare([one for one in self._expected[:answered] if one.msgid is not None], answers)
+            answered = _count_answered(self._expected, len(answers), closed=closed)
+        whole = [one for one in self._expected if one.is_answered]
+        _compare(whole[:answered], answers)
+        done = len(self._expected)
+        if answered < len(whole):  # notifications before the next one are done, too
+            done = next(at for at, one in enumerate(self._expected) if one is whole[answered])
+        # Did the connection end before such a notification, or only after it?
+        is_known = not (closed and any(one.is_silent and one.may_close for one in self._expected[:done]))
         model = Model(self._token, FEATURES)
-        for _ in zip(range(answered), model.expected(self._received), strict=False):
+        for _ in zip(range(done), model.expected(self._received), strict=False):
             pass
-        return model.spaces
+        return {namespace: entries if is_known else None for namespace, entries in model.spaces.items()}
 
 
 async def _turns_until(condition: Callable[[], bool], players: Sequence[Player]) -> None:
@@ -244,7 +254,7 @@ def pieces(received: bytes, plan: Random) -> Iterator[bytes]:
 
 def _count_answered(expected: list[Expected], answers: int, *, closed: bool) -> int:
     """How many of them must have been answered: all up to where the connection was closed."""
-    whole = [one for one in expected if one.msgid is not None]
+    whole = [one for one in expected if one.is_answered]
     end = expected[-1] if expected and expected[-1].msgid is None else None
     if not closed:
         assert answers == len(whole), f"{answers} answers to {len(whole)} requests"
@@ -252,7 +262,7 @@ def _count_answered(expected: list[Expected], answers: int, *, closed: bool) -> 
         return answers
     assert answers <= len(whole), f"{answers} answers to {len(whole)} requests"
     if answers == len(whole):
-        assert end is not None or any(one.may_close for one in whole), "closed, and nothing was wrong"
+        assert end is not None or any(one.may_close for one in expected), "closed, and nothing was wrong"
     else:
         assert any(one.may_close for one in whole[: answers + 1]), f"closed after {answers} of {len(whole)} answers"
     return answers

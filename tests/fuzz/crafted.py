@@ -121,6 +121,11 @@ def _batch(choices: Choices) -> bytes:
 def _effect(choices: Choices) -> bytes:
     if choices.once_in(8):
         parts = [pack(2), _of(choices, (b"default", b"other"))]
+    elif choices.once_in(8):
+        parts = [pack(choices.one_of((4, 5))), pack(choices.one_of((7, 8, *LARGE)))]
+    elif choices.once_in(8):
+        parts = [pack(3), *(pack(choices.one_of((1, 1, 2, 7, *LARGE))) for _ in range(3)), pack(b"\xc0")]
+        parts += [pack(choices.one_of(LARGE))] * choices.below(2)  # in format 1 there is no fingerprint
     else:
         parts = [pack(1), _of(choices, (b"default", b"other")), _of(choices, (b"a", b"lists", b""))]
         parts += [_of(choices, SENDERS), _of(choices, (b"A", b"START", b"B", b""))]

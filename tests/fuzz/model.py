@@ -58,11 +58,17 @@ class Expected(NamedTuple):
     """may_close: the connection may have been closed instead of this, else it was not.
 
     msgid None: nothing is answered from here on, and the connection was closed, or may have been.
+    is_silent: it is a notification, which has no answer.
     """
 
     msgid: int | None
     answer: Any
     may_close: bool = False
+    is_silent: bool = False
+
+    @property
+    def is_answered(self) -> bool:
+        return self.msgid is not None and not self.is_silent
 
 
 class Wrong(Exception):
@@ -81,10 +87,10 @@ class Model:
     is_begun: bool = False
     has_session: bool = False
     oldest: int = 1
-    done: dict[int, Any] = field(default_factory=dict)  # what numbered writes were answered
+    done: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # numbered writes, and what they were answered
 
     def expected(self, stream: bytes) -> Iterator[Expected]:
-        """For each request in turn, up to where the connection is closed. What it asks for is done when it is given."""
+        """For each message in turn, up to where the connection is closed. What it asks for is done when it is given."""
         self.is_known = self.token is None
         too_much = False
         for message, size, seen in _messages(stream):
@@ -93,21 +99,27 @@ class Model:
                 yield Expected(None, None, may_close=True)
                 return
             too_much = too_much or self._is_too_much(message, size, seen)
-            if type(message) is tuple and len(message) == 3 and message[0] == 2:
-                continue
-            if not _is_request(message):
+            is_silent = _is_notification(message)
+            if is_silent:
+                _, name, params = message
+                msgid = 0
+                if not (isinstance(name, bytes) and name in _METHODS):
+                    yield Expected(0, None, too_much, is_silent=True)
+                    continue
+            elif _is_request(message):
+                _, msgid, name, params = message
+            else:
                 yield Expected(None, None)
                 return
-            _, msgid, name, params = message
             try:
                 answer = self._answer(name, params)
             except Wrong:
-                yield Expected(int(msgid), REFUSAL, too_much)
+                yield Expected(int(msgid), REFUSAL, too_much, is_silent)
                 if name == b"hello":
                     yield Expected(None, None)
                     return
             else:
-                yield Expected(int(msgid), answer, too_much)
+                yield Expected(int(msgid), answer, too_much, is_silent)
             self.is_begun = True
         if too_much:
             yield Expected(None, None, may_close=True)
@@ -132,15 +144,15 @@ class Model:
             *params, options = params
         if len(params) != arity or not options.keys() <= self._options_of(name):
             raise Wrong
-        return self._once(lambda: run(self, *params), options)
+        return self._once((self.namespace, name, tuple(params)), lambda: run(self, *params), options)
 
     def _options_of(self, name: bytes) -> Set[bytes]:
         if name not in WRITES:
             return frozenset()
         return {option for feature, options in OPTIONS.items() if feature in self.features for option in options}
 
-    def _once(self, run: Callable[[], Any], options: dict[bytes, Any]) -> Any:
-        """It runs if it was not carried out before, and is not late."""
+    def _once(self, write: Any, run: Callable[[], Any], options: dict[bytes, Any]) -> Any:
+        """It runs if it was not carried out before, and is not late; `write` is all that makes it what it is."""
         not_after = options.get(b"not_after", math.nextafter(math.inf, 0))
         if type(not_after) not in (int, float) or not math.isfinite(not_after):
             raise Wrong
@@ -150,12 +162,14 @@ class Model:
                 raise Wrong
             if seq - oldest >= MAX_UNFINISHED or not self.has_session:
                 raise Wrong
+            if seq >= self.oldest and self.done.get(seq, (write, None))[0] != write:
+                raise Wrong
             self.oldest = max(self.oldest, oldest)
             if seq < self.oldest:
                 raise Wrong
             if seq not in self.done:
-                self.done[seq] = self._in_time(run, not_after)
-            return self.done[seq]
+                self.done[seq] = write, self._in_time(run, not_after)
+            return self.done[seq][1]
         return self._in_time(run, not_after)
 
     def _in_time(self, run: Callable[[], Any], not_after: float) -> Any:
@@ -289,6 +303,10 @@ def _messages(stream: bytes) -> Iterator[tuple[Any, int, int]]:
         end = unpacker.tell()
         yield message, end - start, end
         start = end
+
+
+def _is_notification(message: Any) -> bool:
+    return type(message) is tuple and len(message) == 3 and message[0] == 2
 
 
 def _is_request(message: Any) -> bool:

@@ -19,8 +19,10 @@ def stream(choices: Choices) -> bytes:
     messages = []
     while choices and len(messages) < 40:
         match choices.below(32):
+            case 27 | 28:
+                messages.append(array(b"\x02", *_call(choices)))  # a notification
             case 29:
-                messages.append(array(b"\x02", text(choices), value(choices)))  # a notification
+                messages.append(array(b"\x02", text(choices), value(choices)))
             case 30:
                 messages.append(_changed(choices, _request(choices)))
             case 31:

@@ -16,7 +16,8 @@ from statestored.engines.table import Table, entries_of
 
 Key = tuple[bytes, Sender]
 Model = dict[Key, tuple[bytes, int]]  # (module, sender) -> (state, day)
-Remembered = dict[int, tuple[int, dict[int, bytes]]]  # session -> oldest, and the answers by their numbers
+Answers = dict[int, tuple[bytes, int | None]]  # by number: the answer, and the fingerprint of its write
+Remembered = dict[int, tuple[int, Answers]]  # session -> oldest, and the answers
 
 TODAY = 20_000
 
@@ -57,9 +58,10 @@ effects = st.one_of(
 
 @st.composite
 def _done(draw: st.DrawFn) -> Effect:
-    """The same write has the same answer wherever it comes up."""
+    """The same write has the same answer wherever it comes up, and some are of a file without fingerprints."""
     session, seq = draw(st.integers(1, 2)), draw(st.integers(1, 8))
-    return (DONE, session, seq, draw(st.integers(1, seq)), b"%d of %d" % (seq, session))
+    answer = b"%d of %d" % (seq, session)
+    return (DONE, session, seq, draw(st.integers(1, seq)), answer, *([crc32(answer)] if seq % 3 else []))
 
 
 session_effects = _done() | st.tuples(st.sampled_from([OPENED, EXPIRED]), st.integers(1, 2))
@@ -90,10 +92,10 @@ def remember(model: Remembered, effect: Effect) -> None:
     elif kind == EXPIRED:
         model.pop(session, None)
     elif session in model:
-        seq, oldest, answer = rest
+        seq, oldest, answer, *fingerprint = rest
         tell(model, session, oldest)
         if seq >= model[session][0]:
-            model[session] = model[session][0], {seq: answer, **model[session][1]}
+            model[session] = model[session][0], {seq: (answer, *(fingerprint or [None])), **model[session][1]}
 
 
 def tell(model: Remembered, session: int, oldest: int) -> None:
@@ -113,7 +115,7 @@ def remembered_after(stream: Iterable[Effect]) -> Remembered:
 def remembered(sessions: ClientSessions) -> Remembered:
     dumped: Remembered = {}
     for session, oldest, answers in chain.from_iterable(map(sessions.dump, sessions)):
-        dumped.setdefault(session, (oldest, {}))[1].update(answers)
+        dumped.setdefault(session, (oldest, {}))[1].update({seq: tuple(done) for seq, *done in answers})
     return dumped
 
 

@@ -14,7 +14,11 @@ TIMEOUT = 10.0
 
 
 def request(msgid: Any, method: Any, *params: Any) -> bytes:
-    return msgpack.packb([0, msgid, method, list(params)])
+    return msgpack.packb([0, msgid, method, list(params)], unicode_errors="surrogatepass")
+
+
+def notification(method: Any, *params: Any) -> bytes:
+    return msgpack.packb([2, method, list(params)], unicode_errors="surrogatepass")
 
 
 def messages(data: bytes) -> list[Any]:

@@ -482,10 +482,10 @@ def test_a_snapshot_of_another_store_is_named(stopped: Daemon, make: Make) -> No
 
 def test_a_snapshot_of_a_later_release_is_no_damage(stopped: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     path = stopped.data_dir / "00000009.snapshot"
-    monkeypatch.setattr("statestored.framing.FORMAT", 2)
+    monkeypatch.setattr("statestored.framing.FORMAT", 3)
     with SnapshotWriter(path, store_id_of(stopped), 0) as writer:
         writer.finish(0, Sequence(0, 0))
-    assert f"{path} has format 2" in refusal(stopped, Exit.CANNOT_START)
+    assert f"{path} has format 3" in refusal(stopped, Exit.CANNOT_START)
 
 
 def test_an_identity_of_a_later_release_is_no_damage(stopped: Daemon) -> None:

@@ -184,13 +184,6 @@ def test_what_comes_together_does_what_it_does_one_after_the_other(asked: list[t
     assert together.ask(scan) == one_by_one.ask(scan)
 
 
-def test_notifications_are_passed_over(wire: Wire, service: Service) -> None:
-    for name, params in (("set", [*ANN, "A"]), ("none", []), (5, 5)):
-        assert wire.ask(msgpack.packb([2, name, params])) == []
-    assert wire.ask(request(1, "ping")) == [ok(1, None)]
-    assert state(service) == START
-
-
 def test_an_unknown_method_is_an_error_on_a_connection_that_goes_on(wire: Wire) -> None:
     assert error_of(wire.ask(request(1, "get_all"))[0]) == "unknown_method"
     assert wire.ask(request(2, "ping")) == [ok(2, None)]
@@ -953,7 +946,9 @@ def test_a_session_goes_on_over_another_connection(service: Service) -> None:
     first.hang_up()
     second = Wire(service)
     assert second.ask(hello(1, session=welcome[3]["session"]))[0][3]["session"] == welcome[3]["session"]
-    assert second.ask(once(2, 1, "B"), once(3, 2, "C"), once(4, 1, "B")) == [ok(number, None) for number in (2, 3, 4)]
+    assert second.ask(once(2, 1, "A"), once(3, 2, "C"), once(4, 1, "A")) == [ok(number, None) for number in (2, 3, 4)]
+    assert state(service) == b"C"
+    assert error_of(second.ask(once(5, 1, "B"))[0]) == "number_reused"
     assert state(service) == b"C"
     assert sessions_of(service) == 1
 

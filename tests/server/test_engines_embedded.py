@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from structlog.testing import capture_logs
 
 from statestore import wire
-from statestore.errors import Full, StateStoreError, Unavailable, Uncertain
+from statestore.errors import Full, NumberReused, StateStoreError, Unavailable, Uncertain
 from statestored import files, segment
 from statestored.datadir import DataDirectory
 from statestored.engines import commits as commits_module
@@ -25,7 +25,7 @@ from statestored.engines import leases as leases_module
 from statestored.engines.base import MAX_NUMBER, START, Counts, Filter, Held, Page, Reply, Sender
 from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
-from statestored.engines.sessions import OPENED
+from statestored.engines.sessions import DONE, OPENED
 from statestored.engines.states import MS_A_DAY
 from statestored.errors import DamagedFile, DiskFailed, StartError
 from statestored.files import temporary_name
@@ -107,7 +107,9 @@ Ask = Callable[[EmbeddedSpace], Any]
 _pack = wire.packer()
 
 
-def once(engine: EmbeddedEngine, session: int, seq: int, ask: Ask, oldest: int = 1) -> Any:
+def once(
+    engine: EmbeddedEngine, session: int, seq: int, ask: Ask, oldest: int = 1, fingerprint: int | None = None
+) -> Any:
     """A write that has a number, as a caller asks for it. Returns a packed answer, or one that is held."""
 
     def write() -> Reply:
@@ -117,7 +119,7 @@ def once(engine: EmbeddedEngine, session: int, seq: int, ask: Ask, oldest: int =
         answer.packed = answer.packed or _pack(answer.value)
         return answer
 
-    return engine.once((session, seq, oldest), write)
+    return engine.once((session, seq, oldest, seq % 2**32 if fingerprint is None else fingerprint), write)
 
 
 async def packed_once_settled(reply: Any) -> bytes:
@@ -173,11 +175,11 @@ class EngineAgainstDicts(RuleBasedStateMachine):
         assert isinstance(opened_session, int)
         return opened_session
 
-    def once(self, seq: int, ask: Ask) -> bytes:
+    def once(self, seq: int, ask: Ask, fingerprint: int | None = None) -> bytes:
         """What it answers, in the end."""
 
         async def answered() -> bytes:
-            return await packed_once_settled(once(self.engine, self.session, seq, ask, self.oldest))
+            return await packed_once_settled(once(self.engine, self.session, seq, ask, self.oldest, fingerprint))
 
         return self.runner.run(answered())
 
@@ -260,6 +262,8 @@ class EngineAgainstDicts(RuleBasedStateMachine):
         if self.remembered:
             seq = data.draw(st.sampled_from(sorted(self.remembered)))
             assert self.once(seq, lambda of: of.clear()) == self.remembered[seq]
+            with pytest.raises(NumberReused):
+                self.once(seq, lambda of: of.clear(), fingerprint=seq + 1)
 
     @rule(more=st.integers(1, 3))
     def tell(self, more: int) -> None:
@@ -938,6 +942,62 @@ async def test_what_is_repeated_waits_for_the_same_batch(
         assert once(engine, session, 1, lambda of: of.clear()) == first.packed
 
 
+@pytest.mark.parametrize("ask", [put_ann(), swap_ann(b"OLD", b"NEW"), swap_ann(b"OTHER", b"NEW")])
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_a_number_of_another_write_is_refused(tmp_path: Path, syncs: Gate, ask: Ask, is_written: bool) -> None:
+    """K2: also while the write whose number it is waits for the disk, and if that one changed nothing."""
+    async with opened(tmp_path) as engine:
+        session = await new_session(engine)
+        with syncs:
+            space(engine).set(*ANN, b"OLD")
+            first = once(engine, session, 1, ask)
+            if is_written:
+                await eventually(lambda: syncs.waiting)
+            with pytest.raises(NumberReused, match="1 is the number of another write"):
+                once(engine, session, 1, lambda of: of.clear(), fingerprint=2)
+        answer = await packed_once_settled(first)
+        state = space(engine).get(*ANN)
+        with pytest.raises(NumberReused):
+            once(engine, session, 1, lambda of: of.clear(), fingerprint=2)
+        assert space(engine).get(*ANN) == state
+        assert once(engine, session, 1, lambda of: of.clear()) == answer
+
+
+async def test_what_is_refused_for_its_number_does_not_say_which_answers_its_client_has(tmp_path: Path) -> None:
+    """It is another client than the one that waits for them."""
+    async with opened(tmp_path) as engine:
+        session = await new_session(engine)
+        for seq in (1, 2):
+            await packed_once_settled(once(engine, session, seq, put_ann(b"%d" % seq)))
+        with pytest.raises(NumberReused):
+            once(engine, session, 2, put_ann(b"OTHER"), oldest=2, fingerprint=5)
+        assert once(engine, session, 1, put_ann(b"1")) == _pack(None)
+
+
+async def test_a_number_whose_write_was_taken_back_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    async with opened(tmp_path) as engine:
+        session = await new_session(engine)
+        disk.fill()
+        with pytest.raises(Unavailable):
+            await settled(once(engine, session, 1, put_ann(b"TAKEN BACK")))
+        disk.make_room()
+        await eventually(lambda: takes_writes(engine))
+        await packed_once_settled(once(engine, session, 1, put_ann(b"OTHER"), fingerprint=2))
+        assert space(engine).get(*ANN) == b"OTHER"
+
+
+async def test_a_write_of_a_file_without_fingerprints_is_known_by_its_number_alone(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        session = await new_session(engine)
+        engine.commits.commit(((DONE, session, 1, 1, b"A"),))
+        await engine.saver.snapshot()
+        engine.commits.commit(((DONE, session, 2, 1, b"B"),))
+    async with opened(tmp_path) as engine:
+        assert engine.open_session(session) == session
+        assert [once(engine, session, seq, put_ann(b"OTHER"), fingerprint=9) for seq in (1, 2)] == [b"A", b"B"]
+
+
 @pytest.mark.parametrize("end", ["stopped", "killed", "snapshot", "snapshot, killed"])
 async def test_after_a_start_it_is_still_carried_out_once(tmp_path: Path, end: str) -> None:
     path = tmp_path / "first"
@@ -953,6 +1013,9 @@ async def test_after_a_start_it_is_still_carried_out_once(tmp_path: Path, end: s
             path = tmp_path / "second"
     async with opened(path) as engine:
         assert (engine.open_session(session), engine.open_session(other)) == (session, other)
+        for known, seq in ((session, 1), (other, 7)):
+            with pytest.raises(NumberReused):
+                once(engine, known, seq, lambda of: of.clear(), oldest=seq, fingerprint=2**32 - 1)
         assert once(engine, session, 1, lambda of: of.clear()) == first != told
         assert once(engine, other, 7, lambda of: of.clear(), oldest=6) == _pack(None)
         with pytest.raises(Uncertain):
@@ -1077,7 +1140,7 @@ async def test_where_much_is_remembered_writes_are_looked_at_one_by_one(
     async with opened(tmp_path) as engine:
         session = await new_session(engine)
         monkeypatch.setattr(embedded_module, "MAX_ANSWERS", 0)
-        assert engine.once_together([(session, 1, 1)], put_ann(b"A")) is None
+        assert engine.once_together([(session, 1, 1, 1)], put_ann(b"A")) is None
         assert space(engine).get(*ANN) == START
 
 

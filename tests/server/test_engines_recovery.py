@@ -410,16 +410,19 @@ async def test_a_snapshot_made_after_all_that_the_journal_has_is_good(tmp_path: 
 
 
 async def test_sessions_are_there_as_they_were(tmp_path: Path) -> None:
-    """Some in the snapshot, some in the journal, one in both; what is ended or told is forgotten."""
+    """Some in the snapshot, some in the journal, one in both; what is ended or told is forgotten.
+
+    Some are written as in format 1, without a fingerprint.
+    """
     before = [
         (OPENED, 7),
         (DONE, 7, 1, 1, b"A"),
-        (DONE, 7, 2, 1, b"B"),
+        (DONE, 7, 2, 1, b"B", 2**32 - 1),
         (OPENED, 8),
         (OPENED, 9),
         (DONE, 9, 1, 1, b"C"),
     ]
-    after = [(DONE, 7, 3, 2, b"D"), (EXPIRED, 8), (OPENED, 10), (DONE, 10, 5, 4, b"E")]
+    after = [(DONE, 7, 3, 2, b"D"), (EXPIRED, 8), (OPENED, 10), (DONE, 10, 5, 4, b"E", 0)]
     daemon = await Daemon(tmp_path).start()
     daemon.write(Batch([*before[:2], put("ann", "A")]), Batch(before[2:]))
     daemon.journal.rotate()
@@ -428,9 +431,9 @@ async def test_sessions_are_there_as_they_were(tmp_path: Path) -> None:
     daemon.write(*(Batch([effect]) for effect in after))
     daemon.kill()
     assert (await recovered(tmp_path)).sessions == {
-        7: (2, {2: b"B", 3: b"D"}),
-        9: (1, {1: b"C"}),
-        10: (4, {5: b"E"}),
+        7: (2, {2: (b"B", 2**32 - 1), 3: (b"D", None)}),
+        9: (1, {1: (b"C", None)}),
+        10: (4, {5: (b"E", 0)}),
     }
 
 
@@ -455,6 +458,7 @@ async def test_an_effect_of_a_later_release_is_too_new(tmp_path: Path, kind: obj
         *(5, b"effects", [5], [[]], {"a": 1}),
         *([[PUT]], [[PUT, b"default", b"m"]], [[CLEAR]], [put("ann", "A"), [PUT, b"d"]]),
         *([[OPENED]], [[OPENED, 0]], [[OPENED, b"7"]], [[OPENED, 7, 1]], [[EXPIRED, -7]], [[EXPIRED, 7, 7]]),
+        *([[DONE, 7, 1, 1, b"", "5"]], [[DONE, 7, 1, 1, b"", 5, 5]], [[DONE, 7, 1, 1, b"", 2**32]]),
         *([[DONE, 7]], [[DONE, 7, 1, 1]], [[DONE, 7, 1, 2, b""]], [[DONE, 7, 1, 1, 0]], [[DONE, 7, 0, 0, b""]]),
     ],
 )
@@ -464,6 +468,23 @@ async def test_a_batch_that_makes_no_sense_is_damage(tmp_path: Path, effects: An
     with pytest.raises(DamagedFile, match="makes no sense") as damage:
         await recovered(tmp_path)
     assert damage.value.offset == HEADER_SIZE
+
+
+NESTED = b"\x91" * 980 + b"\x05"  # too deeply to be shown
+
+
+@pytest.mark.parametrize(
+    ("effect", "error"),
+    [
+        (b"\x92" + NESTED + b"\x05", TooNew),
+        (b"\x92\x04" + NESTED, DamagedFile),
+        (b"\x96\x03\x07\x01\x01\xc4\x00" + NESTED, DamagedFile),
+    ],
+)
+async def test_what_is_nested_deeply_is_no_fault_of_ours(tmp_path: Path, effect: bytes, error: type[Exception]) -> None:
+    await appended(tmp_path, b"\x91" + effect)
+    with pytest.raises(error):
+        await recovered(tmp_path)
 
 
 async def test_a_batch_that_is_no_messagepack_is_damage(tmp_path: Path) -> None:

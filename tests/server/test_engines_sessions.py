@@ -27,7 +27,7 @@ from tests.server.models import Remembered, possible, remember, remembered, reme
 
 
 def size(model: Remembered) -> int:
-    return sum(ANSWER_SIZE + len(answer) for _, answers in model.values() for answer in answers.values())
+    return sum(ANSWER_SIZE + len(answer) for _, answers in model.values() for answer, _ in answers.values())
 
 
 def made(*stream: Effect) -> ClientSessions:
@@ -169,11 +169,11 @@ def test_a_held_answer_is_held_until_it_is_durable() -> None:
     sessions, commit = made((OPENED, 7)), HeldCommit()
     held: Held[None] = Held(None, commit)
     held.packed = b"A"
-    sessions.remember([(7, 1, 1)], held)
+    sessions.remember([(7, 1, 1, 5)], held)
     assert the_session(sessions).reply(1) is held
     commit.settle()
     assert the_session(sessions).reply(1) == b"A"
-    assert remembered(sessions) == {7: (1, {1: b"A"})}
+    assert remembered(sessions) == {7: (1, {1: (b"A", 5)})}
 
 
 def test_one_that_was_refused_is_no_answer() -> None:
@@ -181,15 +181,44 @@ def test_one_that_was_refused_is_no_answer() -> None:
     sessions, commit = made((OPENED, 7)), HeldCommit()
     held: Held[None] = Held(None, commit)
     held.packed = b"A"
-    sessions.remember([(7, 1, 1)], held)
+    sessions.remember([(7, 1, 1, 5)], held)
     found = []
     commit.then(lambda _, error: found.append((error is not None, the_session(sessions).reply(1))), None)
     commit.settle(Unavailable("no room"))
     assert found == [(True, None)]
     assert remembered(sessions) == {7: (1, {})}
-    sessions.apply([(DONE, 7, 1, 1, b"B")])
+    sessions.apply([(DONE, 7, 1, 1, b"B", 6)])
     assert the_session(sessions).reply(1) == b"B"
     assert sessions.size == ANSWER_SIZE + 1
+
+
+def test_a_write_is_known_by_its_fingerprint_where_it_has_one() -> None:
+    session = the_session(made((OPENED, 7), (DONE, 7, 1, 1, b"A", 5), (DONE, 7, 2, 1, b"B")))
+    assert [session.is_of_another(1, fingerprint) for fingerprint in (5, 6, 0)] == [False, True, True]
+    assert not session.is_of_another(2, 6)  # of a file of format 1
+    assert not session.is_of_another(3, 6)
+
+
+def test_a_held_write_is_known_until_it_is_refused() -> None:
+    sessions, commit = made((OPENED, 7)), HeldCommit()
+    held: Held[None] = Held(None, commit)
+    held.packed = b"A"
+    sessions.remember([(7, 1, 1, 5)], held)
+    assert the_session(sessions).is_of_another(1, 6)
+    commit.settle(Unavailable("no room"))
+    assert not the_session(sessions).is_of_another(1, 6)
+
+
+@pytest.mark.parametrize("numbers", [[(7, 2, 2, 0), (7, 1, 1, 0)], [(7, 2, 2, 0), (7, 2, 2, 1)]])
+def test_what_cannot_be_carried_out_together_does_not_tell_what_its_client_has(
+    numbers: list[tuple[int, int, int, int]],
+) -> None:
+    """It may be another client's; what comes before it is heard."""
+    sessions = made((OPENED, 7), (DONE, 7, 1, 1, b"A", 5))
+    assert not sessions.are_new(numbers[::-1])
+    assert the_session(sessions).oldest == 1
+    assert sessions.are_new([(7, 2, 2, 0)])
+    assert the_session(sessions).oldest == 2
 
 
 def test_an_answer_must_have_been_packed() -> None:
@@ -210,7 +239,7 @@ def test_a_dump_does_not_take_long_however_much_is_remembered() -> None:
     dumps = list(sessions.dump(7))
     assert [session for session, _, _ in dumps] == [7] * len(dumps)
     assert max(map(dump_size, dumps)) <= DUMP_SIZE + 2 * ANSWER_SIZE + 1
-    assert [seq for _, _, answers in dumps for seq, _ in answers] == list(range(1, 10_001))
+    assert [seq for _, _, answers in dumps for seq, *_ in answers] == list(range(1, 10_001))
 
 
 def test_nor_does_it_where_most_of_it_is_forgotten_meanwhile() -> None:
@@ -221,10 +250,10 @@ def test_nor_does_it_where_most_of_it_is_forgotten_meanwhile() -> None:
     sessions.tell(the_session(sessions), 10_000)
     rest = list(dumps)
     assert len(rest) > 10
-    assert [(oldest, answers) for _, oldest, answers in rest if answers] == [(10_000, [(10_000, b"A")])]
+    assert [(oldest, answers) for _, oldest, answers in rest if answers] == [(10_000, [(10_000, b"A", None)])]
     again = ClientSessions()
     again.load([first, *rest])
-    assert remembered(again) == {7: (10_000, {10_000: b"A"})}
+    assert remembered(again) == {7: (10_000, {10_000: (b"A", None)})}
     assert again.size == sessions.size
 
 
@@ -241,7 +270,8 @@ def test_nor_does_it_where_most_of_it_is_forgotten_meanwhile() -> None:
             (OPENED, 7, 1),
         ),
         *((EXPIRED,), (EXPIRED, None), (EXPIRED, 7, 1), (6, 7), (0, 7)),
-        *((DONE, 7), (DONE, 7, 1, 1), (DONE, 7, 1, 1, None), (DONE, 7, 1, 1, "A"), (DONE, 7, 1, 1, b"A", 0)),
+        *((DONE, 7), (DONE, 7, 1, 1), (DONE, 7, 1, 1, None), (DONE, 7, 1, 1, "A"), (DONE, 7, 1, 1, b"A", 0, 0)),
+        *((DONE, 7, 1, 1, b"A", fingerprint) for fingerprint in (-1, 2**32, 1.0, True, b"5")),
         *((DONE, 7, 0, 0, b"A"), (DONE, 7, 1, 2, b"A"), (DONE, 7, 1.0, 1, b"A"), (DONE, 7, MAX_NUMBER + 1, 1, b"A")),
     ],
 )
@@ -255,6 +285,7 @@ def test_what_is_no_effect_is_refused(effect: Effect) -> None:
     [
         *(7, None, [7], [()], [(7, 1)], [(7, 1, 7)], [(7, 0, [])], [(0, 1, [])], [(7, 1, [], 0)], [(7, b"1", [])]),
         *([(7, 1, [1])], [(7, 1, [(1,)])], [(7, 1, [(1, None)])], [(7, 2, [(1, b"A")])], [(7, 1, [(b"1", b"A")])]),
+        *([(7, 1, [(1, b"A", -1)])], [(7, 1, [(1, b"A", b"5")])], [(7, 1, [(1, b"A", 5, 5)])]),
     ],
 )
 def test_what_is_no_dump_is_refused(dumps: Any) -> None:

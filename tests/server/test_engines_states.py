@@ -131,11 +131,11 @@ def test_states_and_sessions_are_taken_back_together() -> None:
     states.apply([(DONE, 7, 3, 1, b"C"), (EXPIRED, 7), (OPENED, 8)], TODAY)
     assert states.changes == 8
     states.revert()
-    assert remembered(states.sessions) == {7: (1, {1: b"A"})}
+    assert remembered(states.sessions) == {7: (1, {1: (b"A", None)})}
     assert states.table(b"one").get(b"m", b"ann") == b"A"
     settle(states)
     states.revert()
-    assert remembered(states.sessions) == {7: (1, {1: b"A"})}
+    assert remembered(states.sessions) == {7: (1, {1: (b"A", None)})}
 
 
 def test_what_changes_nothing_is_no_change() -> None:

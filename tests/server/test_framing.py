@@ -86,7 +86,7 @@ def test_a_header_is_read_as_it_was_written(file_id: bytes, details: dict[str, A
 
 def test_the_format_is_the_one_that_is_described() -> None:
     magic, version, store, file_id, length = struct.unpack_from("<8sI16s16sI", HEADER)
-    assert (magic, version, store, file_id) == (MAGIC, 1, STORE.bytes, FILE)
+    assert (magic, version, store, file_id) == (MAGIC, 2, STORE.bytes, FILE)
     assert msgpack.unpackb(HEADER[48 : 48 + length]) == {"number": 1}
     assert set(HEADER[48 + length : 508]) == {0}
     assert struct.unpack_from("<I", HEADER, 508)[0] == crc32(HEADER[:508])
@@ -154,12 +154,19 @@ def test_each_kind_of_wrong_header_has_a_message_of_its_own(data: bytes, says: s
     assert (damage.value.path, damage.value.offset) == (PATH, 0)
 
 
+def test_the_format_before_is_read() -> None:
+    older = bytearray(HEADER)
+    older[8:12] = struct.pack("<I", 1)
+    older[508:] = struct.pack("<I", crc32(older[:508]))
+    assert unpack_header(PATH, bytes(older), MAGIC) == unpack_header(PATH, HEADER, MAGIC)
+
+
 def test_a_later_format_is_too_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may mean other things by the same bytes: nothing behind the format is looked at."""
     with monkeypatch.context() as later:
-        later.setattr(framing, "FORMAT", 2)
+        later.setattr(framing, "FORMAT", 3)
         header = pack_header(MAGIC, STORE, FILE, {})
-    with pytest.raises(TooNew, match=f"{PATH} has format 2, .* up to 1"):
+    with pytest.raises(TooNew, match=f"{PATH} has format 3, .* up to 2"):
         unpack_header(PATH, header, MAGIC)
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from statestored import intake as intake_module
+from statestored.answers import NIL
 from statestored.commands import Service
 from statestored.connection import MUCH, Connections
-from statestored.engines.sessions import ClientSessions
+from statestored.engines.sessions import ANSWER_SIZE, ClientSessions
 from statestored.responses import MAX_HELD
 from statestored.timeouts import Dropped
 from tests.server.fakes import HoldingEngine, Loop, Wire, make_service
@@ -314,6 +315,11 @@ def test_after_a_fault_of_ours_nothing_is_left_of_what_came(
 # Numbered sets
 
 
+def sessions_of(service: Service) -> ClientSessions:
+    found: ClientSessions = service.engine.states.sessions  # type: ignore[attr-defined]
+    return found
+
+
 def with_sessions(wires: Sequence[Wire], loop: Loop) -> None:
     for wire in wires:
         wire.send(request(0, "hello", {"session": 0}))
@@ -357,13 +363,36 @@ def test_numbered_sets_of_all_are_one_write(service: Service, loop: Loop, monkey
 def test_the_same_number_twice_in_one_turn_is_one_write(service: Service, loop: Loop) -> None:
     """K2."""
     one, other = wires_of_one_session(service, loop)
-    one.send(numbered(1, "ann", "A", 1))
-    other.send(numbered(1, "ann", "B", 1))
+    for wire in (one, other):
+        wire.send(numbered(1, "ann", "A", 1))
     loop.turn()
     assert one.read()[-1] == other.read()[-1] == ok(1, None)
+    assert sessions_of(service).size == ANSWER_SIZE + len(NIL)
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_another_write_with_the_same_number_in_one_turn_is_refused(
+    service: Service, loop: Loop, is_alone: bool
+) -> None:
+    """K2: of two clients that share a session. Others are served beside it."""
+    one, other = wires_of_one_session(service, loop)
+    (third,) = wires_of(service, loop, 1)
+    with_sessions([third], loop)
+    one.send(numbered(1, "ann", "A", 1), numbered(2, "ann", "B", 2, 1))
+    if is_alone:
+        loop.turn()
+    other.send(numbered(1, "ann", "B", 1), numbered(2, "ann", "B", 2, 1), numbered(3, "ben", "B", 3, 1))
+    third.send(numbered(1, "cid", "C", 1))
+    loop.turn()
+    assert one.read()[-2:] == [ok(1, None), ok(2, None)]
+    refused, repeated, own = other.read()[-3:]
+    assert error_of(refused) == "number_reused"
+    assert (repeated, own) == (ok(2, None), ok(3, None))
+    assert third.read()[-1] == ok(1, None)
+    assert service.errors == {"number_reused": 1}
     one.send(get_of(2, "ann"))
     loop.turn()
-    assert one.read()[-1] == ok(2, "A")
+    assert one.read()[-1] == ok(2, "B")
 
 
 def test_a_number_that_was_told_to_be_answered_is_not_carried_out(service: Service, loop: Loop) -> None:
@@ -385,9 +414,9 @@ def test_what_the_client_tells_to_have_is_not_in_a_snapshot(service: Service, lo
     with_sessions([wire], loop)
     wire.send(*[numbered(seq, "ann", f"S{seq}", seq) for seq in range(1, 4)])
     loop.turn()
-    sessions = service.engine.states.sessions  # type: ignore[attr-defined]
+    sessions = sessions_of(service)
     (dump,) = [dump for session in sessions for dump in sessions.dump(session)]
-    assert [seq for seq, _ in dump[2]] == [3]
+    assert [seq for seq, *_ in dump[2]] == [3]
     loaded = ClientSessions()
     loaded.load([dump])
     assert loaded.size == sessions.size

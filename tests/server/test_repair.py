@@ -397,7 +397,7 @@ def test_sessions_are_kept(tmp_path: Path, lost: str) -> None:
 
     async def live() -> None:
         daemon = await Daemon(tmp_path).start()
-        daemon.write(Batch([(OPENED, 7), (DONE, 7, 1, 1, b"A"), (OPENED, 8)]), Batch([put("ann", "A")]))
+        daemon.write(Batch([(OPENED, 7), (DONE, 7, 1, 1, b"A", 5), (OPENED, 8)]), Batch([put("ann", "A")]))
         daemon.journal.rotate()
         await snapshot(daemon)
         daemon.directory.remove_before(2)
@@ -411,7 +411,7 @@ def test_sessions_are_kept(tmp_path: Path, lost: str) -> None:
         flip_frame(tmp_path / "00000002.snapshot", 0)
     repair(tmp_path)
     found = asyncio.run(recovered(tmp_path))
-    assert found.sessions == {7: (1, {1: b"A", 2: b"B"}), 8: (1, {}), 9: (1, {})}
+    assert found.sessions == {7: (1, {1: (b"A", 5), 2: (b"B", None)}), 8: (1, {}), 9: (1, {})}
     assert found.states[b"default"].keys() == {(b"lists", b"ann" if lost == "a batch" else b"ben")}
 
 

@@ -236,9 +236,9 @@ def test_of_a_batch_whose_answers_make_no_sense_nothing_is_remembered(path: Path
     pack = wire.packer()
     append(segment(path, 3), Sequence(3, 3), pack([(OPENED, 7)]))
     append(segment(path, 3), Sequence(3, 4), pack([(DONE, 7, 1, 1, b"A"), (DONE, 7, 2, 1)]))
-    append(segment(path, 3), Sequence(3, 5), pack([(DONE, 7, 3, 1, b"C")]))
+    append(segment(path, 3), Sequence(3, 5), pack([(DONE, 7, 3, 1, b"C", 5)]))
     found = salvaged(path)
-    assert remembered(found.states.sessions) == {7: (1, {3: b"C"})}
+    assert remembered(found.states.sessions) == {7: (1, {3: (b"C", 5)})}
     assert len(found.damage) == found.lost_batches == 1
 
 

@@ -251,12 +251,12 @@ def test_a_snapshot_under_another_number_is_refused(path: Path) -> None:
 
 def test_a_later_format_is_too_new(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
-        later.setattr(framing, "FORMAT", 2)
+        later.setattr(framing, "FORMAT", 3)
         write(path)
     with pytest.raises(TooNew) as refusal:
         verify_snapshot(path, STORE)
     assert str(path) in str(refusal.value)
-    assert "format 2" in str(refusal.value)
+    assert "format 3" in str(refusal.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"x" * 600, MAGIC, b"\0" * 600, MAGIC * 70])

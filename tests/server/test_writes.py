@@ -2,17 +2,23 @@
 
 import math
 from typing import Any
+from zlib import crc32
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from statestore.errors import BadRequest, Forbidden, TooLong, Unavailable, Uncertain
+from statestore.errors import BadRequest, Forbidden, NumberReused, TooLong, Unavailable, Uncertain
+from statestored import audit
 from statestored.commands import COMMANDS, Caller, Role
 from statestored.engines.base import START
-from statestored.writes import MAX_NUMBER, MAX_UNFINISHED, run_with
+from statestored.writes import MAX_NUMBER, MAX_UNFINISHED, fingerprint, run_with
 from tests.server.fakes import make_service
 
 ANN = (b"lists", b"ann")
+LATE = 1e12  # seconds, in the server's time
 WRITES = {
     b"set": (*ANN, b"NEW"),
     b"set_all": (b"ann", b"NEW"),
@@ -73,10 +79,80 @@ def test_what_changed_nothing_has_its_answer_too(caller: Caller) -> None:
     assert state(caller) == b"OTHER"
 
 
-def test_it_goes_by_the_number_alone(caller: Caller) -> None:
-    swapped = run(caller, b"compare_and_set", *ANN, b"OLD", b"NEW", **numbered(1))
-    assert run(caller, b"clear", **numbered(1)) == swapped
-    assert state(caller) == b"NEW"
+OTHERS: dict[bytes, list[tuple[Any, ...]]] = {
+    b"set": [
+        (b"lists", b"ann", b"OTHER"),
+        (b"lists", b"ben", b"NEW"),
+        (b"list", b"sann", b"NEW"),
+        (b"lists", None, b"NEW"),
+    ],
+    b"set_all": [(b"ann", b"OTHER"), (None, b"NEW"), (b"annN", b"EW")],
+    b"compare_and_set": [(*ANN, b"NEW", b"OLD"), (*ANN, b"OLDN", b"EW"), (b"lists", b"", b"OLD", b"NEW")],
+    b"set_many": [((),), (((*ANN, b"NEW"), (*ANN, b"NEW")),), (((b"lists", None, b"NEW"),),)],
+    b"clear": [],
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_another_write_under_the_same_number_is_refused(caller: Caller, name: bytes) -> None:
+    """K2: whatever differs, and whatever is said besides."""
+    first = run(caller, name, *WRITES[name], **numbered(1))
+    caller.space.set(*ANN, b"LATER")
+    others = [(name, params) for params in OTHERS[name]] + [each for each in WRITES.items() if each[0] != name]
+    for other, params in others:
+        with pytest.raises(NumberReused, match="1 is the number of another write"):
+            run(caller, other, *params, **numbered(1), not_after=LATE)
+        assert state(caller) == b"LATER"
+    assert run(caller, name, *WRITES[name], **numbered(1), not_after=LATE) == first
+    assert state(caller) == b"LATER"
+
+
+def test_the_same_write_in_another_namespace_is_another(caller: Caller) -> None:
+    run(caller, b"set", *ANN, b"NEW", **numbered(1))
+    other = Caller(caller.service)
+    run(other, b"hello", {b"session": caller.session, b"namespace": b"other"})
+    with pytest.raises(NumberReused):
+        run(other, b"set", *ANN, b"NEW", **numbered(1))
+    assert other.space.get(*ANN) == START
+
+
+def test_a_write_that_changed_nothing_is_told_from_others_too(caller: Caller) -> None:
+    run(caller, b"set", *ANN, b"OLD", **numbered(1))
+    with pytest.raises(NumberReused):
+        run(caller, b"set", *ANN, b"NEW", **numbered(1))
+    assert state(caller) == b"OLD"
+
+
+def test_the_log_says_that_two_clients_share_a_session_and_no_more(caller: Caller) -> None:
+    """S3, and it says so once a second."""
+    run(caller, b"set", *ANN, b"NEW", **numbered(1))
+    with capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(NumberReused):
+                run(caller, b"set", b"lists", b"secret@example.org", b"SECRET", **numbered(1))
+    (line,) = logs
+    assert line == {
+        "event": "a write has the number of another one: two clients share a session",
+        "log_level": "warning",
+        "method": "set",
+        "session": audit.pseudonym(str(caller.session)),
+    }
+
+
+def test_the_fingerprint_is_the_one_that_is_described() -> None:
+    """docs/formats.md. It is in the files: with another one, a repeated write would be refused after an upgrade."""
+    described = b"\x92\xc4\x07default\xa3set\x93\xc4\x05lists\xc0\xc4\x01A"
+    assert fingerprint(b"default", "set", (b"lists", None, b"A")) == crc32(described) == 0x709C76E4
+
+
+TEXTS = st.none() | st.binary(max_size=3) | st.sampled_from([b"None", b"a" * 300])
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(WRITES)), st.lists(TEXTS, max_size=4).map(tuple)), unique=True))
+def test_short_texts_that_differ_in_anything_have_other_fingerprints(
+    writes: list[tuple[bytes, tuple[Any, ...]]],
+) -> None:
+    assert len({fingerprint(b"default", name.decode(), params) for name, params in writes}) == len(writes)
 
 
 def test_without_a_number_it_is_carried_out_each_time(caller: Caller) -> None:
@@ -171,8 +247,9 @@ def test_options_that_make_no_sense_are_refused_and_nothing_is_done(caller: Call
 @pytest.mark.parametrize("seq", [MAX_UNFINISHED, MAX_NUMBER])
 def test_the_largest_numbers_are_taken(caller: Caller, seq: int) -> None:
     run(caller, b"set", *ANN, b"NEW", **numbered(seq, seq - MAX_UNFINISHED + 1))
-    run(caller, b"set", *ANN, b"OTHER", **numbered(seq, seq))
-    assert state(caller) == b"NEW"
+    caller.space.set(*ANN, b"LATER")
+    run(caller, b"set", *ANN, b"NEW", **numbered(seq, seq))
+    assert state(caller) == b"LATER"
 
 
 def test_a_number_needs_a_session() -> None:

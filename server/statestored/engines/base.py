@@ -53,8 +53,9 @@ Reply = Union[bytes, Held[Any], "Future[bytes]"]
 
 MAX_NUMBER = 2**63 - 1  # of a session, and of a write
 MAX_NEW_SESSION = 2**53 - 1  # of those that are given out: a client may have no integers but those in a double
-# Which write of which session it is, and `oldest`: the client has the answers to all those before that.
-Number = tuple[int, int, int]
+# Session, `seq`, `oldest` (the client has the answers to all writes before that one), and the write's fingerprint (see
+# `writes`), which tells a repeated write from another one under the same number.
+Number = tuple[int, int, int, int]
 
 
 class Entry(NamedTuple):
@@ -163,8 +164,8 @@ class Engine(Protocol):
     def once(self, number: Number, write: Callable[[], Reply]) -> Reply:
         """Carry the write out, unless it was before: then this is the answer it had.
 
-        Raises what the write does; Uncertain where its session has expired, or the client has had its answer;
-        Unavailable where no more answers can be remembered.
+        Raises what the write does; NumberReused if the number is that of another write; Uncertain if its session has
+        expired, or the client has had its answer; Unavailable if no more answers can be remembered.
         """
 
     def once_together(self, numbers: Sequence[Number], write: Callable[[], Reply | None]) -> Reply | None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from statestore.errors import Full, StateStoreError, Unavailable, Uncertain
+from statestore.errors import Full, NumberReused, StateStoreError, Unavailable, Uncertain
 from statestored.datadir import DataDirectory
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
@@ -123,14 +123,17 @@ class EmbeddedEngine:
 
     def once(self, number: Number, write: Callable[[], Reply]) -> Reply:
         states, sessions = self.states, self.states.sessions
-        session_id, seq, oldest = number
+        session_id, seq, oldest, fingerprint = number
         session = sessions.get(session_id)
         if session is None:
             raise Uncertain("the session has expired: whether the write was applied before is not known any more")
+        known = session.reply(seq)
+        if known is not None and session.is_of_another(seq, fingerprint):
+            # Its `oldest` is not heard: it is that of another client.
+            raise NumberReused(f"{seq} is the number of another write in this session: ask for a session of your own")
         sessions.tell(session, oldest)
         if seq < session.oldest:
             raise Uncertain(f"the client has had its answer to everything before number {session.oldest}")
-        known = session.reply(seq)
         if known is not None:
             return known
         if sessions.size >= MAX_ANSWERS and session.size > MAX_ANSWERS // len(sessions):
@@ -175,7 +178,7 @@ class EmbeddedEngine:
         if changed:
             # Nobody had a turn since the write: this goes into the same batch.
             answer = packed(reply)
-            self.commits.commit([(DONE, *number, answer) for number in numbers])
+            self.commits.commit([(DONE, session, seq, oldest, answer, fp) for session, seq, oldest, fp in numbers])
         self.states.sessions.remember(numbers, reply)
 
     def _make_store(self) -> None:

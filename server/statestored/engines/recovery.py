@@ -70,7 +70,8 @@ def _check_effects(path: Path, frame: framing.Frame, effects: Sequence[Any]) -> 
         if (kind == PUT and not _is_put(*what)) or (kind == CLEAR and list(map(type, what)) != [bytes]):
             raise DamagedFile(path, "a batch that makes no sense", frame.offset)
         if kind not in (PUT, CLEAR, DONE, OPENED, EXPIRED):
-            raise TooNew(path, f"an effect of kind {kind!r}", framing.FORMAT)
+            shown = kind if type(kind) is int else type(kind).__name__  # its repr may be nested too deeply
+            raise TooNew(path, f"an effect of kind {shown}", framing.FORMAT)
 
 
 def _is_put(namespace: Any = None, module: Any = None, sender: Any = 0, state: Any = None, *more: Any) -> bool:

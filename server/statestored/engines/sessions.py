@@ -5,9 +5,14 @@ was carried out, it gets the answer of that one time (this is RIFL; Lee et al., 
 
 Sessions change by effects, as the tables do, and in the same batches. A write that changed nothing has none, and is
 remembered in memory only: after a restart no copy of it can come but one that its client still waits for, and to carry
-that out anew comes to the same as if it had come late.
+that out anew comes to the same as if it had come late. (If another client that shares the session has used the number
+meanwhile, the copy is refused instead. That is as good, because the write has changed nothing.)
 
-    (DONE, session, seq, oldest, answer)   a write changed something, and was answered so
+With each answer goes the fingerprint of its write. If the same number comes with another fingerprint, it is another
+write: two clients share the session, for example after a copy of a process or of a virtual machine. Files of format 1
+have no fingerprints: an answer that was read from one has None, and answers any write with its number.
+
+    (DONE, session, seq, oldest, answer, fingerprint)   a write changed something, and was answered so
     (OPENED, session)
     (EXPIRED, session)
 """
@@ -18,11 +23,14 @@ from typing import Any
 from statestored.engines.base import MAX_NUMBER, Held, Number
 
 DONE, OPENED, EXPIRED = 3, 4, 5
+MAX_FINGERPRINT = 2**32 - 1
 ANSWER_SIZE = 300  # bytes of memory that go with an answer, about
 DUMP_SIZE = 2**18  # bytes of memory, about, of which a dump is: half a millisecond's work
 
 Undo = tuple[Any, ...]  # a function, and its arguments
-Dump = tuple[int, int, list[tuple[int, bytes]]]  # session, oldest, and (seq, answer) of what was done from there on
+# Session, oldest, and (seq, answer, fingerprint) of what was done from there on.
+Dump = tuple[int, int, list[tuple[int, bytes, int | None]]]
+Done = tuple[bytes | Held[Any], int | None]  # the answer to a write, and its fingerprint
 
 
 class ClientSession:
@@ -35,14 +43,20 @@ class ClientSession:
     def __init__(self) -> None:
         self.oldest = 1
         self.size = 0
-        self.done: dict[int, bytes | Held[Any]] = {}
+        self.done: dict[int, Done] = {}
 
     def reply(self, seq: int) -> bytes | Held[Any] | None:
         """Held as long as it follows from something that is not durable. None: the write was not carried out."""
-        reply = self.done.get(seq)
+        if seq not in self.done:
+            return None
+        reply, _ = self.done[seq]
         if isinstance(reply, Held) and reply.until.is_settled:
             return reply.packed if reply.until.error is None else None
         return reply
+
+    def is_of_another(self, seq: int, fingerprint: int) -> bool:
+        """Return whether a write that was carried out under this number had another fingerprint."""
+        return self.reply(seq) is not None and self.done[seq][1] not in (fingerprint, None)
 
 
 class ClientSessions:
@@ -67,15 +81,17 @@ class ClientSessions:
         return self._sessions.get(session)
 
     def are_new(self, numbers: Sequence[Number]) -> bool:
-        """Whether all of these can be carried out in one. What they tell is heard in any case."""
-        for session, seq, oldest in numbers:
+        """Whether all of these can be carried out in one. What they tell up to one that cannot is heard in any case."""
+        if len(numbers) > 1 and len({(session, seq) for session, seq, _, _ in numbers}) < len(numbers):
+            return False
+        for session, seq, oldest, _ in numbers:
             found = self._sessions.get(session)
-            if found is None:
+            if found is None or seq in found.done:
                 return False
             self.tell(found, oldest)
-            if seq < found.oldest or seq in found.done:
+            if seq < found.oldest:
                 return False
-        return len({(session, seq) for session, seq, _ in numbers}) == len(numbers)
+        return True
 
     def tell(self, session: ClientSession, oldest: int) -> None:
         """What the client has the answers to need not be remembered."""
@@ -89,10 +105,16 @@ class ClientSessions:
 
     def remember(self, numbers: Iterable[Number], reply: bytes | Held[Any]) -> None:
         """In place of what was taken back, or of the same in another form. What the client tells to have is not."""
-        for session, seq, _ in numbers:
+        answer = packed(reply)
+        for session, seq, _, fingerprint in numbers:
             found = self._sessions[session]
-            if seq >= found.oldest:
-                self._remember(found, seq, reply)
+            if seq < found.oldest:
+                continue
+            before = found.done.get(seq)
+            if before is not None and before[0] is answer:  # its effect was just applied, so the size is the same
+                found.done[seq] = reply, fingerprint
+            else:
+                self._remember(found, seq, (reply, fingerprint))
 
     def apply(self, effects: Iterable[Sequence[Any]]) -> int:
         """Returns how many changed anything. Raises ValueError or TypeError for what is none of the effects above."""
@@ -119,14 +141,14 @@ class ClientSessions:
         found = self._sessions.get(session)
         if found is None:
             return
-        answers: list[tuple[int, bytes]] = []
+        answers: list[tuple[int, bytes, int | None]] = []
         size = 0
         for seq in list(found.done):
             reply = found.reply(seq)
             size += ANSWER_SIZE  # also where the client has told meanwhile that it has it: to look takes time, too
             if reply is not None:
                 answer = packed(reply)
-                answers.append((seq, answer))
+                answers.append((seq, answer, found.done[seq][1]))
                 size += len(answer)
             if size >= DUMP_SIZE:
                 yield session, found.oldest, answers
@@ -138,8 +160,8 @@ class ClientSessions:
         for session, oldest, answers in dumps:
             self._apply((OPENED, session))
             self.tell(self._sessions[session], _number(oldest))
-            for seq, answer in answers:
-                self._apply((DONE, session, seq, oldest, answer))
+            for seq, answer, *fingerprint in answers:
+                self._apply((DONE, session, seq, oldest, answer, *fingerprint))
         self.cut()
         self.settle()
 
@@ -149,18 +171,20 @@ class ClientSessions:
         if kind == DONE:
             return self._do(session, *rest)
         if rest or kind not in (OPENED, EXPIRED):
-            raise ValueError(f"an effect of the kind {kind} with {len(effect)} parts")
+            raise ValueError(f"an effect with {len(effect)} parts, which is none of a session")
         return self._open(session) if kind == OPENED else self._expire(session)
 
-    def _do(self, session: int, seq: int, oldest: int, answer: bytes) -> bool:
+    def _do(self, session: int, seq: int, oldest: int, answer: bytes, fingerprint: int | None = None) -> bool:
         if not (type(seq) is type(oldest) is int and 0 < oldest <= seq <= MAX_NUMBER and type(answer) is bytes):
             raise ValueError("a write that was done and has no number or no answer")
+        if fingerprint is not None and (type(fingerprint) is not int or not 0 <= fingerprint <= MAX_FINGERPRINT):
+            raise ValueError("a write that was done and has another fingerprint than 32 bits")
         found = self._sessions.get(session)
         if found is None:  # it expires further down in the journal that is replayed
             return False
         self.tell(found, oldest)
-        if seq >= found.oldest and found.reply(seq) is None:
-            self._remember(found, seq, answer)
+        if seq >= found.oldest and (seq not in found.done or found.reply(seq) is None):
+            self._remember(found, seq, (answer, fingerprint))
             self._undo.append((self._forget, found, seq))
         return True
 
@@ -186,10 +210,10 @@ class ClientSessions:
         self.size -= client.size
         return client
 
-    def _remember(self, session: ClientSession, seq: int, reply: bytes | Held[Any]) -> None:
+    def _remember(self, session: ClientSession, seq: int, done: Done) -> None:
         before = session.done.get(seq)
-        session.done[seq] = reply
-        self._grow(session, _size(reply) - (0 if before is None else _size(before)))
+        session.done[seq] = done
+        self._grow(session, _size(done) - (0 if before is None else _size(before)))
 
     def _forget(self, session: ClientSession, seq: int) -> None:
         before = session.done.pop(seq, None)
@@ -213,14 +237,14 @@ def packed(reply: bytes | Held[Any]) -> bytes:
 def dump_size(dump: Dump) -> int:
     """Bytes of memory that what is in it takes, about."""
     _, _, answers = dump
-    return ANSWER_SIZE * (1 + len(answers)) + sum(len(answer) for _, answer in answers)
+    return ANSWER_SIZE * (1 + len(answers)) + sum(len(answer) for _, answer, _ in answers)
 
 
-def _size(reply: bytes | Held[Any]) -> int:
-    return ANSWER_SIZE + len(packed(reply))
+def _size(done: Done) -> int:
+    return ANSWER_SIZE + len(packed(done[0]))
 
 
 def _number(value: object) -> int:
     if type(value) is not int or not 0 < value <= MAX_NUMBER:
-        raise ValueError(f"{value!r} is no number of a session or a write")
+        raise ValueError("a session, or a write, whose number is none")
     return value
