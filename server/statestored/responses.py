@@ -10,15 +10,12 @@ from asyncio import Future
 from collections.abc import Callable
 from functools import partial
 
-import structlog
-
 from statestore.errors import Internal, StateStoreError, Unavailable, to_wire
+from statestored import audit
 from statestored.answers import NIL, pack
 from statestored.budget import OWN
 from statestored.commands import Service
 from statestored.engines.base import Held, Reply
-
-log = structlog.get_logger()
 
 # Answers that wait for the disk: a client that has more is not read from until they are out.
 MAX_HELD = 1024
@@ -117,7 +114,7 @@ class Responses:
 
     def _refusal(self, head: bytes, error: BaseException) -> bytes:
         if not isinstance(error, StateStoreError):
-            log.error("a request failed", exc_info=error)
+            audit.internal_fault("a request failed", error)
             error = Internal("the server's log says more")
         self._service.errors[error.wire_code] += 1
         return head[: -len(NIL)] + pack(to_wire(error)) + NIL
