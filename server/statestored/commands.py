@@ -16,7 +16,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from statestore.base import Limits
-from statestore.errors import BadRequest, Forbidden, Full, StateStoreError, Unauthorized, UnknownMethod
+from statestore.errors import (
+    BY_WIRE_CODE,
+    BadRequest,
+    Forbidden,
+    Full,
+    StateStoreError,
+    Unauthorized,
+    UnknownMethod,
+)
 from statestore.wire import PROTOCOL_VERSION
 from statestored import __version__, audit
 from statestored.access import Access
@@ -43,7 +51,10 @@ FEATURES = ("sessions", "not_after")
 
 @dataclass(slots=True)
 class Service:
-    """What all connections share."""
+    """What all connections share.
+
+    ready: clients are served; not while the states are loaded, nor once the daemon is about to end.
+    """
 
     engine: Engine
     store_id: str
@@ -56,7 +67,8 @@ class Service:
     started: float = field(default_factory=time.monotonic)
     clock: SteadyClock = field(default_factory=SteadyClock)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
-    errors: Counter[str] = field(default_factory=Counter)  # by code
+    errors: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(BY_WIRE_CODE, 0)))  # by code
+    ready: bool = False
     connections: int = 0
     connections_total: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
