@@ -1,67 +1,69 @@
-"""The admin address: plain HTTP for health checks and metrics."""
+"""The admin address: plain HTTP for health checks and metrics. `gate` protects the daemon from what is sent there."""
 
 import asyncio
 from pathlib import Path
 from typing import cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from statestore.address import TcpAddress, UnixAddress
 from statestore.errors import Unauthorized, Unavailable
+from statestored import audit
 from statestored.commands import Service
+from statestored.gate import REQUEST_LOOKS, Gate
 from statestored.metrics import Metrics
-from statestored.sockets import bind_unix, cannot_listen
-from statestored.timeouts import Dropped
+from statestored.pacer import Pacer
+from statestored.sockets import bind_tcp, bind_unix, notice_dead_peers
 
 SETTING = "--admin-listen"
-KEEPALIVE = 30.0  # seconds; aiohttp's own default is an hour
-MAX_CONNECTIONS = 32  # each takes a file descriptor; for one more the oldest goes, for that is no health check
+SHUTDOWN_SECONDS = 0.5  # for handlers to end that were cancelled; aiohttp's own default is a minute
 
 
 class Admin:
-    """`/live` while the process answers, `/ready` while `ready` is set, `/metrics` for those who have a token."""
+    """`/live` while the process answers, `/ready` while clients are served, `/metrics` for those who have a token."""
 
     def __init__(self, service: Service) -> None:
-        self.ready = False
         self._path: Path | None = None
-        self._listening: asyncio.Server | None = None
         self._service = service
         self._metrics = Metrics(service)
-        self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=KEEPALIVE)
+        self._runner = web.AppRunner(
+            self._application(),
+            access_log=None,
+            keepalive_timeout=REQUEST_LOOKS,  # also until a request comes that aiohttp takes for one
+            lingering_time=0,
+            handler_cancellation=True,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )
+        self._gate = Gate(self._new_handler, service.note_dropped, Pacer(_note_fault))
 
     async def listen(self, address: TcpAddress | UnixAddress) -> str:
         """Returns where it listens, with the port that was given for port 0. Raises StartError."""
-        await self._runner.setup()
-        loop = asyncio.get_running_loop()
         if isinstance(address, UnixAddress):
-            self._listening = await loop.create_unix_server(self._handler, sock=bind_unix(address, SETTING))
+            listening = [bind_unix(address, SETTING)]
             self._path = Path(address.path)
-            return str(address)
-        try:
-            self._listening = await loop.create_server(self._handler, address.host, address.port)
-        except OSError as error:
-            raise cannot_listen(address, SETTING, error) from error
-        return f"http://{TcpAddress(*self._listening.sockets[0].getsockname()[:2])}"
+            url = str(address)
+        else:
+            listening = await bind_tcp(address, SETTING)
+            for sock in listening:
+                notice_dead_peers(sock)
+            url = f"http://{TcpAddress(*listening[0].getsockname()[:2])}"
+        await self._runner.setup()
+        self._gate.open(listening)
+        return url
 
     async def close(self) -> None:
-        if self._listening is not None:
-            self._listening.close()
+        await self._gate.close()
         await self._runner.cleanup()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
-    def _handler(self) -> asyncio.BaseProtocol:
-        """Of a new connection."""
-        server = cast(web.Server, self._runner.server)  # it was set up before
-        for oldest in server.connections[: 1 - MAX_CONNECTIONS]:
-            if oldest.transport is not None:  # else it was closed, and the server has not heard of it
-                self._service.note_dropped(Dropped.TOO_MANY_ADMIN)
-                oldest.force_close()
-        return server()
+    def _new_handler(self) -> asyncio.Protocol:
+        return cast(web.Server, self._runner.server)()  # it was set up before
 
     def _application(self) -> web.Application:
         application = web.Application()
+        application.on_response_prepare.append(_close_afterwards)
         application.router.add_get("/live", self._answer_live)
         application.router.add_get("/ready", self._answer_ready)
         application.router.add_get("/metrics", self._answer_metrics)
@@ -71,9 +73,10 @@ class Admin:
         return web.Response(text="live\n")
 
     async def _answer_ready(self, _request: web.Request) -> web.Response:
-        if self.ready:
-            return web.Response(text="ready\n")
-        return web.Response(status=503, text="not ready: loading, or about to end\n")
+        if not self._service.ready:
+            return web.Response(status=503, text="not ready: loading, or about to end\n")
+        refused = self._service.engine.info().get("writes_refused")
+        return web.Response(text=f"ready, but writes are refused: {refused}\n" if refused else "ready\n")
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:
         if self._service.access.needed:
@@ -86,3 +89,14 @@ class Admin:
             except Unavailable as error:
                 return web.Response(status=429, headers={"Retry-After": "1"}, text=f"{error.detail}\n")
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _close_afterwards(_request: web.Request, response: web.StreamResponse) -> None:
+    """A connection has one request; see `gate`."""
+    response.force_close()
+    response.headers[hdrs.CONNECTION] = "close"
+    response.headers[hdrs.SERVER] = "statestored"
+
+
+def _note_fault(error: Exception) -> None:
+    audit.internal_fault("the admin address failed", error)

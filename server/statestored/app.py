@@ -50,6 +50,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> None:
     check_reach(settings, access)
     tls = None if files is None else ServerTls(files)
     check_limits(settings)
+    audit.limit_library_logs()
     _tune_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_until_signalled(settings, access, tls))
@@ -145,13 +146,13 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         for address in await listener.listen(settings.listen):
             _say(f"listening on {address}")
         log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
-        admin.ready = True
+        service.ready = True
         watch = asyncio.create_task(engine.failure())
         watch.add_done_callback(_fail_stop)
         try:
             await asyncio.Event().wait()
         finally:
-            admin.ready = False
+            service.ready = False
             log.info("stopping")
 
 

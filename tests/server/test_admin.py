@@ -13,9 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.access import Access
-from statestored.admin import MAX_CONNECTIONS, Admin
+from statestored.admin import Admin
 from statestored.commands import Service
 from statestored.errors import StartError
+from statestored.gate import MAX_RECEIVING
 from statestored.throttle import AT_ONCE, Throttle
 from tests.server.fakes import make_service
 from tests.tokenfile import TokenFile
@@ -46,12 +47,13 @@ async def get(url: str, **headers: str) -> tuple[int, str]:
 
 
 async def test_it_is_live_before_it_is_ready() -> None:
-    async with serving() as (admin, url):
+    service = make_service()
+    async with serving(service=service) as (_, url):
         assert await get(f"{url}/live") == (200, "live\n")
         assert (await get(f"{url}/ready"))[0] == 503
-        admin.ready = True
+        service.ready = True
         assert await get(f"{url}/ready") == (200, "ready\n")
-        admin.ready = False
+        service.ready = False
         assert (await get(f"{url}/ready"))[0] == 503
 
 
@@ -99,8 +101,9 @@ async def test_who_gives_wrong_tokens_is_told_to_wait() -> None:
 
 @pytest.mark.parametrize("path", ["/live", "/ready"])
 async def test_health_needs_no_token(path: str) -> None:
-    async with serving(token="sesame") as (admin, url):
-        admin.ready = True
+    service = make_service(token="sesame")
+    service.ready = True
+    async with serving(service=service) as (_, url):
         assert (await get(url + path))[0] == 200
 
 
@@ -140,7 +143,7 @@ async def test_where_too_many_are_connected_the_oldest_go() -> None:
     service = make_service()
     async with serving(service=service) as (_, url):
         host, _, port = url.removeprefix("http://").rpartition(":")
-        crowd = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS + 5)]
+        crowd = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_RECEIVING + 5)]
         assert await get(f"{url}/live") == (200, "live\n")
         assert service.dropped["too_many_admin"] == 6
         for reader, _ in crowd[:5]:
