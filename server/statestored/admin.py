@@ -1,6 +1,7 @@
 """The admin address: plain HTTP for health checks and metrics. `gate` protects the daemon from what is sent there."""
 
 import asyncio
+from http import HTTPStatus
 from pathlib import Path
 from typing import cast
 
@@ -14,9 +15,11 @@ from statestored.commands import Service
 from statestored.gate import REQUEST_LOOKS, Gate
 from statestored.metrics import Metrics
 from statestored.pacer import Pacer
-from statestored.sockets import bind_tcp, bind_unix, notice_dead_peers
+from statestored.sockets import bind_tcp, bind_unix, cannot_listen, notice_dead_peers
+from statestored.timeouts import Dropped
 
 SETTING = "--admin-listen"
+SERVER_NAME = "statestored"  # aiohttp tells everybody its own release, and Python's
 SHUTDOWN_SECONDS = 0.5  # for handlers to end that were cancelled; aiohttp's own default is a minute
 
 
@@ -27,14 +30,7 @@ class Admin:
         self._path: Path | None = None
         self._service = service
         self._metrics = Metrics(service)
-        self._runner = web.AppRunner(
-            self._application(),
-            access_log=None,
-            keepalive_timeout=REQUEST_LOOKS,  # also until a request comes that aiohttp takes for one
-            lingering_time=0,
-            handler_cancellation=True,
-            shutdown_timeout=SHUTDOWN_SECONDS,
-        )
+        self._runner = web.AppRunner(self._application(), handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
         self._gate = Gate(self._new_handler, service.note_dropped, Pacer(_note_fault))
 
     async def listen(self, address: TcpAddress | UnixAddress) -> str:
@@ -49,7 +45,10 @@ class Admin:
                 notice_dead_peers(sock)
             url = f"http://{TcpAddress(*listening[0].getsockname()[:2])}"
         await self._runner.setup()
-        self._gate.open(listening)
+        try:
+            self._gate.open(listening)
+        except OSError as error:  # another process was faster, between our `bind` and our `listen`
+            raise cannot_listen(address, SETTING, error) from error
         return url
 
     async def close(self) -> None:
@@ -59,7 +58,8 @@ class Admin:
             self._path.unlink(missing_ok=True)
 
     def _new_handler(self) -> asyncio.Protocol:
-        return cast(web.Server, self._runner.server)()  # it was set up before
+        server = cast(web.Server, self._runner.server)  # it was set up before
+        return _RequestHandler(server, self._service)
 
     def _application(self) -> web.Application:
         application = web.Application()
@@ -91,11 +91,42 @@ class Admin:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
+class _RequestHandler(web.RequestHandler):
+    """Serves a connection, which has one request. One that cannot be parsed is no fault, and is not logged as one."""
+
+    __slots__ = ("_service",)
+
+    def __init__(self, server: web.Server, service: Service) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # nobody needs a line for each request
+            keepalive_timeout=REQUEST_LOOKS,  # seconds until aiohttp, too, takes what it was handed for a request
+            lingering_time=0,
+        )
+        self._service = service
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status != HTTPStatus.BAD_REQUEST:
+            return super().handle_error(request, status, exc, message)
+        self._service.note_dropped(Dropped.GARBAGE, "admin address: a request that cannot be parsed")
+        response = web.Response(status=status, text="this request cannot be parsed\n")
+        response.headers[hdrs.SERVER] = SERVER_NAME
+        response.force_close()
+        return response
+
+
 async def _close_afterwards(_request: web.Request, response: web.StreamResponse) -> None:
     """A connection has one request; see `gate`."""
     response.force_close()
     response.headers[hdrs.CONNECTION] = "close"
-    response.headers[hdrs.SERVER] = "statestored"
+    response.headers[hdrs.SERVER] = SERVER_NAME
 
 
 def _note_fault(error: Exception) -> None:

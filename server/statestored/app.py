@@ -6,8 +6,10 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
+from types import TracebackType
 
 import structlog
 import uvloop
@@ -35,6 +37,7 @@ log = structlog.get_logger()
 
 SWITCH_INTERVAL = 0.0001  # seconds
 GC_THRESHOLD = 50_000  # new containers
+STOP_SECONDS = 4.5  # for all of a stop, so that with the end of the process it takes less than 5
 
 
 def run(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -107,9 +110,24 @@ def check_limits(settings: Settings) -> None:
         )
 
 
+class _Stages(AsyncExitStack):
+    """What was opened, to be closed in the reverse order when the daemon is cancelled.
+
+    The cancellation has done its work by then. Early releases of Python 3.11 take a time limit in a task that is still
+    being cancelled for that cancellation: a stage whose time is over would not be closed to its end.
+    """
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None:
+            task.uncancel()
+        return await super().__aexit__(kind, error, traceback)
+
+
 async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> None:
     """Runs until it is cancelled; then everything is closed in the reverse order."""
-    async with AsyncExitStack() as stack:
+    async with _Stages() as stack:
         directory = DataDirectory(settings.data_dir)
         stack.callback(directory.close)
         directory.open()
@@ -185,7 +203,12 @@ async def _until_signalled(settings: Settings, access: Access, tls: ServerTls | 
 
 
 def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
-    """The first signal ends it in order, the second at once."""
+    """End the daemon in order at the first signal, and at once at the second.
+
+    Each stage of the stop ends its connections itself after a while. What it does not bound is the disk: what still
+    waits for that when the stop has taken too long is given up. Nothing is lost by it that a kill would not take, and
+    that is nothing acknowledged. A thread keeps the time, for the loop may be what waits.
+    """
     loop = asyncio.get_running_loop()
     seen: list[signal.Signals] = []
 
@@ -193,10 +216,18 @@ def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
         if seen:
             os._exit(128 + signum)
         seen.append(signum)
+        limit = threading.Timer(STOP_SECONDS, _end_slow_stop)
+        limit.daemon = True
+        limit.start()
         serving.cancel()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop, signum)
+
+
+def _end_slow_stop() -> None:
+    log.warning("the stop took too long: ended without waiting for the disk")
+    os._exit(Exit.STOPPED)
 
 
 def _fail_stop(watch: "asyncio.Task[None]") -> None:
