@@ -275,8 +275,12 @@ def check_full_disk(daemon: Daemon, make_full: Callable[[], None], free: Callabl
         assert behind_batches(newest_segment(daemon.data_dir)).strip(b"\0") == b"", "half a batch"
         assert store.write(client) == "unavailable", "it stays so"
         store.check(client)
+        check_writes_are_refused(daemon, client)
         free()
         store.write_until_taken(client)
+        assert client.ask("info")["writes_refused"] == ""
+        assert get(f"{daemon.admin}/ready") == "ready\n"
+        assert "\nstatestored_writes_refused 0.0\n" in get(f"{daemon.admin}/metrics")
         store.check(client)
         restart(daemon)
         with RawClient(daemon.address) as again:
@@ -284,6 +288,14 @@ def check_full_disk(daemon: Daemon, make_full: Callable[[], None], free: Callabl
             assert store.write(again) is None
         assert "writes are refused" in daemon.log()
         assert "writes are taken again" in daemon.log()
+
+
+def check_writes_are_refused(daemon: Daemon, client: RawClient) -> None:
+    """Whoever operates it is told, by every means."""
+    assert "the data directory has no room" in client.ask("info")["writes_refused"]
+    assert "\nstatestored_writes_refused 1.0\n" in get(f"{daemon.admin}/metrics")
+    assert get(f"{daemon.admin}/ready").startswith("ready, but writes are refused: the data directory has no room")
+    assert get(f"{daemon.admin}/live") == "live\n"
 
 
 @pytest.mark.parametrize("fsync", ["always", "everysec"])
@@ -477,6 +489,7 @@ def test_nobody_is_let_in_before_the_journal_is_replayed(tmp_path: Path) -> None
             if listens or ready == 200:
                 assert "event=replayed" in daemon.log()
             if len(seen) == 3:
+                assert "\nstatestored_ready 0.0\n" in get(f"{daemon.admin}/metrics")
                 told.touch()
         daemon.wait_until_listening()
         assert {live for _, _, live in seen} == {200}
@@ -484,6 +497,7 @@ def test_nobody_is_let_in_before_the_journal_is_replayed(tmp_path: Path) -> None
         with RawClient(daemon.unix_address) as client:
             assert client.ask("count", None, None)["total"] == BATCHES * EFFECTS
         assert re.search(r"event=replaying .*bytes=\d{8} entries=\d{6}", daemon.log()), "progress"
+        assert "level=error" not in daemon.log()
 
 
 def write_journal(data_dir: Path) -> None:
@@ -506,6 +520,11 @@ def write_journal(data_dir: Path) -> None:
 def answers(address: str) -> bool:
     with socket.socket(socket.AF_UNIX) as attempt:
         return attempt.connect_ex(address.removeprefix("unix:")) == 0
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read().decode()  # type: ignore[no-any-return]
 
 
 def status(url: str) -> int:

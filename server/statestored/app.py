@@ -5,8 +5,10 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from types import TracebackType
 
 import structlog
 import uvloop
@@ -33,6 +35,7 @@ from statestored.tls import MAX_HANDSHAKES, ServerTls
 log = structlog.get_logger()
 
 SWITCH_INTERVAL = 0.0001  # seconds
+STOP_SECONDS = 4.0  # for all of a stop, so that with the last lines of the log it takes less than 5
 
 
 def run(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -48,6 +51,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> None:
     check_reach(settings, access)
     tls = None if files is None else ServerTls(files)
     check_limits(settings)
+    audit.limit_library_logs()
     _tune_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_until_signalled(settings, access, tls))
@@ -103,9 +107,24 @@ def check_limits(settings: Settings) -> None:
         )
 
 
+class _Stages(AsyncExitStack):
+    """What was opened, to be closed in the reverse order when the daemon is cancelled.
+
+    The cancellation has done its work by then. Early releases of Python 3.11 take a time limit in a task that is still
+    being cancelled for that cancellation: a stage whose time is over would not be closed to its end.
+    """
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None:
+            task.uncancel()
+        return await super().__aexit__(kind, error, traceback)
+
+
 async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> None:
     """Runs until it is cancelled; then everything is closed in the reverse order."""
-    async with AsyncExitStack() as stack:
+    async with _Stages() as stack:
         directory = DataDirectory(settings.data_dir)
         stack.callback(directory.close)
         directory.open()
@@ -142,13 +161,13 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         for address in await listener.listen(settings.listen):
             stdio.announce(f"listening on {address}")
         log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
-        admin.ready = True
+        service.ready = True
         watch = asyncio.create_task(engine.failure())
         watch.add_done_callback(_fail_stop)
         try:
             await asyncio.Event().wait()
         finally:
-            admin.ready = False
+            service.ready = False
             log.info("stopping")
 
 
@@ -192,7 +211,12 @@ async def _until_signalled(settings: Settings, access: Access, tls: ServerTls | 
 
 
 def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
-    """The first signal ends it in order, the second at once."""
+    """End the daemon in order at the first signal, and at once at the second.
+
+    Each stage of the stop ends its connections itself after a while. What it does not bound is the disk: what still
+    waits for that when the stop has taken too long is given up. Nothing is lost by it that a kill would not take, and
+    that is nothing acknowledged. A thread keeps the time, for the loop may be what waits.
+    """
     loop = asyncio.get_running_loop()
     seen: list[signal.Signals] = []
 
@@ -200,10 +224,18 @@ def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
         if seen:
             os._exit(128 + signum)
         seen.append(signum)
+        limit = threading.Timer(STOP_SECONDS, _end_slow_stop)
+        limit.daemon = True
+        limit.start()
         serving.cancel()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop, signum)
+
+
+def _end_slow_stop() -> None:
+    log.warning("the stop took too long: ended without waiting for the disk")
+    stdio.exit_now(Exit.STOPPED)
 
 
 def _fail_stop(watch: "asyncio.Task[None]") -> None:

@@ -1,22 +1,66 @@
-"""Log lines about who was refused or dropped, and about what only an operator or an admin does.
+"""Log lines that a peer can cause, and those about what only an operator or an admin does.
 
-Of what anybody can cause there is a line a second for each reason: a crowd must not fill the disk with the log.
+A peer must not fill the disk with the log. So every line that a peer can cause goes through one limit: a line a second
+for each reason. What is left out is counted in a metric, and as `suppressed=` in the reason's next line. The lines that
+libraries write about a peer's input pass the same limit (`limit_library_logs`).
 
 What must not be in a log stands there as a keyed hash: the same as long as the daemon runs, and nothing to guess from.
 """
 
 import hashlib
+import logging
 import secrets
 import time
+from collections import Counter
 
 import structlog
 
 log = structlog.get_logger()
 
 EVERY = 1.0  # seconds
+LIBRARIES = ("aiohttp.server", "aiohttp.web", "asyncio")  # the loggers of those that handle what a peer sends
+
+
+class LineLimit:
+    """At most one line a second for each reason.
+
+    The reasons must be few: they are our own, OpenSSL's, or places in the source of a library.
+
+    suppressed: lines that were left out since the start.
+    """
+
+    def __init__(self) -> None:
+        self.suppressed = 0
+        self._last: dict[str, float] = {}  # when each reason was logged last
+        self._left_out: Counter[str] = Counter()  # since then
+
+    def admit(self, reason: str) -> dict[str, int] | None:
+        """Return what the line has to add, which is how many were suppressed; or None if it is to be left out."""
+        now = time.monotonic()
+        if now - self._last.get(reason, -EVERY) < EVERY:
+            self.suppressed += 1
+            self._left_out[reason] += 1
+            return None
+        self._last[reason] = now
+        left_out = self._left_out.pop(reason, 0)
+        return {"suppressed": left_out} if left_out else {}
+
+
+class _LibraryFilter(logging.Filter):
+    """Limits the lines from each place in a library's source."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return limit.admit(f"{record.pathname}:{record.lineno}") is not None
+
 
 _key = secrets.token_bytes(16)
-_last: dict[str, float] = {}  # when each reason was logged last; they are ours, or of those that OpenSSL knows
+limit = LineLimit()
+_library_filter = _LibraryFilter()
+
+
+def limit_library_logs() -> None:
+    for name in LIBRARIES:
+        logging.getLogger(name).addFilter(_library_filter)  # once, however often this is called
 
 
 def pseudonym(what: str | bytes) -> str:
@@ -25,36 +69,30 @@ def pseudonym(what: str | bytes) -> str:
 
 
 def connection_dropped(why: str, reason: str) -> None:
-    if _is_due(f"dropped: {why}"):
-        log.warning("connection dropped", reason=reason)
+    _warn(f"dropped: {why}", "connection dropped", reason=reason)
 
 
 def token_refused(peer: str) -> None:
-    if _is_due("token"):
-        log.warning("a wrong token was refused", peer=pseudonym(peer))
+    _warn("token", "a wrong token was refused", peer=pseudonym(peer))
 
 
 def peer_shut_out(peer: str) -> None:
-    if _is_due("peer"):
-        log.warning("too many wrong tokens from one address: it has to wait", peer=pseudonym(peer))
+    _warn("peer", "too many wrong tokens from one address: it has to wait", peer=pseudonym(peer))
 
 
 def namespace_refused(token: str, namespace: bytes) -> None:
-    if _is_due("namespace"):
-        about = {"token": token, "namespace": pseudonym(namespace)}
-        log.warning("a token was refused, for it does not open the namespace", **about)
+    about = {"token": token, "namespace": pseudonym(namespace)}
+    _warn("namespace", "a token was refused, for it does not open the namespace", **about)
 
 
 def number_reused(method: str, session: int) -> None:
     """Log that a client repeated a number with another write: it shares its session with another client."""
-    if _is_due("number reused"):
-        about = {"method": method, "session": pseudonym(str(session))}
-        log.warning("a write has the number of another one: two clients share a session", **about)
+    about = {"method": method, "session": pseudonym(str(session))}
+    _warn("number reused", "a write has the number of another one: two clients share a session", **about)
 
 
 def notification_refused(code: str) -> None:
-    if _is_due(f"notification: {code}"):
-        log.warning("a notification was refused, and its client does not know", code=code)
+    _warn(f"notification: {code}", "a notification was refused, and its client does not know", code=code)
 
 
 def cleared(token: str | None, namespace: bytes) -> None:
@@ -62,8 +100,14 @@ def cleared(token: str | None, namespace: bytes) -> None:
 
 
 def handshake_failed(reason: str) -> None:
-    if _is_due(f"handshake: {reason}"):
-        log.warning("a TLS handshake failed", reason=reason)
+    _warn(f"handshake: {reason}", "a TLS handshake failed", reason=reason)
+
+
+def internal_fault(event: str, error: BaseException) -> None:
+    """Log a fault of ours, which a request brought to light and may bring to light again and again."""
+    added = limit.admit(f"{event}: {type(error).__qualname__}")
+    if added is not None:
+        log.error(event, exc_info=error, **added)
 
 
 def read_again(what: str, **about: object) -> None:
@@ -74,9 +118,7 @@ def not_read_again(error: Exception) -> None:
     log.error("not read again, and what was read before stays", error=str(error))
 
 
-def _is_due(reason: str) -> bool:
-    now = time.monotonic()
-    if now - _last.get(reason, -EVERY) < EVERY:
-        return False
-    _last[reason] = now
-    return True
+def _warn(limit_by: str, event: str, **about: object) -> None:
+    added = limit.admit(limit_by)
+    if added is not None:
+        log.warning(event, **about, **added)

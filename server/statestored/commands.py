@@ -17,6 +17,7 @@ from typing import Any
 
 from statestore.base import Limits
 from statestore.errors import (
+    BY_WIRE_CODE,
     BadRequest,
     Forbidden,
     Full,
@@ -52,7 +53,10 @@ FEATURES = ("sessions", "not_after")
 
 @dataclass(slots=True)
 class Service:
-    """What all connections share."""
+    """What all connections share.
+
+    ready: clients are served; not while the states are loaded, nor once the daemon is about to end.
+    """
 
     engine: Engine
     store_id: str
@@ -65,8 +69,9 @@ class Service:
     started: float = field(default_factory=time.monotonic)
     clock: SteadyClock = field(default_factory=SteadyClock)
     calls: dict[bytes, int] = field(default_factory=lambda: dict.fromkeys(COMMANDS, 0))
-    errors: Counter[str] = field(default_factory=Counter)  # by code
+    errors: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(BY_WIRE_CODE, 0)))  # by code
     notifications_refused: int = 0  # these are among the errors too
+    ready: bool = False
     connections: int = 0
     connections_total: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any, Protocol
 
-import structlog
-
 from statestore.errors import StateStoreError
 from statestore.wire import (
     DECODE_ERRORS,
@@ -24,6 +22,7 @@ from statestore.wire import (
     Decoder,
     Incomplete,
 )
+from statestored import audit
 from statestored.answers import NIL, pack
 from statestored.commands import COMMANDS, Caller, Command, Service, get, set_, set_together
 from statestored.engines.base import Held, Reply, Space
@@ -38,8 +37,6 @@ TURN_SIZE = 2**18  # bytes; when so much has come, it is answered before more is
 MAX_ITEMS = 1024  # above what any method takes, so that a little too many get an answer that says so
 # So many states are looked up before we see whether the client takes its answers; and where buffers are short.
 GETS_AT_ONCE, GETS_AT_ONCE_IF_SHORT = 256, 16
-
-log = structlog.get_logger()
 
 GET_NAME, SET_NAME = b"get", b"set"
 GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
@@ -140,8 +137,8 @@ class Intake:
     def _answer(self, data: memoryview | bytearray, parts: Parts) -> None:
         try:
             self._execute(data, parts)
-        except Exception:  # a fault of ours: nobody knows who was answered
-            log.exception("requests could not be executed")
+        except Exception as error:  # a fault of ours: nobody knows who was answered
+            audit.internal_fault("requests could not be executed", error)
             self._decoder, self._sets = _new_decoder(), _Sets(self._service)
             for connection in parts:
                 connection.abort()

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from statestore.address import Address, TcpAddress, UnixAddress
@@ -75,10 +76,9 @@ class Listener:
     async def _all_gone(self, within: float) -> None:
         if self._connections:
             self._connections.emptied.clear()
-            # asyncio.timeout of Python 3.11.2 would raise CancelledError, because this task was cancelled before.
-            waiting = asyncio.ensure_future(self._connections.emptied.wait())
-            await asyncio.wait([waiting], timeout=within)
-            waiting.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await self._connections.emptied.wait()
 
     def _connection(self) -> Connection:
         return Connection(self._service, self._connections, self._intake, asyncio.get_running_loop().call_soon)

@@ -6,10 +6,11 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from statestored import __version__, stdio
+from statestored import __version__, audit, stdio
 from statestored.commands import COMMANDS, Service
 
-# What an engine says of itself in `info`, where it does: the metric's kind, name and help.
+# What an engine says of itself in `info`, if it does: the metric's kind, name and help. A text stands for 1, and an
+# empty one for 0.
 ENGINE_METRICS: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = {
     "entries": (GaugeMetricFamily, "statestored_entries", "States stored."),
     "memory": (GaugeMetricFamily, "statestored_memory_bytes", "Memory that the states take, as it is estimated."),
@@ -25,12 +26,17 @@ ENGINE_METRICS: dict[str, tuple[type[GaugeMetricFamily] | type[CounterMetricFami
     "last_snapshot_time": (
         GaugeMetricFamily,
         "statestored_last_snapshot_timestamp_seconds",
-        "When the last snapshot was finished; 0 where none was since the start.",
+        "When the writing of the newest snapshot began; 0 if there is no snapshot.",
     ),
     "last_snapshot_seconds": (
         GaugeMetricFamily,
         "statestored_last_snapshot_duration_seconds",
-        "How long the last snapshot took.",
+        "How long the newest snapshot took; 0 until the daemon has written one since its start.",
+    ),
+    "writes_refused": (
+        GaugeMetricFamily,
+        "statestored_writes_refused",
+        "1 while every write is refused because the data directory has no room, else 0.",
     ),
     "snapshot_failures": (CounterMetricFamily, "statestored_snapshot_failures", "Snapshots that failed."),
 }
@@ -55,6 +61,9 @@ class _ServiceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         service = self._service
         calls = {command.name: service.calls[name] for name, command in COMMANDS.items()}
+        yield GaugeMetricFamily(
+            "statestored_ready", "1 while clients are served, 0 while the daemon loads and stops.", service.ready
+        )
         yield _info("statestored_build", "The release that runs.", {"version": __version__})
         yield _by_label("statestored_requests", "Requests executed.", "method", calls)
         yield _by_label("statestored_errors", "Requests refused.", "code", service.errors)
@@ -77,6 +86,11 @@ class _ServiceCollector(Collector):
                 service.access.shut_out,
             ),
             (
+                "statestored_log_lines_suppressed",
+                "Log lines left out because their reason had a line within the same second.",
+                audit.limit.suppressed,
+            ),
+            (
                 "statestored_tls_failures",
                 "TLS handshakes that failed.",
                 0 if service.tls is None else service.tls.failures,
@@ -91,7 +105,11 @@ class _ServiceCollector(Collector):
         about_engine = service.engine.info()
         for key, (kind, name, help_) in ENGINE_METRICS.items():
             if key in about_engine:
-                yield kind(name, help_, about_engine[key])
+                yield kind(name, help_, _number(about_engine[key]))
+
+
+def _number(figure: float | str) -> float:
+    return bool(figure) if isinstance(figure, str) else figure
 
 
 def _by_label(name: str, help_: str, label: str, values: Mapping[str, int]) -> Metric:

@@ -12,16 +12,12 @@ from asyncio import Future
 from collections.abc import Callable
 from functools import partial
 
-import structlog
-
 from statestore.errors import Internal, StateStoreError, Unavailable, to_wire
 from statestored import audit
 from statestored.answers import NIL, pack
 from statestored.budget import OWN
 from statestored.commands import Service
 from statestored.engines.base import Held, Reply
-
-log = structlog.get_logger()
 
 # Answers that wait for the disk: a client that has more is not read from until they are out.
 MAX_HELD = 1024
@@ -153,7 +149,7 @@ class Responses:
     def _noted(self, error: BaseException) -> StateStoreError:
         """Count the error under its code. Return it, or Internal if it is a fault of ours."""
         if not isinstance(error, StateStoreError):
-            log.error("a request failed", exc_info=error)
+            audit.internal_fault("a request failed", error)
             error = Internal("the server's log says more")
         self._service.errors[error.wire_code] += 1
         return error

@@ -5,7 +5,8 @@ Each block is a frame (see `framing`), numbered from 1, and its payload one Mess
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -98,7 +99,7 @@ class SnapshotWriter:
         self.size += len(data)
 
 
-def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Frame]:
+def read_snapshot(path: Path, store_id: uuid.UUID) -> Generator[Frame, None, None]:
     """The blocks of a snapshot, whose payloads `content_of` unpacks, the footer last.
 
     Raises DamagedFile for whatever is not as it was written, TooNew, or OSError.
@@ -120,6 +121,12 @@ def read_snapshot(path: Path, store_id: uuid.UUID) -> Iterator[Frame]:
             raise DamagedFile(path, "there is no whole block", offset)
         if file.read(1):
             raise DamagedFile(path, "something follows the footer", offset)
+
+
+def read_begin_time(path: Path, store_id: uuid.UUID) -> int:
+    """Return when the writing of a snapshot began, in milliseconds since 1970. Raises as `read_snapshot` does."""
+    with closing(read_snapshot(path, store_id)) as blocks:
+        return next(blocks).time
 
 
 def read_file_id(path: Path, file: BinaryIO, store_id: uuid.UUID) -> bytes:

@@ -1,11 +1,12 @@
-"""Unix sockets, for the listener and the admin address alike."""
+"""Sockets to listen on, for the listener and the admin address alike."""
 
+import asyncio
 import os
 import socket
 import stat
 from pathlib import Path
 
-from statestore.address import Address, UnixAddress
+from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.errors import StartError
 
 # A peer that is silent is asked after 20 seconds, and again every 10; what it has not acknowledged, or not answered,
@@ -20,6 +21,38 @@ def notice_dead_peers(listening: socket.socket) -> None:
         option = getattr(socket, name, None)
         if option is not None:  # not every system has all of them
             listening.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def bind_tcp(address: TcpAddress, setting: str) -> list[socket.socket]:
+    """Return a socket for each address that the host name stands for and that can be bound. Raises StartError."""
+    sockets: list[socket.socket] = []
+    failure: OSError | None = None
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise cannot_listen(address, setting, error) from error
+    for family, kind, protocol, _, place in found:
+        try:
+            sockets.append(_bind(socket.socket(family, kind, protocol), place))
+        except OSError as error:
+            failure = error
+    if not sockets and failure is not None:
+        raise cannot_listen(address, setting, failure) from failure
+    return sockets
+
+
+def _bind(sock: socket.socket, place: tuple[object, ...]) -> socket.socket:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(place)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def bind_unix(address: UnixAddress, setting: str) -> socket.socket:

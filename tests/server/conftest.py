@@ -32,7 +32,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.fixture(autouse=True)
 def nothing_was_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second goes by between two tests."""
-    monkeypatch.setattr(audit, "_last", {})
+    monkeypatch.setattr(audit, "limit", audit.LineLimit())
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ STORE_ID = "7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d"
 class SettledAtOnce:
     """Commits to states that no journal follows."""
 
+    refused_because = ""
+
     def __init__(self, states: States) -> None:
         self._states = states
 

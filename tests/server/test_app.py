@@ -33,10 +33,11 @@ from statestored.access import Access
 from statestored.app import check_addresses, check_reach, serve
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.framing import Kind, Sequence
+from statestored.listener import Listener
 from statestored.settings import Settings
 from statestored.snapshot import SnapshotWriter, verify_snapshot
 from tests.daemon import Daemon
-from tests.server.fakes import Gate
+from tests.server.fakes import Gate, some_turns
 from tests.server.rpc import RawClient, code_of, messages, request
 from tests.server.waiting import eventually, wait_until
 
@@ -332,6 +333,28 @@ async def test_a_disk_that_fails_while_it_stops_is_no_success(
         assert ended == [Exit.DISK_FAILED]
         assert messages(await reader.read()) == []
         writer.close()
+
+
+async def test_a_stop_closes_its_connections_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[int]
+) -> None:
+    """Also one that does not read within the time limit for that."""
+    closed = []
+
+    async def close(listener: Listener, close: Callable[[Listener], Any] = Listener.close) -> None:
+        await close(listener)
+        closed.append(listener)
+
+    monkeypatch.setattr(Listener, "close", close)
+    async with serving(tmp_path, "always") as (serving_, path):
+        _, writer = await asyncio.open_unix_connection(path)
+        serving_.cancel()
+        await asyncio.wait([serving_])
+        writer.transport.abort()
+        await some_turns()  # a loop with connections that nobody has closed is not closed either
+        assert len(closed) == 1
+        assert serving_.cancelled()
+    assert ended == []
 
 
 @contextlib.asynccontextmanager

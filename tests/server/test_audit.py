@@ -1,5 +1,6 @@
 """What is worth a line in the log, without anything in it that must not be there."""
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -52,6 +53,7 @@ def test_a_pseudonym_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> Non
         lambda number: audit.peer_shut_out(f"192.0.2.{number}"),
         lambda number: audit.namespace_refused("shop", b"n%d" % number),
         lambda _: audit.handshake_failed("unknown ca"),
+        lambda number: audit.internal_fault("a request failed", ValueError(number)),
     ],
 )
 def test_what_anybody_can_cause_is_a_line_a_second(
@@ -66,6 +68,34 @@ def test_what_anybody_can_cause_is_a_line_a_second(
                     write(number)
                 now[0] += audit.EVERY
         assert len(logs) == lines
+
+
+def test_the_next_line_says_how_many_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(audit.time, "monotonic", lambda: now[0])
+    with capture_logs() as logs:
+        for _ in range(3):
+            for _ in range(100):
+                audit.token_refused("192.0.2.1")
+            audit.handshake_failed("unknown ca")
+            now[0] += audit.EVERY
+    said = [entry.get("suppressed") for entry in logs if "token" in entry["event"]]
+    assert said == [None, 99, 99]
+    assert audit.limit.suppressed == 297
+
+
+@pytest.mark.parametrize("name", audit.LIBRARIES)
+def test_what_a_library_says_of_a_peer_is_a_line_a_second_for_each_place_in_its_source(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit.limit_library_logs()
+    audit.limit_library_logs()  # it does not matter how often
+    logger = logging.getLogger(name)
+    for number in range(100):
+        logger.error("a fault of peer %s", number)
+        logger.error("another fault of peer %s", number)
+    assert [record.msg for record in caplog.records] == ["a fault of peer %s", "another fault of peer %s"]
+    assert audit.limit.suppressed == 198
 
 
 def test_each_reason_has_its_own_line() -> None:

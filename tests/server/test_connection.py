@@ -683,7 +683,7 @@ def test_where_the_writes_were_taken_back_each_held_request_gets_the_error(holdi
     answers = wire.read()
     assert [(answer[1], error_of(answer)) for answer in answers] == [(msgid, "unavailable"), (2, "unavailable")]
     assert "the disk is full" in answers[0][2]
-    assert service.errors == {"unavailable": 2}
+    assert +service.errors == {"unavailable": 2}
     assert wire.ask(request(3, "ping")) == [ok(3, None)]
 
 
@@ -1330,7 +1330,7 @@ def test_calls_and_errors_are_counted(wire: Wire) -> None:
     wire.ask(*[request(number, "get", *ANN) for number in range(3)], request(4, "none"), request(5, "get"))
     info = wire.ask(request(6, "info"))[0][3]
     assert (info["calls"]["get"], info["calls"]["info"], info["calls"]["set"]) == (3, 1, 0)
-    assert info["errors"] == {"unknown_method": 1, "bad_request": 1}
+    assert {code: count for code, count in info["errors"].items() if count} == {"unknown_method": 1, "bad_request": 1}
 
 
 # With a real daemon on real sockets

@@ -852,7 +852,32 @@ async def test_info_has_figures_under_fixed_names(tmp_path: Path) -> None:
         await settled(space(engine).set(*ANN, b"A"))
         await engine.saver.snapshot()
         assert set(engine.info()) == names == set(engine_without_files().info())
-        assert all(isinstance(value, int | float) for value in engine.info().values())
+        assert all(isinstance(value, int | float | str) for value in engine.info().values())
+
+
+async def test_info_says_what_is_known_while_the_states_are_loaded(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        await settled(space(engine).set(*ANN, b"A"))
+        known = set(engine.info())
+    directory, loading = make(tmp_path)
+    assert loading.info()["entries"] == 0
+    assert "journal_bytes" not in loading.info()
+    assert set(loading.info()) < known
+    loading.snapshot_soon()  # there is nothing to make one of
+    directory.close()
+
+
+async def test_info_says_that_writes_are_refused_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits_module, "RETRY_EVERY", 0.002)
+    disk = Disk(monkeypatch)
+    async with opened(tmp_path) as engine:
+        assert engine.info()["writes_refused"] == ""
+        disk.fill()
+        with pytest.raises(Unavailable):
+            await settled(space(engine).set(*ANN, b"A"))
+        assert "No space left on device" in engine.info()["writes_refused"]
+        disk.make_room()
+        await eventually(lambda: engine.info()["writes_refused"] == "")
 
 
 # Sessions

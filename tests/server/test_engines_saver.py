@@ -1,6 +1,7 @@
 """When a snapshot is due, and that nothing goes before the new one was read back (D7)."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from statestored import snapshot as snapshot_module
 from statestored.datadir import DataDirectory
 from statestored.engines import commits as commits_module
 from statestored.engines import saver as saver_module
-from statestored.engines.commits import Fsync
+from statestored.engines.commits import Fsync, now
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
 from statestored.engines.saver import Saver, SnapshotSchedule
 from statestored.errors import DamagedFile, DiskFailed, NoRoom
@@ -550,7 +551,7 @@ async def test_closing_while_one_is_written_leaves_nothing_unfinished(
 
 
 async def test_info_says_when_the_last_one_was_and_how_long_it_took(tmp_path: Path) -> None:
-    before = time.time()
+    before = now() / 1000
     async with opened(tmp_path) as engine:
         assert engine.info()["last_snapshot_time"] == 0
         await put(engine, b"A")
@@ -559,4 +560,18 @@ async def test_info_says_when_the_last_one_was_and_how_long_it_took(tmp_path: Pa
         assert before <= info["last_snapshot_time"] <= time.time()
         assert 0 < info["last_snapshot_seconds"] < 10
         assert info["journal_bytes"] in (0, FRAME_SIZE)  # a mark, where the disk is slow
-        assert all(isinstance(value, int | float) for value in info.values())
+        assert all(isinstance(value, int | float | str) for value in info.values())
+
+
+async def test_after_a_start_info_still_says_when_the_last_one_was(tmp_path: Path) -> None:
+    """A copy of the directory, or a restored one, has other times of its files."""
+    async with opened(tmp_path) as engine:
+        await put(engine, b"A")
+        await engine.saver.snapshot()
+        written = engine.info()["last_snapshot_time"]
+    (path,) = DataDirectory(tmp_path).snapshots()
+    os.utime(path, (1, 1))
+    for _ in range(2):
+        async with opened(tmp_path) as engine:
+            assert engine.info()["last_snapshot_time"] == written > 0
+            assert engine.info()["last_snapshot_seconds"] == 0, "nobody knows any more how long it took"

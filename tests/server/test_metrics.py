@@ -1,6 +1,7 @@
 """What Prometheus reads, by its own conventions."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -9,12 +10,14 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from statestore.errors import BY_WIRE_CODE
-from statestored import __version__, stdio
+from statestored import __version__, audit, stdio
 from statestored.commands import COMMANDS, Service
+from statestored.datadir import DataDirectory
+from statestored.engines.commits import Fsync
 from statestored.engines.embedded import EmbeddedEngine
 from statestored.metrics import ENGINE_METRICS, Metrics
 from statestored.timeouts import Dropped
-from tests.server.fakes import LaterEngine, Wire, engine_without_files, make_service
+from tests.server.fakes import NEVER, LaterEngine, Wire, engine_without_files, make_service
 from tests.server.rpc import request
 
 UNITS_THAT_ARE_NOT_BASE = r"milliseconds|minutes|hours|days|kilobytes|megabytes|percent"
@@ -97,6 +100,41 @@ def test_every_method_has_a_series_from_the_beginning(service: Service) -> None:
     assert {key[1] for key in found if key[0] == "statestored_requests_total"} == {name.decode() for name in COMMANDS}
 
 
+def test_every_error_code_has_a_series_from_the_beginning(service: Service) -> None:
+    """A rate that begins with the first error would miss it."""
+    found = values(service)
+    assert {key[1] for key in found if key[0] == "statestored_errors_total"} == set(BY_WIRE_CODE)
+    assert sum(value for key, value in found.items() if key[0] == "statestored_errors_total") == 0
+
+
+def test_no_series_appears_later_than_clients_are_served(service: Service) -> None:
+    before = values(service).keys()
+    use(service)
+    assert values(service).keys() == before
+
+
+def test_what_is_known_while_the_states_are_loaded_is_shown() -> None:
+    loading = EmbeddedEngine(DataDirectory(Path("/nowhere")), Fsync.NEVER, NEVER, 9)
+    service = make_service(loading)
+    found = values(service)
+    assert found["statestored_ready",] == found["statestored_entries",] == 0
+    assert ("statestored_journal_bytes",) not in found, "nobody knows yet"
+    service.ready = True
+    assert values(service)["statestored_ready",] == 1
+
+
+def test_that_writes_are_refused_is_shown(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert values(service)["statestored_writes_refused",] == 0
+    monkeypatch.setattr(service.engine.commits, "refused_because", "no room", raising=False)  # type: ignore[attr-defined]
+    assert values(service)["statestored_writes_refused",] == 1
+
+
+def test_log_lines_that_were_left_out_are_counted(service: Service) -> None:
+    for _ in range(3):
+        audit.handshake_failed("unknown ca")
+    assert values(service)["statestored_log_lines_suppressed_total",] == 2
+
+
 def test_no_series_grows_with_what_is_stored_or_asked(service: Service) -> None:
     def fill(start: int) -> None:
         wire = Wire(service)
@@ -123,7 +161,7 @@ def test_nothing_of_what_is_stored_is_in_it(service: Service) -> None:
 def test_codes_are_those_of_the_protocol(service: Service) -> None:
     use(service)
     codes = {key[1] for key in values(service) if key[0] == "statestored_errors_total"}
-    assert codes <= set(BY_WIRE_CODE)
+    assert codes == set(BY_WIRE_CODE)
 
 
 def test_all_that_the_engine_says_is_shown(service: Service) -> None:

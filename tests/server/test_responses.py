@@ -128,7 +128,7 @@ def test_where_the_commit_is_taken_back_each_gets_the_error(
     assert [(answer[1], code_of(answer[2]), answer[3]) for answer in client.read()] == [
         (number, "unavailable", None) for number in (3, 1, 2**32 - 1)
     ]
-    assert service.errors == {"unavailable": 3}
+    assert +service.errors == {"unavailable": 3}
     assert left
 
 

@@ -22,6 +22,7 @@ from statestored.snapshot import (
     SnapshotWriter,
     content_of,
     footer_of,
+    read_begin_time,
     read_snapshot,
     verify_snapshot,
 )
@@ -306,3 +307,12 @@ def test_a_block_of_a_later_release_is_too_new(path: Path, kind: int) -> None:
 def test_a_file_that_is_not_there_is_no_damage(path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         verify_snapshot(path, STORE)
+
+
+@pytest.mark.parametrize("contents", [SOME, ()])
+def test_it_says_when_its_writing_began(tmp_path: Path, contents: Contents) -> None:
+    path = tmp_path / "00000007.snapshot"
+    write(path, contents)
+    assert read_begin_time(path, STORE) == TIME
+    with pytest.raises(DamagedFile):
+        read_begin_time(path, OTHER)

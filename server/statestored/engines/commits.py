@@ -112,6 +112,11 @@ class GroupCommit:
         """Raises DiskFailed. Where there is no room it goes on, and refuses writes until there is some."""
         await self._find_room(self._journal.begin)
 
+    @property
+    def refused_because(self) -> str:
+        """Why nothing can be written now; empty while writes are accepted."""
+        return self._refused_because
+
     def check(self) -> None:
         """Raises Unavailable where nothing can be written."""
         if self._refused_because:

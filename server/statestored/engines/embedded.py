@@ -41,12 +41,12 @@ MAX_ANSWERS = 2**26  # bytes of memory for those that are remembered; then no se
 
 
 class EmbeddedEngine:
-    """`commits` and `saver` are there once it is open."""
+    """`commits` and `saver` are there once it is open; until then it is loading."""
 
     name = "embedded"
     bulk_is_atomic = True
     commits: GroupCommit
-    saver: Saver
+    saver: Saver | None = None
 
     def __init__(
         self,
@@ -100,7 +100,8 @@ class EmbeddedEngine:
         await asyncio.shield(self._failure)
 
     def snapshot_soon(self) -> None:
-        self.saver.ask()
+        if self.saver is not None:
+            self.saver.ask()
 
     def open_session(self, asked: int) -> int | Held[int]:
         sessions = self.states.sessions
@@ -162,14 +163,17 @@ class EmbeddedEngine:
         return space
 
     def info(self) -> dict[str, Any]:
-        return {
+        """Figures of the states; and of the files, once they have been loaded."""
+        figures = {
             "entries": len(self.states),
             "memory": self.states.memory,
             "max_memory": self.quota.memory,
             "namespaces": sum(1 for table in self.states.tables.values() if len(table)),
             "sessions": len(self.states.sessions),
-            **self.saver.info(),
         }
+        if self.saver is None:
+            return figures
+        return {**figures, "writes_refused": self.commits.refused_because, **self.saver.info()}
 
     def _remember(self, numbers: Sequence[Number], reply: Reply, *, changed: bool) -> None:
         """What the write with these numbers was answered, and whether it changed anything."""

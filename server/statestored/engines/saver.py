@@ -18,7 +18,7 @@ from statestored.engines.states import States
 from statestored.engines.threads import in_thread
 from statestored.errors import DamagedFile, DiskFailed, NoRoom
 from statestored.journal import Journal
-from statestored.snapshot import SnapshotWriter
+from statestored.snapshot import SnapshotWriter, read_begin_time
 
 log = structlog.get_logger()
 
@@ -62,10 +62,12 @@ class Saver:
         self._asked = asyncio.Event()
         self._saved_changes = 0  # so many of the states' changes are in the last snapshot, ...
         self._saved_size = 0  # ... and so many bytes of the journal
-        self._snapshot_size = sum(path.stat().st_size for path in directory.snapshots())
+        snapshots = directory.snapshots()
+        self._snapshot_size = sum(path.stat().st_size for path in snapshots)
         self._room_needed = self._snapshot_size
-        self._finished = 0.0  # when the last snapshot was, in seconds since 1970
-        self._seconds = 0.0  # that it took
+        # When the writing of the last snapshot began, in milliseconds since 1970; 0 if there is none.
+        self._last_begun = read_begin_time(snapshots[-1], directory.store_id) if snapshots else 0
+        self._seconds = 0.0  # that it took; of one from before the start nobody knows
         self._failures = 0
 
     def ask(self) -> None:
@@ -115,12 +117,12 @@ class Saver:
 
     async def _make(self) -> None:
         """Write it, and remove what it makes needless once it is in its place."""
-        started = time.monotonic()
+        started, begun = time.monotonic(), now()
         await self._look_for_room()
         changes, reverts = self._states.changes, self._commits.reverts
         number, journal_size = await self._commits.rotate()
         path, store_id = self._directory.snapshot(number), self._directory.store_id
-        with await in_thread(SnapshotWriter, path, store_id, now()) as writer:
+        with await in_thread(SnapshotWriter, path, store_id, begun) as writer:
             try:
                 entries = await write_states(self._states, writer)
                 last = await self._commits.durable()
@@ -134,7 +136,7 @@ class Saver:
         self._saved_size = journal_size
         self._saved_changes, self._snapshot_size = changes, writer.size
         self._room_needed = writer.size
-        self._finished, self._seconds = time.time(), time.monotonic() - started
+        self._last_begun, self._seconds = begun, time.monotonic() - started
         log.info("snapshot written", snapshot=path.name, entries=entries, seconds=round(self._seconds, 3))
 
     async def _look_for_room(self) -> None:
@@ -151,7 +153,7 @@ class Saver:
         return {
             "changes_since_snapshot": self._states.changes - self._saved_changes,
             "journal_bytes": self._journal.size - self._saved_size,
-            "last_snapshot_time": self._finished,
+            "last_snapshot_time": self._last_begun / 1000,
             "last_snapshot_seconds": self._seconds,
             "snapshot_failures": self._failures,
         }
