@@ -106,6 +106,7 @@ class GroupCommit:
         self._settled = journal.last  # the last batch that is
         self._failed = False  # nothing may be written or answered any more
         self._refused_because = ""  # nothing can be written now
+        self._rotation_failed = False  # and the log says so
         self._refusing = asyncio.Event()  # set where there is a reason
 
     async def begin(self) -> None:
@@ -333,7 +334,11 @@ class GroupCommit:
         try:
             await self._in_thread(self._journal.rotate)
         except NoRoom as error:  # then the old one takes more
-            log.warning("no new segment of the journal", error=str(error))
+            if not self._rotation_failed:  # clients that write can have it tried 20 times a second
+                log.warning("no new segment of the journal", error=str(error))
+            self._rotation_failed = True
+        else:
+            self._rotation_failed = False
 
     async def _mark(self) -> None:
         """Nothing was written for a while, and all before that is on the disk."""
