@@ -40,7 +40,7 @@ MAX_COUNTED_STATES = 16_384
 # What things take, in bytes besides their text, measured with CPython 3.13 and rounded up.
 SENDER_MEMORY = 88  # with its place in a bucket
 MORE_MEMORY = 64  # each further entry of the same sender
-STATE_MEMORY = 240  # a module and a state, with their cell and their count
+STATE_MEMORY = 240  # a module and a state, with their cell and their count; 64 more if they are counted apart
 
 
 class StateCount:
