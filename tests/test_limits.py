@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from statestore import RemoteStorage
 from statestore.address import TcpAddress, parse_address
 from statestore.errors import Full
 from statestored.descriptors import RESERVED
+from tests.certificates import Authority
 from tests.daemon import STATESTORED, Daemon
 from tests.server.rpc import RawClient, request
 from tests.server.waiting import wait_until
@@ -121,6 +123,31 @@ def test_clients_that_never_read(daemon: Daemon, asked: bytes) -> None:
         clients = [stack.enter_context(connect(daemon)) for _ in range(100)]
         for_a_while(lambda: [send(client, asked) for client in clients], 3)
         assert resident(daemon) - before < 100 * MIB
+
+
+def test_clients_that_never_read_by_tls(tmp_path: Path) -> None:
+    """L2: a connection with TLS takes more memory, and what waits to be sent counts as it does without."""
+    buffers, clients = 4 * MIB, 200
+    each = 48 * 1024  # 19 KiB if it is idle, 8 more after large answers, and 16 that do not count in the budget
+    authority = Authority(tmp_path)
+    identity = authority.issue("server")
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+    flags = (f"--tls-cert={identity.certificate}", f"--tls-key={identity.key}", f"--max-buffers={buffers // MIB}")
+    with Daemon(tmp_path, *flags) as daemon, ExitStack() as stack:
+        with RawClient(daemon.unix_address) as client:
+            client.ask("set_many", [["lists", f"s{number}", "A" * 1000] for number in range(400)])
+            before = resident(daemon)
+            asked = request(1, "get_many", [["lists", f"s{number}"] for number in range(165)]) * 25
+            for _ in range(clients):
+                sock = connect(daemon)
+                sock.setblocking(True)
+                secure = stack.enter_context(trusting.wrap_socket(sock, server_hostname="localhost"))
+                secure.sendall(asked)
+            wait_until(lambda: client.ask("info")["dropped"]["no_buffers"])
+            taken = resident(daemon) - before
+            print(f"{taken / clients / 1024:.0f} KiB for each of {clients} connections")  # noqa: T201
+            assert taken < buffers + clients * each
+            assert client.ask("info")["buffered_bytes"] < 1.5 * buffers
 
 
 def test_clients_that_say_nothing_or_half_a_message(tmp_path: Path) -> None:

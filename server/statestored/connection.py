@@ -7,6 +7,7 @@ later, or wants it held until a commit is durable; or there is a reason not to e
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any, cast
 
 from statestore.errors import BadRequest, ShuttingDown, StateStoreError
@@ -16,10 +17,12 @@ from statestored.budget import OWN
 from statestored.commands import Caller, Command, Service, check_params, find_command, hello
 from statestored.engines.base import Reply
 from statestored.extent import Extent, Garbage
+from statestored.foreign_protocols import instead_of_messagepack
 from statestored.heavy import CallSoon, HeavyTurns, NotYet
 from statestored.intake import MAX_ITEMS, READ_SIZE, Intake
 from statestored.responses import MAX_HELD, Responses
-from statestored.timeouts import Dropped, Watch
+from statestored.timeouts import GIVEN_UP, Dropped, Watch
+from statestored.tls import reason_of
 from statestored.tokens import Role
 from statestored.writes import run_with
 
@@ -127,9 +130,10 @@ class Connection(asyncio.BufferedProtocol):
             if len(self._connections.strangers) > MAX_STRANGERS:
                 self._connections.drop_a_stranger()
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self._intake.forget(self)
         if self in self._connections:
+            self._note_loss(error)
             self._connections.remove(self)
             self._budget.forget(self)
             self._service.connections -= 1
@@ -263,7 +267,8 @@ class Connection(asyncio.BufferedProtocol):
     def broke_off(self, rest: memoryview | bytearray, trouble: Exception | None) -> None:
         """That much of it is not answered; `trouble`: what came out of decoding it, if that is why."""
         if trouble is not None and not isinstance(trouble, Incomplete):
-            self._drop(trouble)
+            foreign = instead_of_messagepack(rest) if self.responses.untouched() else None
+            self._drop(trouble if foreign is None else Garbage(foreign))
         elif self._refused:
             self.close()
         else:
@@ -350,6 +355,13 @@ class Connection(asyncio.BufferedProtocol):
         self._extent = None
         self._count_held()
         self.close()
+
+    def _note_loss(self, error: Exception | None) -> None:
+        """Count a connection that the system or TLS has given up; one that the client has ended or reset is no drop."""
+        if isinstance(error, ssl.SSLError):
+            self._service.note_dropped(Dropped.GARBAGE, f"what came is not TLS: {reason_of(error)}")
+        elif isinstance(error, OSError) and error.errno in GIVEN_UP:
+            self._service.note_dropped(Dropped.NOT_READING if self._paused else Dropped.DEAD_PEER)
 
     def _give_up(self, why: Dropped) -> None:
         """Whatever waits to be sent."""

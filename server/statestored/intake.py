@@ -226,6 +226,8 @@ class Intake:
                         break
             except (*DECODE_ERRORS, Garbage) as error:
                 trouble = error.with_traceback(None)  # which has this frame, and that has `trouble`
+                if isinstance(error, Garbage):
+                    start = begin  # the rest begins with it
             if gets or not is_usual:
                 service.calls[GET_NAME] += gets
                 responses.flush()

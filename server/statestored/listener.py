@@ -1,10 +1,10 @@
 """The addresses on which the daemon answers, and the end of all connections."""
 
 import asyncio
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.commands import Service
@@ -12,14 +12,12 @@ from statestored.connection import Connection, Connections
 from statestored.intake import Intake
 from statestored.sockets import bind_unix, cannot_listen, notice_dead_peers
 from statestored.timeouts import EVERY
+from statestored.tls import ServerTls
+from statestored.tls_transport import TlsTransport
 
 SETTING = "--listen"
 BACKLOG = 1024
 DRAIN = 0.2  # seconds in which requests that were on their way are told that the daemon is about to end
-# With TLS the loop takes over all that the system has received, up to 256 KiB, though the connection does not read on,
-# and keeps the memory. So the system is not to receive so much ahead; Linux takes twice what is said.
-TLS_RECEIVED = 2**14
-TLS_PATIENCE = 5.0  # seconds for a peer to complete a handshake, or the end of a connection
 PATIENCE = 2.0  # seconds for clients to read their last answers
 
 
@@ -56,6 +54,8 @@ class Listener:
             server.close()
         for path in self._paths:
             path.unlink(missing_ok=True)
+        if self._service.tls is not None:
+            self._service.tls.abort_handshakes()
         for connection in self._connections:
             connection.drain()
         await self._all_gone(within=DRAIN)
@@ -83,26 +83,19 @@ class Listener:
     def _connection(self) -> Connection:
         return Connection(self._service, self._connections, self._intake, asyncio.get_running_loop().call_soon)
 
+    def _tls_transport(self) -> TlsTransport:
+        call_soon = asyncio.get_running_loop().call_soon
+        return TlsTransport(cast(ServerTls, self._service.tls), self._connection, self._connections.watch, call_soon)
+
     async def _listen_tcp(self, address: TcpAddress) -> list[Address]:
-        loop, tls = asyncio.get_running_loop(), self._service.tls
-        patience = None if tls is None else TLS_PATIENCE
+        make = self._connection if self._service.tls is None else self._tls_transport
         try:
-            server = await loop.create_server(
-                self._connection,
-                address.host,
-                address.port,
-                backlog=BACKLOG,
-                ssl=tls,
-                ssl_handshake_timeout=patience,
-                ssl_shutdown_timeout=patience,
-            )
+            server = await asyncio.get_running_loop().create_server(make, address.host, address.port, backlog=BACKLOG)
         except OSError as error:
             raise cannot_listen(address, SETTING, error) from error
         self._servers.append(server)
         for sock in server.sockets:
             notice_dead_peers(sock)
-            if tls is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TLS_RECEIVED)
         return [TcpAddress(*found.getsockname()[:2]) for found in server.sockets]
 
     async def _listen_unix(self, address: UnixAddress) -> Address:

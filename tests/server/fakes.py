@@ -347,8 +347,12 @@ class Wire(asyncio.Transport):
         return len(self._unread)
 
     def hang_up(self) -> None:
+        self.lose(None)
+
+    def lose(self, error: Exception | None) -> None:
+        """The connection is lost: the client hung up, or for this error."""
         self._closing = True
-        self.connection.connection_lost(None)
+        self.connection.connection_lost(error)
 
     def look(self, times: int = 1) -> None:
         """So many seconds pass."""

@@ -296,7 +296,7 @@ async def test_a_client_without_tls_is_not_answered_there(tls: ServerTls) -> Non
 
 
 async def test_a_handshake_that_is_not_completed_ends(tls: ServerTls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "TLS_PATIENCE", 0.05)
+    monkeypatch.setattr(listener_module, "EVERY", 0.01)
     async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
         reader, writer = await connect(address)
         writer.write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of one
@@ -321,20 +321,20 @@ async def test_handshakes_that_are_given_up_leave_nothing_behind(tls: ServerTls)
             gc.enable()
 
 
-async def test_a_handshake_for_which_there_is_no_room_is_not_begun(
+async def test_who_completes_no_handshake_keeps_nobody_out(
     authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls_module, "MAX_HANDSHAKES", 1)
+    monkeypatch.setattr(tls_module, "MAX_HANDSHAKES", 2)
     async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
-        _, silent = await connect(address)
-        await eventually(lambda: tls.under_way == 1)
-        reader, other = await connect(address)
-        assert await reader.read() == b""
-        other.close()
-        silent.close()
-        await eventually(lambda: tls.under_way == 0)
-        _, writer = await connect_by_tls(address, authority)
-        writer.close()
+        silent = [await connect(address) for _ in range(2)]
+        await eventually(lambda: tls.under_way == 2)
+        reader, writer = await connect_by_tls(address, authority)
+        writer.write(request(1, "ping"))
+        assert await reader.readexactly(len(PONG)) == PONG
+        assert await silent[0][0].read() == b"", "the oldest goes"
+        assert (tls.under_way, tls.failures) == (1, 1)
+        for each in (writer, *(writer for _, writer in silent)):
+            each.close()
 
 
 async def test_requests_larger_than_what_is_read_at_once_come_through_tls(authority: Authority, tls: ServerTls) -> None:
@@ -367,16 +367,6 @@ async def test_a_client_that_does_not_read_is_not_answered_on_over_tls(authority
             unpacker.feed(await reader.read(65536))
             came += sum(1 for _ in unpacker)
         writer.close()
-
-
-async def test_the_system_does_not_receive_much_ahead_with_tls(tls: ServerTls) -> None:
-    """A client that is not read from would take ten times the memory of one without TLS."""
-    listener = Listener(make_service(tls=tls))
-    await listener.listen([ANY_PORT])
-    ((listening_socket,),) = [server.sockets for server in listener._servers]
-    taken = listening_socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    await listener.close()
-    assert taken <= 2 * listener_module.TLS_RECEIVED
 
 
 async def test_who_ends_a_tls_connection_ends_both_sides(
