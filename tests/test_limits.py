@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,7 @@ def for_a_while(step: Callable[[], object], seconds: float) -> None:
 
 GETS = b"".join(request(number, "get", "lists", f"s{number}") for number in range(400))
 SCANS = request(1, "scan", None, None, None, None) * 100
+PAGES = request(1, "get_many", [["lists", f"s{number}"] for number in range(400)]) * 10
 
 
 @pytest.mark.parametrize("asked", [GETS, SCANS], ids=["gets", "scans"])
@@ -125,29 +127,45 @@ def test_clients_that_never_read(daemon: Daemon, asked: bytes) -> None:
         assert resident(daemon) - before < 100 * MIB
 
 
-def test_clients_that_never_read_by_tls(tmp_path: Path) -> None:
-    """L2: a connection with TLS takes more memory, and what waits to be sent counts as it does without."""
-    buffers, clients = 4 * MIB, 200
-    each = 48 * 1024  # 19 KiB if it is idle, 8 more after large answers, and 16 that do not count in the budget
+def wait_until_stuck(client: RawClient) -> dict[str, Any]:
+    """Until nothing is answered any more to those who do not read; returns what `info` says then."""
+    infos: list[dict[str, Any]] = []
+
+    def is_stuck() -> bool:
+        infos.append(client.ask("info"))
+        return len({info["calls"]["get_many"] for info in infos[-100:]}) == 1 and len(infos) > 100
+
+    wait_until(is_stuck)
+    return infos[-1]
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_answers_that_nobody_reads_take_what_the_budget_allows(tmp_path: Path, with_tls: bool) -> None:
+    """L1, L2: `--max-buffers`, and a fixed part for each connection, which is more with TLS."""
+    buffers, clients = 4 * MIB, 100
+    each = (64 if with_tls else 36) * 1024
     authority = Authority(tmp_path)
     identity = authority.issue("server")
     trusting = ssl.create_default_context(cafile=authority.certificate)
-    flags = (f"--tls-cert={identity.certificate}", f"--tls-key={identity.key}", f"--max-buffers={buffers // MIB}")
-    with Daemon(tmp_path, *flags) as daemon, ExitStack() as stack:
-        with RawClient(daemon.unix_address) as client:
-            client.ask("set_many", [["lists", f"s{number}", "A" * 1000] for number in range(400)])
-            before = resident(daemon)
-            asked = request(1, "get_many", [["lists", f"s{number}"] for number in range(165)]) * 25
-            for _ in range(clients):
-                sock = connect(daemon)
-                sock.setblocking(True)
-                secure = stack.enter_context(trusting.wrap_socket(sock, server_hostname="localhost"))
-                secure.sendall(asked)
-            wait_until(lambda: client.ask("info")["dropped"]["no_buffers"])
-            taken = resident(daemon) - before
-            print(f"{taken / clients / 1024:.0f} KiB for each of {clients} connections")  # noqa: T201
-            assert taken < buffers + clients * each
-            assert client.ask("info")["buffered_bytes"] < 1.5 * buffers
+    flags = (f"--tls-cert={identity.certificate}", f"--tls-key={identity.key}") if with_tls else ()
+    with (
+        Daemon(tmp_path, f"--max-buffers={buffers // MIB}", *flags) as daemon,
+        RawClient(daemon.unix_address) as client,
+        ExitStack() as stack,
+    ):
+        client.ask("set_many", [["lists", f"s{number}", "A" * 1000] for number in range(400)])
+        before = resident(daemon)
+        for _ in range(clients):
+            sock = connect(daemon)
+            sock.setblocking(True)
+            if with_tls:
+                sock = trusting.wrap_socket(sock, server_hostname="localhost")
+            stack.enter_context(sock).sendall(PAGES)
+        info = wait_until_stuck(client)
+        taken = resident(daemon) - before
+        print(f"{taken / clients / 1024:.0f} KiB for each of {clients} connections")  # noqa: T201
+        assert taken < buffers + clients * each
+        assert info["errors"].get("unavailable") or info["dropped"]["no_buffers"], "the budget was used up"
 
 
 def test_clients_that_say_nothing_or_half_a_message(tmp_path: Path) -> None:

@@ -97,7 +97,6 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent = 0  # bytes that were at the last look
         self._refused = False  # its hello was: nothing more is executed
         self.stopped = False  # answering what came has to wait, or to end
-        self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
         self._held_back = False  # too many answers wait for the disk: do nothing more for now
         self._has_turn = False  # to do one thing that takes a while
@@ -172,16 +171,20 @@ class Connection(asyncio.BufferedProtocol):
         return self._owes_answers() and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
-        self._paused = self.stopped = True
+        """Answer nothing more for now: the client reads too slowly."""
+        self.responses.is_paused = self.stopped = True
         self._transport.pause_reading()
         self._since.paused = self._watch.add(self)
         self._unsent = 0
         self._count_held()
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.responses.resume()
         self._count_held()
-        self._go_on()
+        if self._closing:
+            self._after_waiting()
+        else:
+            self._go_on()
 
     # Called by the listener
 
@@ -202,7 +205,7 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
         self._since.closing = self._watch.add(self)
         self.responses.then = self._after_waiting
-        if self.responses.waiting:
+        if self.responses.is_owing:
             self._transport.pause_reading()
         else:
             self._transport.close()
@@ -361,7 +364,7 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(error, ssl.SSLError):
             self._service.note_dropped(Dropped.GARBAGE, f"what came is not TLS: {reason_of(error)}")
         elif isinstance(error, OSError) and error.errno in GIVEN_UP:
-            self._service.note_dropped(Dropped.NOT_READING if self._paused else Dropped.DEAD_PEER)
+            self._service.note_dropped(Dropped.NOT_READING if self.responses.is_paused else Dropped.DEAD_PEER)
 
     def _give_up(self, why: Dropped) -> None:
         """Whatever waits to be sent."""
@@ -395,19 +398,21 @@ class Connection(asyncio.BufferedProtocol):
             self._go_on()
 
     def _owes_answers(self) -> bool:
-        """Whether some wait for the disk, or requests that came wait for their turn."""
-        return self.responses.waiting > 0 or (self.stopped and not self._closing and len(self._rest) > 0)
+        """Whether some wait for the disk or for the client, or requests that came wait for their turn."""
+        return self.responses.is_owing or (self.stopped and not self._closing and len(self._rest) > 0)
 
     def _must_wait(self) -> bool:
-        return self._paused or self._held_back or self._short or self._closing or self._transport.is_closing()
+        return (
+            self.responses.is_paused or self._held_back or self._short or self._closing or self._transport.is_closing()
+        )
 
     # What it makes the daemon keep, and for how long
 
     def _count_held(self) -> None:
         """In the budget of all."""
         held = len(self._rest) + self.responses.held_bytes
-        if self._paused:
-            held += self._transport.get_write_buffer_size()
+        if self.responses.is_paused:
+            held += self.responses.unsent
         if held != self._held_of_budget:
             self._held_of_budget = held
             self.responses.then = self._after_waiting
@@ -456,15 +461,15 @@ class Connection(asyncio.BufferedProtocol):
         if why is not None:
             self._give_up(why)
             return False
-        return self._stranger or self._extent is not None or self._paused or self._closing
+        return self._stranger or self._extent is not None or self.responses.is_paused or self._closing
 
     def _overdue(self, now: int) -> Dropped | None:
         since = self._since
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self.responses.unsent
         if unsent < self._unsent:
             since.paused = since.closing = now  # it reads
         self._unsent = unsent
-        if self._paused and (unsent > MAX_UNSENT or now - since.paused > timeouts.READING):
+        if self.responses.is_paused and (unsent > MAX_UNSENT or now - since.paused > timeouts.READING):
             return Dropped.NOT_READING
         if self._closing and not self.responses.waiting and now - since.closing > timeouts.CLOSING:
             return Dropped.NOT_READING

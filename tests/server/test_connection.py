@@ -637,6 +637,30 @@ async def test_a_client_that_sends_no_more_and_waits_for_its_turn_gets_its_answe
     assert last.is_closing()
 
 
+@pytest.mark.parametrize("ends", ["the client", "the daemon"])
+def test_an_answer_that_is_read_slowly_comes_as_a_whole_and_then_the_end(service: Service, ends: str) -> None:
+    wire = Wire(service, high_water=connection_module.HIGH_WATER)
+    service.engine.space(b"default").set_many([(b"m", b"s%d" % number, b"A" * 1000) for number in range(400)])
+    wire.send(request(1, "get_many", [["m", f"s{number}"] for number in range(400)]))
+    assert wire.unread < 50_000
+    if ends == "the client":
+        assert wire.connection.eof_received()  # keeps the connection open
+    else:
+        wire.connection.close()
+    assert not wire.is_closing()
+    assert wire.read() == [ok(1, ["A" * 1000] * 400)]
+    assert wire.is_closing()
+
+
+def test_what_the_transport_did_not_get_counts_in_the_budget(service: Service) -> None:
+    wire = Wire(service, high_water=connection_module.HIGH_WATER)
+    service.engine.space(b"default").set_many([(b"m", b"s%d" % number, b"A" * 1000) for number in range(400)])
+    wire.send(request(1, "get_many", [["m", f"s{number}"] for number in range(400)]))
+    assert service.budget.used > 400_000
+    wire.read()
+    assert service.budget.used == 0
+
+
 def test_a_client_that_sends_no_more_and_waits_for_nothing_has_gone(wire: Wire) -> None:
     wire.ask(request(1, "ping"))
     assert not wire.connection.eof_received()
