@@ -11,7 +11,7 @@ from statestore.address import TcpAddress, UnixAddress
 from statestore.errors import Unauthorized, Unavailable
 from statestored.commands import Service
 from statestored.metrics import Metrics
-from statestored.sockets import bind_unix, cannot_listen
+from statestored.sockets import address_of, bind, listen
 from statestored.timeouts import Dropped
 
 SETTING = "--admin-listen"
@@ -25,28 +25,26 @@ class Admin:
     def __init__(self, service: Service) -> None:
         self.ready = False
         self._path: Path | None = None
-        self._listening: asyncio.Server | None = None
+        self._listening: list[asyncio.Server] = []
         self._service = service
         self._metrics = Metrics(service)
         self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=KEEPALIVE)
 
     async def listen(self, address: TcpAddress | UnixAddress) -> str:
         """Returns where it listens, with the port that was given for port 0. Raises StartError."""
-        await self._runner.setup()
-        loop = asyncio.get_running_loop()
+        bound = await bind(address, SETTING)
         if isinstance(address, UnixAddress):
-            self._listening = await loop.create_unix_server(self._handler, sock=bind_unix(address, SETTING))
             self._path = Path(address.path)
-            return str(address)
-        try:
-            self._listening = await loop.create_server(self._handler, address.host, address.port)
-        except OSError as error:
-            raise cannot_listen(address, SETTING, error) from error
-        return f"http://{TcpAddress(*self._listening.sockets[0].getsockname()[:2])}"
+        await self._runner.setup()
+        for sock in bound:
+            listen(sock, SETTING)
+            self._listening.append(await asyncio.get_running_loop().create_server(self._handler, sock=sock))
+        found = address_of(bound[0])
+        return f"http://{found}" if isinstance(found, TcpAddress) else str(found)
 
     async def close(self) -> None:
-        if self._listening is not None:
-            self._listening.close()
+        for server in self._listening:
+            server.close()
         await self._runner.cleanup()
         if self._path is not None:
             self._path.unlink(missing_ok=True)

@@ -134,6 +134,9 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         )
         listener = Listener(service)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again, service, listener)
+        # Before the states are loaded, which may take a while: an address in use ends the start at once.
+        stack.callback(listener.unbind)
+        await listener.bind(settings.listen)
         admin = Admin(service)
         stack.push_async_callback(admin.close)
         _say(f"admin on {await admin.listen(settings.admin_listen)}")
@@ -142,7 +145,7 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         stack.push_async_callback(engine.close)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.snapshot_soon)
         stack.push_async_callback(listener.close)
-        for address in await listener.listen(settings.listen):
+        for address in await listener.listen():
             _say(f"listening on {address}")
         log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
         admin.ready = True

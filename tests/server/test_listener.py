@@ -45,9 +45,14 @@ def path() -> Iterator[Path]:
 async def listening(*addresses: Address, service: Service | None = None) -> AsyncIterator[list[Address]]:
     listener = Listener(service or make_service())
     try:
-        yield await listener.listen(addresses)
+        yield await listen(listener, *addresses)
     finally:
         await listener.close()
+
+
+async def listen(listener: Listener, *addresses: Address) -> list[Address]:
+    await listener.bind(addresses)
+    return await listener.listen()
 
 
 def has_ipv6() -> bool:
@@ -140,7 +145,7 @@ async def test_closing_tells_clients_that_nothing_more_is_done(monkeypatch: pyte
     monkeypatch.setattr(listener_module, "DRAIN", 10)
     service = make_service()
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     reader, writer = await connect(address)
     writer.write(request(1, "ping"))
     await reader.readexactly(len(PONG))
@@ -203,7 +208,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 async def test_closing_gives_clients_time_to_read_what_was_answered(closed: asyncio.Event) -> None:
     service = service_with_long_pages()
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     async with stuck_client(address, service) as client:
         closing = asyncio.create_task(listener.close())
         await closed.wait()
@@ -220,7 +225,7 @@ async def test_closing_waits_for_answers_that_are_held_until_the_disk_has_their_
     """O1: what is written is acknowledged."""
     engine = HoldingEngine()
     listener = Listener(make_service(engine))
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     reader, writer = await connect(address)
     writer.write(request(1, "set", "lists", "ann", "A"))
     await eventually(lambda: engine.asked)
@@ -237,7 +242,7 @@ async def test_closing_does_not_wait_for_a_client_that_never_reads(monkeypatch: 
     monkeypatch.setattr(listener_module, "PATIENCE", 0.01)
     service = service_with_long_pages()
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     async with stuck_client(address, service):
         await listener.close()
         await eventually(lambda: service.connections == 0)
@@ -436,7 +441,7 @@ async def test_a_handshake_that_is_completed_too_late_lets_nobody_in(
     monkeypatch.setattr(listener_module, "DRAIN", 10 if when == "while it stops" else 0.01)
     service = make_service(tls=tls)
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     assert isinstance(address, TcpAddress)
     idle_reader, idle = await connect_by_tls(address, authority)  # it keeps `close` waiting
     idle.write(request(1, "ping"))
@@ -465,7 +470,7 @@ async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
     service = make_service(tokens=tokens.path)
     listener = Listener(service)
     try:
-        (address,) = await listener.listen([ANY_PORT])
+        (address,) = await listen(listener, ANY_PORT)
         connections = [await connect(address) for _ in given]
         for (reader, writer), token in zip(connections, given, strict=True):
             writer.write(request(1, "hello", {"token": token}) + request(1, "ping"))
