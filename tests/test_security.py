@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from statestore import RemoteStorage, StateStoreError
 from statestored.errors import Exit
@@ -210,6 +211,28 @@ def test_a_certificate_that_cannot_be_used_leaves_all_as_it_was(
         assert f"--tls-key {server.key} is not the key of --tls-cert" in daemon.log()
         with RawClient(daemon.address, context) as after:
             assert serial_number(after) == serial_number(before.client)
+
+
+def test_asked_a_thousand_times_it_reads_a_few_times_and_the_last_state(
+    make: Make, authority: Authority, server: Identity, tokens: TokenFile
+) -> None:
+    token = tokens.add("one", "write")
+    daemon = make(*with_tls(server), f"--tokens={tokens.path}").start()
+    context = trusting(authority)
+    with Busy(lambda: knowing(daemon.unix_address)(token)) as busy:
+        for _ in range(1000):
+            daemon.send_signal(signal.SIGHUP)
+        authority.issue("server")
+        new = str(x509.load_pem_x509_certificate(server.certificate.read_bytes()).serial_number)
+        daemon.send_signal(signal.SIGHUP)
+
+        def is_new() -> bool:
+            with RawClient(daemon.address, context) as client:
+                return int(serial_number(client), 16) == int(new)
+
+        wait_until(is_new)
+        busy.goes_on()
+    assert daemon.stop() == Exit.STOPPED
 
 
 def test_tokens_are_changed_while_everybody_goes_on_who_may(make: Make, tokens: TokenFile) -> None:

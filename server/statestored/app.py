@@ -6,15 +6,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
 
 import structlog
 import uvloop
 
 from statestore.address import Address, TcpAddress
 from statestore.base import Limits
-from statestored import __version__, audit, descriptors, memory
+from statestored import __version__, descriptors, memory
 from statestored.access import Access
 from statestored.admin import Admin
 from statestored.answers import MAX_REPLY
@@ -28,6 +28,7 @@ from statestored.engines.quota import Quota
 from statestored.engines.saver import SnapshotSchedule
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
+from statestored.reload import Reload
 from statestored.settings import TOKEN_VARIABLE, Settings, own_token, tls_files, unknown_variables
 from statestored.tls import MAX_HANDSHAKES, ServerTls
 
@@ -133,7 +134,9 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
             budget=Budget(settings.max_buffers * 2**20),
         )
         listener = Listener(service)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again, service, listener)
+        reload = Reload(access, tls, listener.renew)
+        stack.callback(reload.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
         # Before the states are loaded, which may take a while: an address in use ends the start at once.
         stack.callback(listener.unbind)
         await listener.bind(settings.listen)
@@ -156,25 +159,6 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         finally:
             admin.ready = False
             log.info("stopping")
-
-
-def read_again(service: Service, listener: Listener) -> None:
-    """At SIGHUP: tokens and certificates. What cannot be read stays as it was, and who may go on is not disturbed."""
-    with _noted():
-        audit.read_again("tokens", count=service.access.read())
-        listener.renew()
-    if service.tls is not None:
-        with _noted():
-            service.tls.read()
-            audit.read_again("certificates")
-
-
-@contextmanager
-def _noted() -> Iterator[None]:
-    try:
-        yield
-    except StartError as error:
-        audit.not_read_again(error)
 
 
 async def _until_signalled(settings: Settings, access: Access, tls: ServerTls | None) -> None:

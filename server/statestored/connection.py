@@ -21,6 +21,7 @@ from statestored.foreign_protocols import instead_of_messagepack
 from statestored.heavy import CallSoon, HeavyTurns, NotYet
 from statestored.intake import MAX_ITEMS, READ_SIZE, Intake
 from statestored.responses import MAX_HELD, Responses
+from statestored.sockets import unacknowledged
 from statestored.timeouts import GIVEN_UP, Dropped, Watch
 from statestored.tls import reason_of
 from statestored.tokens import Role
@@ -364,7 +365,12 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(error, ssl.SSLError):
             self._service.note_dropped(Dropped.GARBAGE, f"what came is not TLS: {reason_of(error)}")
         elif isinstance(error, OSError) and error.errno in GIVEN_UP:
-            self._service.note_dropped(Dropped.NOT_READING if self.responses.is_paused else Dropped.DEAD_PEER)
+            self._service.note_dropped(Dropped.NOT_READING if self._has_answers_left() else Dropped.DEAD_PEER)
+
+    def _has_answers_left(self) -> bool:
+        """Whether the client has not taken all that it was answered."""
+        sock = self._transport.get_extra_info("socket")
+        return self.responses.is_paused or (sock is not None and unacknowledged(sock) > 0)
 
     def _give_up(self, why: Dropped) -> None:
         """Whatever waits to be sent."""

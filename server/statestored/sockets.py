@@ -6,9 +6,14 @@ when clients can be served. In between a client that connects is refused.
 
 import asyncio
 import errno
+import fcntl
 import os
 import socket
 import stat
+import sys
+import termios
+from array import array
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ BACKLOG = 1024  # connections that the system accepts before the daemon does
 # A peer that is silent is asked after 20 seconds, and again every 10; what it has not acknowledged, or not answered,
 # for 50 seconds ends the connection. That is also so if the peer answers, but has had no room for more all the time.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 50_000}
+SO_NWRITE = 0x1024  # of macOS
 # What the system says of an address that this machine does not have, as ::1 if it has no IPv6.
 MISSING = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 PORTS_TRIED = 20  # until one is free on all addresses of a name
@@ -170,6 +176,20 @@ def bind_unix(address: UnixAddress, setting: str) -> socket.socket:
     finally:
         os.umask(umask)
     return sock
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return how many bytes the system still has for a TCP peer, also after it has given the connection up.
+
+    0 if the system does not say.
+    """
+    with suppress(OSError, ValueError):
+        if sys.platform == "darwin":
+            return sock.getsockopt(socket.SOL_SOCKET, SO_NWRITE)
+        size = array("i", [0])
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, size)
+        return size[0]
+    return 0
 
 
 def cannot_listen(address: Address, setting: str, error: OSError, place: Address | None = None) -> StartError:

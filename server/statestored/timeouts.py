@@ -29,7 +29,7 @@ class Dropped(StrEnum):
     NO_HELLO = "no_hello"  # within its time, or before too many others came
     UNFINISHED = "unfinished"  # a message was, for too long
     NOT_READING = "not_reading"  # answers were not taken for too long, or too many wait
-    DEAD_PEER = "dead_peer"  # nothing was acknowledged for too long, so the system gave the connection up
+    DEAD_PEER = "dead_peer"  # it did not answer when the system asked whether it is there
     NO_BUFFERS = "no_buffers"  # the budget of all was used up, and this one held most
     REVOKED = "revoked"  # its token is gone, or does not open its namespace any more
     TOO_MANY_ADMIN = "too_many_admin"  # connections to the admin address

@@ -59,9 +59,10 @@ class ServerTls:
         self.failures = 0
         self.read()
 
-    def read(self) -> None:
+    def read(self) -> ssl.SSLContext:
         """Read the files again; any thread may do so. Raises StartError, and goes on with those of before."""
         self._context = _read(self._files)
+        return self._context
 
     def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
         """Return the TLS of a new connection, which takes what came from `incoming` and puts into `outgoing`."""

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ import pytest
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored import connection as connection_module
 from statestored import listener as listener_module
+from statestored import sockets, timeouts
 from statestored import tls as tls_module
 from statestored.budget import Budget
 from statestored.commands import Service
@@ -572,6 +574,29 @@ async def test_dead_peers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alive
     assert idle + interval * count <= 60
     assert unacknowledged <= 60_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says how a connection ended")
+@pytest.mark.parametrize("asked", [1, SCANS], ids=["a little", "much"])
+async def test_a_client_that_does_not_read_is_told_from_one_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    """Also if the system has all that it was answered, and ends the connection by its own limit."""
+    monkeypatch.setitem(sockets.KEEP_ALIVE, "TCP_USER_TIMEOUT", 1000)
+    service = service_with_long_pages()
+    async with listening(ANY_PORT, service=service) as (address,):
+        assert isinstance(address, TcpAddress)
+        with socket.socket() as client:
+            client.connect((address.host, address.port))
+            client.setblocking(False)
+            client.send(request(1, "scan", None, None, None, None) * asked)
+            await eventually(lambda: sum(service.dropped.values()))
+        assert {why: number for why, number in service.dropped.items() if number} == {"not_reading": 1}
+
+
+async def test_a_client_takes_some_answers_in_a_time_that_is_shorter_than_the_systems() -> None:
+    """So the daemon's own limit comes first, which knows what it was."""
+    assert sockets.KEEP_ALIVE["TCP_USER_TIMEOUT"] / 1000 > timeouts.READING + 2
 
 
 async def test_connections_are_looked_at_while_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:

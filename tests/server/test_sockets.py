@@ -5,6 +5,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 from statestore.address import TcpAddress, UnixAddress
 from statestored import sockets
 from statestored.errors import StartError
-from statestored.sockets import address_of, bind, bind_unix, listen, reason
+from statestored.sockets import address_of, bind, bind_unix, listen, reason, unacknowledged
 
 
 @pytest.fixture
@@ -294,3 +295,15 @@ async def test_a_unix_socket_is_bound_and_listened_on_in_the_same_way(path: Path
         client.connect(str(path))
     assert address_of(sock) == address(path)
     sock.close()
+
+
+def test_what_a_peer_has_not_taken_is_known() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        accepted, _ = server.accept()
+        with accepted:
+            assert unacknowledged(accepted) == 0
+            accepted.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    accepted.send(bytes(2**16))
+            assert unacknowledged(accepted) > 0
