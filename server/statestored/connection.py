@@ -94,6 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         # Of the message that this begins with, where not all of it has come. Nothing of a stranger's is decoded before.
         self._extent = Extent(MAX_ITEMS_AT_FIRST) if self._stranger else None
         self._held_of_budget = 0
+        self._kept_by_transport = 0  # bytes, besides those that wait to be sent
         self._since = timeouts.Since()
         self._unsent = 0  # bytes that were at the last look
         self._refused = False  # its hello was: nothing more is executed
@@ -113,6 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         service = self._service
         self._transport = cast(asyncio.Transport, transport)
         self.caller.peer = _address(transport.get_extra_info("peername"))
+        self._kept_by_transport = transport.get_extra_info("memory", 0)
         self.responses = Responses(service, self._transport)
         if self._connections.ending:
             self.abort()
@@ -363,7 +365,7 @@ class Connection(asyncio.BufferedProtocol):
     def _note_loss(self, error: Exception | None) -> None:
         """Count a connection that the system or TLS has given up; one that the client has ended or reset is no drop."""
         if isinstance(error, ssl.SSLError):
-            self._service.note_dropped(Dropped.GARBAGE, f"what came is not TLS: {reason_of(error)}")
+            self._service.note_dropped(Dropped.GARBAGE, f"TLS has failed: {reason_of(error)}")
         elif isinstance(error, OSError) and error.errno in GIVEN_UP:
             self._service.note_dropped(Dropped.NOT_READING if self._has_answers_left() else Dropped.DEAD_PEER)
 
@@ -418,7 +420,7 @@ class Connection(asyncio.BufferedProtocol):
         """In the budget of all."""
         held = len(self._rest) + self.responses.held_bytes
         if self.responses.is_paused:
-            held += self.responses.unsent
+            held += self.responses.unsent + self._kept_by_transport
         if held != self._held_of_budget:
             self._held_of_budget = held
             self.responses.then = self._after_waiting

@@ -46,7 +46,7 @@ class ServerTls:
     authority, no session that could be resumed.
 
     receive_buffer: what a connection has received is there until it is copied to where it is decrypted.
-    turns: one step of a handshake is made in a loop iteration; it takes some tenths of a millisecond.
+    turns: of the connections that make much work and bring no data, as in a handshake.
     failures: handshakes that ended with an error, or were given up.
     """
 

@@ -21,6 +21,10 @@ from statestored.tls import CHUNK_SIZE, ServerTls, reason_of
 FULL_READS = 4  # of one connection, then the others have their turn; so 16 KiB, as without TLS
 # Before the handshake is complete; certificates of a client and its authorities have some KiB.
 MAX_HANDSHAKE_SIZE = 2**15
+# Bytes received one after the other that carry no data. Of the largest record, 18 KiB, all may come but the last one.
+MAX_WITHOUT_DATA = 20 * 2**10
+# Bytes that OpenSSL keeps for a connection in the middle of large requests and answers: measured. An idle one: 19 KiB.
+MEMORY = 48 * 2**10
 HANDSHAKE_RECORD = b"\x16"  # the first byte of a TLS client
 
 
@@ -46,6 +50,10 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._protocol: asyncio.BufferedProtocol | None = None
         self._has_begun = False  # the handshake's first step was made
         self._handshake_size = 0  # bytes received of it
+        self._received = 0  # bytes since the last step
+        self._is_trusted = False  # to send what is worth the work
+        self._awaits_turn = False
+        self._without_data = 0  # bytes received since the last ones that carried data
         self._is_reading_paused = False  # by the protocol
         self._is_writing_paused = False
         self._full_reads = 0  # one after the other
@@ -73,21 +81,48 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         received = self._tls.receive_buffer[:size]
-        if self._protocol is not None:
-            self._incoming.write(received)
-            self._decrypt()
-        elif self._begin(received):
-            self._incoming.write(received)
-            if self._tls.turns.take(self._call_soon):
-                self._continue_handshake()
-            else:
-                self.pause_reading()
-                self._tls.turns.wait(self)
+        if self._protocol is None and not self._is_handshake(received):
+            return
+        self._incoming.write(received)
+        self._received += size
+        if self._is_trusted or self._tls.turns.take(self._call_soon):
+            self._take_step()
+        else:
+            self._awaits_turn = True
+            self._transport.pause_reading()
+            self._tls.turns.wait(self)
         self._full_reads = self._full_reads + 1 if size == CHUNK_SIZE else 0
-        if self._full_reads == FULL_READS and not self._is_reading_paused:
+        if self._full_reads == FULL_READS:
             # There is more, and the loop would read all of it before the others have their turn.
             self._transport.pause_reading()
             self._call_soon(self._read_on)
+
+    def have_turn(self) -> None:
+        """Called in the loop iteration in which no other connection takes such a step."""
+        self._awaits_turn = False
+        if not self._transport.is_closing():
+            self._take_step()
+            self._call_soon(self._read_on)
+
+    def _take_step(self) -> None:
+        """Continue the handshake, or hand on what came.
+
+        What carries little costs much: a step of a handshake some tenths of a millisecond, and so does each KiB of
+        requests for new keys. So that is done once in a loop iteration, for one of those connections of which the last
+        bytes were not mostly data; and one that sends nothing else is closed.
+        """
+        received, self._received = self._received, 0
+        if self._protocol is None:
+            self._continue_handshake()
+            self._decrypt()
+            return
+        handed_on = self._decrypt()
+        self._is_trusted = handed_on * 8 >= received
+        self._without_data = 0 if handed_on else self._without_data + received
+        if self._without_data > MAX_WITHOUT_DATA:
+            error = ssl.SSLError(f"{self._without_data} bytes without data")
+            error.reason = "too much without data"
+            self._break(error)
 
     def eof_received(self) -> bool:
         """Close the connection: what ends without TLS having said so is a connection that was cut off."""
@@ -123,20 +158,14 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         else:
             self._transport.close()
 
-    def _begin(self, received: memoryview) -> bool:
-        """Return whether the peer speaks TLS, as far as its first byte shows."""
+    def _is_handshake(self, received: memoryview) -> bool:
+        """Return whether it can be a part of one; else the connection ends."""
         if not self._handshake_size and received[:1] != HANDSHAKE_RECORD:
             self.fail(instead_of_tls(received) or "what came is not TLS")
         self._handshake_size += len(received)
         if self._handshake_size > MAX_HANDSHAKE_SIZE:
             self.fail(f"it has more than {MAX_HANDSHAKE_SIZE} bytes")
         return not self._transport.is_closing()
-
-    def have_turn(self) -> None:
-        """Called in the loop iteration in which no other handshake is continued."""
-        if not self._transport.is_closing():
-            self._continue_handshake()
-            self.resume_reading()
 
     def _continue_handshake(self) -> None:
         if not self._has_begun:
@@ -157,14 +186,14 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._protocol.connection_made(self)
         if self._is_writing_paused:
             self._protocol.pause_writing()
-        self._decrypt()
 
     # What comes
 
-    def _decrypt(self) -> None:
-        """Hand on what has come, but for a record of which a part is missing."""
+    def _decrypt(self) -> int:
+        """Hand on what has come, but for a record of which a part is missing. Returns how many bytes of data."""
         if (protocol := self._protocol) is None:
-            return
+            return 0
+        handed_on = 0
         incoming, pending = self._incoming, self._ssl.pending
         read: Callable[[int, memoryview], int] = self._ssl.read  # type: ignore[assignment]  # as it is with a buffer
         while (incoming.pending or pending()) and not (self._is_reading_paused or self._transport.is_closing()):
@@ -179,7 +208,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 pass
             except ssl.SSLError as error:
                 self._break(error)
-                return
+                return 0
+            handed_on += total
             if self._outgoing.pending:
                 self._send_outgoing()  # what TLS itself answers, for example to a request for new keys
             if total:
@@ -187,12 +217,13 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             if not size:  # the peer has ended it
                 protocol.eof_received()
                 self.close()
+        return handed_on
 
     def _read_on(self) -> None:
         """Hand on what came before a pause, then read on."""
         self._full_reads = 0
         self._decrypt()
-        if not self._is_reading_paused:
+        if not (self._is_reading_paused or self._awaits_turn):
             self._transport.resume_reading()
 
     def _break(self, error: ssl.SSLError) -> None:
@@ -202,6 +233,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     # The protocol's transport: called by the protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "memory":  # bytes that are kept besides those that wait to be sent
+            return MEMORY
         return self._transport.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:

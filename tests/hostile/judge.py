@@ -14,8 +14,8 @@ CLOSED_AFTER = {
     "dripping-hello": 5.0,
     HALF_SECURE: 5.0,
     "dripping": 10.0,
-    "deaf": 47.0,
-    DEAF_SECURE: 47.0,
+    "deaf": 62.0,
+    DEAF_SECURE: 62.0,
 }
 LATE = 3.0  # seconds more; the daemon looks once a second
 

@@ -291,10 +291,11 @@ class Wire(asyncio.Transport):
         service: Service,
         *,
         high_water: int = 65536,
+        memory: int = 0,
         connections: Connections | None = None,
         loop: Loop | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__({"memory": memory})  # bytes that it keeps besides
         self._high_water = high_water
         self._unsent = bytearray()
         self._unread = bytearray()

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from statestored import tls as tls_module
 from statestored.timeouts import HANDSHAKE, Watch
 from statestored.tls import CHUNK_SIZE, ServerTls, TlsFiles
-from statestored.tls_transport import FULL_READS, MAX_HANDSHAKE_SIZE, TlsTransport
+from statestored.tls_transport import FULL_READS, MAX_HANDSHAKE_SIZE, MEMORY, TlsTransport
 from tests.certificates import Authority
 from tests.server.rpc import request
 
@@ -277,6 +277,71 @@ def test_who_sends_without_end_is_not_read_from_without_end(peers: Peers) -> Non
     assert b"".join(peers.upper.received) == b"A" * 163840
 
 
+class WithoutData:
+    """Stands for OpenSSL where all records are requests for new keys, which bring no data; Python cannot send those."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._incoming = peers.server._incoming
+        self.taken = 0
+        peers.server._ssl = self  # type: ignore[assignment]
+
+    def pending(self) -> int:
+        return 0
+
+    def read(self, _size: int, _room: memoryview) -> int:
+        self.taken += len(self._incoming.read())
+        raise ssl.SSLWantReadError
+
+
+def test_what_brings_no_data_is_taken_from_one_connection_in_a_loop_iteration(
+    tls: ServerTls, authority: Authority
+) -> None:
+    """Each KiB of it takes a millisecond."""
+    loop = Loop()
+    crowd = [Peers(tls, authority, loop=loop) for _ in range(3)]
+    for peers in crowd:
+        peers.shake_hands()
+        peers.send(peers.encrypt(request(1, "ping")))
+        loop.turn()
+    without = [WithoutData(peers) for peers in crowd]
+    for peers in crowd:
+        peers.send(bytes(100))
+    assert [each.taken for each in without] == [100] * 3, "their last bytes brought data"
+    for peers in crowd:
+        peers.send(bytes(100))
+    for number in range(1, 4):
+        assert sum(each.taken for each in without) == 300 + number * 100
+        loop.turn()
+    assert not any(peers.socket.is_closed for peers in crowd)
+
+
+def test_who_sends_nothing_that_brings_data_is_closed(peers: Peers) -> None:
+    WithoutData(peers)
+    for _ in range(6):
+        peers.send(bytes(4000))
+        while peers.loop.turn():
+            peers.read()
+    assert peers.socket.is_aborted
+    peers.server.connection_lost(None)
+    assert isinstance(peers.upper.error, ssl.SSLError)
+    assert peers.upper.error.reason == "too much without data"
+
+
+def test_the_turn_of_a_connection_does_not_end_a_pause_of_its_protocol(tls: ServerTls, authority: Authority) -> None:
+    loop = Loop()
+    first, second = Peers(tls, authority, loop=loop), Peers(tls, authority, loop=loop)
+    for peers in (first, second):
+        peers.shake_hands()
+    second.upper.pauses = True
+    first.send(first.encrypt(b"ask"))
+    second.send(second.encrypt(b"ask"))
+    assert second.upper.received == []
+    for _ in range(5):
+        loop.turn()
+    assert second.upper.received == [b"ask"]
+    assert second.socket.is_reading_paused
+
+
 def test_the_protocol_is_told_when_to_pause_writing(peers: Peers) -> None:
     told: list[str] = []
     peers.upper.pause_writing = lambda: told.append("pause")
@@ -464,6 +529,7 @@ def test_the_rest_is_asked_of_the_transport_of_the_socket(peers: Peers) -> None:
     peers.server.get_extra_info("peername")
     peers.server.set_write_buffer_limits(16384)
     assert asked == [("peername", None), (16384, None)]
+    assert peers.server.get_extra_info("memory") == MEMORY
     assert not peers.server.can_write_eof()
     peers.server.abort()
     assert peers.socket.is_aborted
