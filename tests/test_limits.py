@@ -8,11 +8,13 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from statestore import RemoteStorage
 from statestore.address import TcpAddress, parse_address
 from statestore.errors import Full
 from statestored.descriptors import RESERVED
+from tests.certificates import Authority
 from tests.daemon import STATESTORED, Daemon
 from tests.server.rpc import RawClient, request
 from tests.server.waiting import wait_until
@@ -109,6 +112,7 @@ def for_a_while(step: Callable[[], object], seconds: float) -> None:
 
 GETS = b"".join(request(number, "get", "lists", f"s{number}") for number in range(400))
 SCANS = request(1, "scan", None, None, None, None) * 100
+PAGES = request(1, "get_many", [["lists", f"s{number}"] for number in range(400)]) * 10
 
 
 @pytest.mark.parametrize("asked", [GETS, SCANS], ids=["gets", "scans"])
@@ -121,6 +125,47 @@ def test_clients_that_never_read(daemon: Daemon, asked: bytes) -> None:
         clients = [stack.enter_context(connect(daemon)) for _ in range(100)]
         for_a_while(lambda: [send(client, asked) for client in clients], 3)
         assert resident(daemon) - before < 100 * MIB
+
+
+def wait_until_stuck(client: RawClient) -> dict[str, Any]:
+    """Until nothing is answered any more to those who do not read; returns what `info` says then."""
+    infos: list[dict[str, Any]] = []
+
+    def is_stuck() -> bool:
+        infos.append(client.ask("info"))
+        return len({info["calls"]["get_many"] for info in infos[-100:]}) == 1 and len(infos) > 100
+
+    wait_until(is_stuck)
+    return infos[-1]
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_answers_that_nobody_reads_take_what_the_budget_allows(tmp_path: Path, with_tls: bool) -> None:
+    """L1, L2: `--max-buffers`, and a fixed part for each connection, which is more with TLS."""
+    buffers, clients = 4 * MIB, 100
+    each = (64 if with_tls else 36) * 1024
+    authority = Authority(tmp_path)
+    identity = authority.issue("server")
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+    flags = (f"--tls-cert={identity.certificate}", f"--tls-key={identity.key}") if with_tls else ()
+    with (
+        Daemon(tmp_path, f"--max-buffers={buffers // MIB}", *flags) as daemon,
+        RawClient(daemon.unix_address) as client,
+        ExitStack() as stack,
+    ):
+        client.ask("set_many", [["lists", f"s{number}", "A" * 1000] for number in range(400)])
+        before = resident(daemon)
+        for _ in range(clients):
+            sock = connect(daemon)
+            sock.setblocking(True)
+            if with_tls:
+                sock = trusting.wrap_socket(sock, server_hostname="localhost")
+            stack.enter_context(sock).sendall(PAGES)
+        info = wait_until_stuck(client)
+        taken = resident(daemon) - before
+        print(f"{taken / clients / 1024:.0f} KiB for each of {clients} connections")  # noqa: T201
+        assert taken < buffers + clients * each
+        assert info["errors"].get("unavailable") or info["dropped"]["no_buffers"], "the budget was used up"
 
 
 def test_clients_that_say_nothing_or_half_a_message(tmp_path: Path) -> None:

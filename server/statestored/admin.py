@@ -15,7 +15,7 @@ from statestored.commands import Service
 from statestored.gate import REQUEST_LOOKS, Gate
 from statestored.metrics import Metrics
 from statestored.pacer import Pacer
-from statestored.sockets import bind_tcp, bind_unix, cannot_listen, notice_dead_peers
+from statestored.sockets import address_of, bind, listen
 from statestored.timeouts import Dropped
 
 SETTING = "--admin-listen"
@@ -35,21 +35,15 @@ class Admin:
 
     async def listen(self, address: TcpAddress | UnixAddress) -> str:
         """Returns where it listens, with the port that was given for port 0. Raises StartError."""
+        bound = await bind(address, SETTING)
         if isinstance(address, UnixAddress):
-            listening = [bind_unix(address, SETTING)]
             self._path = Path(address.path)
-            url = str(address)
-        else:
-            listening = await bind_tcp(address, SETTING)
-            for sock in listening:
-                notice_dead_peers(sock)
-            url = f"http://{TcpAddress(*listening[0].getsockname()[:2])}"
         await self._runner.setup()
-        try:
-            self._gate.open(listening)
-        except OSError as error:  # another process was faster, between our `bind` and our `listen`
-            raise cannot_listen(address, SETTING, error) from error
-        return url
+        for sock in bound:
+            listen(sock, SETTING)
+        self._gate.open(bound)
+        found = address_of(bound[0])
+        return f"http://{found}" if isinstance(found, TcpAddress) else str(found)
 
     async def close(self) -> None:
         await self._gate.close()

@@ -6,8 +6,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from types import TracebackType
 
 import structlog
@@ -29,6 +29,7 @@ from statestored.engines.quota import Quota
 from statestored.engines.saver import SnapshotSchedule
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
+from statestored.reload import Reload
 from statestored.settings import TOKEN_VARIABLE, Settings, own_token, tls_files, unknown_variables
 from statestored.tls import MAX_HANDSHAKES, ServerTls
 
@@ -149,7 +150,12 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
             budget=Budget(settings.max_buffers),
         )
         listener = Listener(service)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again, service, listener)
+        reload = Reload(access, tls, listener.renew)
+        stack.callback(reload.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
+        # Before the states are loaded, which may take a while: an address in use ends the start at once.
+        stack.callback(listener.unbind)
+        await listener.bind(settings.listen)
         admin = Admin(service)
         stack.push_async_callback(admin.close)
         stdio.announce(f"admin on {await admin.listen(settings.admin_listen)}")
@@ -158,7 +164,7 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         stack.push_async_callback(engine.close)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.snapshot_soon)
         stack.push_async_callback(listener.close)
-        for address in await listener.listen(settings.listen):
+        for address in await listener.listen():
             stdio.announce(f"listening on {address}")
         log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
         service.ready = True
@@ -180,25 +186,6 @@ def _max_memory(settings: Settings) -> int:
         max_memory, source = found.size // 2, f"half of {found.source}"
     log.info("memory for all states", max_memory=max_memory, source=source)
     return max_memory
-
-
-def read_again(service: Service, listener: Listener) -> None:
-    """At SIGHUP: tokens and certificates. What cannot be read stays as it was, and who may go on is not disturbed."""
-    with _noted():
-        audit.read_again("tokens", count=service.access.read())
-        listener.renew()
-    if service.tls is not None:
-        with _noted():
-            service.tls.read()
-            audit.read_again("certificates")
-
-
-@contextmanager
-def _noted() -> Iterator[None]:
-    try:
-        yield
-    except StartError as error:
-        audit.not_read_again(error)
 
 
 async def _until_signalled(settings: Settings, access: Access, tls: ServerTls | None) -> None:

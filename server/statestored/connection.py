@@ -7,6 +7,7 @@ later, or wants it held until a commit is durable; or there is a reason not to e
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any, cast
 
 from statestore.errors import BadRequest, ShuttingDown, StateStoreError
@@ -16,10 +17,13 @@ from statestored.budget import OWN
 from statestored.commands import Caller, Command, Service, check_params, find_command, hello
 from statestored.engines.base import Reply
 from statestored.extent import Extent, Garbage
+from statestored.foreign_protocols import instead_of_messagepack
 from statestored.heavy import CallSoon, HeavyTurns, NotYet
 from statestored.intake import MAX_ITEMS, READ_SIZE, Intake
 from statestored.responses import MAX_HELD, Responses
-from statestored.timeouts import Dropped, Watch
+from statestored.sockets import unacknowledged
+from statestored.timeouts import GIVEN_UP, Dropped, Watch
+from statestored.tls import reason_of
 from statestored.tokens import Role
 from statestored.writes import run_with
 
@@ -90,11 +94,11 @@ class Connection(asyncio.BufferedProtocol):
         # Of the message that this begins with, where not all of it has come. Nothing of a stranger's is decoded before.
         self._extent = Extent(MAX_ITEMS_AT_FIRST) if self._stranger else None
         self._held_of_budget = 0
+        self._kept_by_transport = 0  # bytes, besides those that wait to be sent
         self._since = timeouts.Since()
         self._unsent = 0  # bytes that were at the last look
         self._refused = False  # its hello was: nothing more is executed
         self.stopped = False  # answering what came has to wait, or to end
-        self._paused = False  # it reads too slowly: answer nothing more for now
         self._draining = False  # the daemon is about to end
         self._held_back = False  # too many answers wait for the disk: do nothing more for now
         self._has_turn = False  # to do one thing that takes a while
@@ -110,6 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         service = self._service
         self._transport = cast(asyncio.Transport, transport)
         self.caller.peer = _address(transport.get_extra_info("peername"))
+        self._kept_by_transport = transport.get_extra_info("memory", 0)
         self.responses = Responses(service, self._transport)
         if self._connections.ending:
             self.abort()
@@ -127,9 +132,10 @@ class Connection(asyncio.BufferedProtocol):
             if len(self._connections.strangers) > MAX_STRANGERS:
                 self._connections.drop_a_stranger()
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self._intake.forget(self)
         if self in self._connections:
+            self._note_loss(error)
             self._connections.remove(self)
             self._budget.forget(self)
             self._service.connections -= 1
@@ -168,16 +174,20 @@ class Connection(asyncio.BufferedProtocol):
         return self._owes_answers() and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
-        self._paused = self.stopped = True
+        """Answer nothing more for now: the client reads too slowly."""
+        self.responses.is_paused = self.stopped = True
         self._transport.pause_reading()
         self._since.paused = self._watch.add(self)
         self._unsent = 0
         self._count_held()
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.responses.resume()
         self._count_held()
-        self._go_on()
+        if self._closing:
+            self._after_waiting()
+        else:
+            self._go_on()
 
     # Called by the listener
 
@@ -198,7 +208,7 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
         self._since.closing = self._watch.add(self)
         self.responses.then = self._after_waiting
-        if self.responses.waiting:
+        if self.responses.is_owing:
             self._transport.pause_reading()
         else:
             self._transport.close()
@@ -263,7 +273,8 @@ class Connection(asyncio.BufferedProtocol):
     def broke_off(self, rest: memoryview | bytearray, trouble: Exception | None) -> None:
         """That much of it is not answered; `trouble`: what came out of decoding it, if that is why."""
         if trouble is not None and not isinstance(trouble, Incomplete):
-            self._drop(trouble)
+            foreign = instead_of_messagepack(rest) if self.responses.untouched() else None
+            self._drop(trouble if foreign is None else Garbage(foreign))
         elif self._refused:
             self.close()
         else:
@@ -351,6 +362,18 @@ class Connection(asyncio.BufferedProtocol):
         self._count_held()
         self.close()
 
+    def _note_loss(self, error: Exception | None) -> None:
+        """Count a connection that the system or TLS has given up; one that the client has ended or reset is no drop."""
+        if isinstance(error, ssl.SSLError):
+            self._service.note_dropped(Dropped.GARBAGE, f"TLS has failed: {reason_of(error)}")
+        elif isinstance(error, OSError) and error.errno in GIVEN_UP:
+            self._service.note_dropped(Dropped.NOT_READING if self._has_answers_left() else Dropped.DEAD_PEER)
+
+    def _has_answers_left(self) -> bool:
+        """Whether the client has not taken all that it was answered."""
+        sock = self._transport.get_extra_info("socket")
+        return self.responses.is_paused or (sock is not None and unacknowledged(sock) > 0)
+
     def _give_up(self, why: Dropped) -> None:
         """Whatever waits to be sent."""
         self._service.note_dropped(why)
@@ -383,19 +406,21 @@ class Connection(asyncio.BufferedProtocol):
             self._go_on()
 
     def _owes_answers(self) -> bool:
-        """Whether some wait for the disk, or requests that came wait for their turn."""
-        return self.responses.waiting > 0 or (self.stopped and not self._closing and len(self._rest) > 0)
+        """Whether some wait for the disk or for the client, or requests that came wait for their turn."""
+        return self.responses.is_owing or (self.stopped and not self._closing and len(self._rest) > 0)
 
     def _must_wait(self) -> bool:
-        return self._paused or self._held_back or self._short or self._closing or self._transport.is_closing()
+        return (
+            self.responses.is_paused or self._held_back or self._short or self._closing or self._transport.is_closing()
+        )
 
     # What it makes the daemon keep, and for how long
 
     def _count_held(self) -> None:
         """In the budget of all."""
         held = len(self._rest) + self.responses.held_bytes
-        if self._paused:
-            held += self._transport.get_write_buffer_size()
+        if self.responses.is_paused:
+            held += self.responses.unsent + self._kept_by_transport
         if held != self._held_of_budget:
             self._held_of_budget = held
             self.responses.then = self._after_waiting
@@ -444,15 +469,15 @@ class Connection(asyncio.BufferedProtocol):
         if why is not None:
             self._give_up(why)
             return False
-        return self._stranger or self._extent is not None or self._paused or self._closing
+        return self._stranger or self._extent is not None or self.responses.is_paused or self._closing
 
     def _overdue(self, now: int) -> Dropped | None:
         since = self._since
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self.responses.unsent
         if unsent < self._unsent:
             since.paused = since.closing = now  # it reads
         self._unsent = unsent
-        if self._paused and (unsent > MAX_UNSENT or now - since.paused > timeouts.READING):
+        if self.responses.is_paused and (unsent > MAX_UNSENT or now - since.paused > timeouts.READING):
             return Dropped.NOT_READING
         if self._closing and not self.responses.waiting and now - since.closing > timeouts.CLOSING:
             return Dropped.NOT_READING

@@ -233,6 +233,8 @@ class Intake:
                         break
             except (*DECODE_ERRORS, Garbage) as error:
                 trouble = error
+                if isinstance(error, Garbage):
+                    start = begin  # the rest begins with it
             if gets or not is_usual:
                 service.calls[GET_NAME] += gets
                 responses.flush()

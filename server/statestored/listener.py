@@ -5,21 +5,19 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
-from statestore.address import Address, TcpAddress, UnixAddress
+from statestore.address import Address, UnixAddress
 from statestored.commands import Service
 from statestored.connection import Connection, Connections
 from statestored.intake import Intake
-from statestored.sockets import bind_unix, cannot_listen, notice_dead_peers
+from statestored.sockets import BACKLOG, address_of, bind, listen
 from statestored.timeouts import EVERY
+from statestored.tls import ServerTls
+from statestored.tls_transport import TlsTransport
 
 SETTING = "--listen"
-BACKLOG = 1024
 DRAIN = 0.2  # seconds in which requests that were on their way are told that the daemon is about to end
-# With TLS the loop takes over all that the system has received, up to 256 KiB, though the connection does not read on,
-# and keeps the memory. So the system is not to receive so much ahead; Linux takes twice what is said.
-TLS_RECEIVED = 2**14
-TLS_PATIENCE = 5.0  # seconds for a peer to complete a handshake, or the end of a connection
 PATIENCE = 2.0  # seconds for clients to read their last answers
 
 
@@ -29,20 +27,40 @@ class Listener:
         self._connections = Connections()
         # There need be no loop yet.
         self._intake = Intake(service, lambda callback: asyncio.get_running_loop().call_soon(callback))
+        self._bound: list[socket.socket] = []  # not listening yet
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
         self._next_look: asyncio.TimerHandle | None = None
 
-    async def listen(self, addresses: Sequence[Address]) -> list[Address]:
-        """Returns where it listens, with the ports that were given for port 0. Raises StartError."""
+    async def bind(self, addresses: Sequence[Address]) -> None:
+        """Take the addresses: from now on they are in use, and clients that connect are refused. Raises StartError."""
+        for address in addresses:
+            self._bound += await bind(address, SETTING)
+            if isinstance(address, UnixAddress):
+                self._paths.append(Path(address.path))
+
+    async def listen(self) -> list[Address]:
+        """Serve clients. Returns where, with the ports that were given for port 0. Raises StartError."""
         self._look_at_connections()
         listening: list[Address] = []
-        for address in addresses:
-            if isinstance(address, UnixAddress):
-                listening.append(await self._listen_unix(address))
-            else:
-                listening += await self._listen_tcp(address)
+        while self._bound:
+            sock = self._bound[0]
+            listen(sock, SETTING)
+            listening.append(address_of(sock))
+            has_tls = self._service.tls is not None and sock.family != socket.AF_UNIX
+            protocol = self._tls_transport if has_tls else self._connection
+            self._servers.append(await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=BACKLOG))
+            del self._bound[0]  # it is the server's now
         return listening
+
+    def unbind(self) -> None:
+        """Give the addresses back, whether somebody has listened on them or not."""
+        while self._bound:
+            self._bound.pop().close()
+        while self._servers:
+            self._servers.pop().close()
+        while self._paths:
+            self._paths.pop().unlink(missing_ok=True)
 
     def renew(self) -> None:
         """After a change of the tokens: all connections are what theirs allow now, or end."""
@@ -52,10 +70,9 @@ class Listener:
     async def close(self) -> None:
         """Tell, wait, close: a client learns that its request was not applied, where that is so."""
         self._connections.ending = True  # one may be open already, or in its handshake, of which we were not told
-        for server in self._servers:
-            server.close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        self.unbind()
+        if self._service.tls is not None:
+            self._service.tls.abort_handshakes()
         for connection in self._connections:
             connection.drain()
         await self._all_gone(within=DRAIN)
@@ -83,31 +100,6 @@ class Listener:
     def _connection(self) -> Connection:
         return Connection(self._service, self._connections, self._intake, asyncio.get_running_loop().call_soon)
 
-    async def _listen_tcp(self, address: TcpAddress) -> list[Address]:
-        loop, tls = asyncio.get_running_loop(), self._service.tls
-        patience = None if tls is None else TLS_PATIENCE
-        try:
-            server = await loop.create_server(
-                self._connection,
-                address.host,
-                address.port,
-                backlog=BACKLOG,
-                ssl=tls,
-                ssl_handshake_timeout=patience,
-                ssl_shutdown_timeout=patience,
-            )
-        except OSError as error:
-            raise cannot_listen(address, SETTING, error) from error
-        self._servers.append(server)
-        for sock in server.sockets:
-            notice_dead_peers(sock)
-            if tls is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TLS_RECEIVED)
-        return [TcpAddress(*found.getsockname()[:2]) for found in server.sockets]
-
-    async def _listen_unix(self, address: UnixAddress) -> Address:
-        sock = bind_unix(address, SETTING)
-        self._paths.append(Path(address.path))
-        server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock, backlog=BACKLOG)
-        self._servers.append(server)
-        return address
+    def _tls_transport(self) -> TlsTransport:
+        call_soon = asyncio.get_running_loop().call_soon
+        return TlsTransport(cast(ServerTls, self._service.tls), self._connection, self._connections.watch, call_soon)

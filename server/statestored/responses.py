@@ -22,6 +22,7 @@ from statestored.engines.base import Held, Reply
 # Answers that wait for the disk: a client that has more is not read from until they are out.
 MAX_HELD = 1024
 NO_RESPONSE = b""  # the head of a notification
+WRITE_SIZE = 2**14  # bytes that the transport gets at once
 LARGE_REPLY = 4096  # bytes; after one of these, see whether the client reads what it asks for
 
 
@@ -29,6 +30,7 @@ class Responses:
     """Those of one connection.
 
     then: called, where there is one, when something that had to wait has left.
+    is_paused: the transport has enough for now, because the client does not take it.
     out: heads and results that `flush` is to write.
     to_notifications: whether some heads may be empty; to be set before the first of them comes.
     waiting: how often some of them are still to be written that cannot leave now; held: how many wait for a commit.
@@ -40,7 +42,10 @@ class Responses:
         self.then: Callable[[], None] | None = None
         self.out: list[bytes] = []
         self.to_notifications = False
+        self.is_paused = False
         self.held = self.waiting = 0
+        self._backlog = bytearray()  # what the transport does not get as long as it is paused
+        self._unwritten = 0  # bytes behind those that it is given at this moment
         self._kept = 0  # bytes, since nothing waited
         self._begun = False
 
@@ -48,6 +53,16 @@ class Responses:
     def held_bytes(self) -> int:
         """Of what is held, and of the requests that it answers."""
         return self._kept if self.waiting else 0
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes of responses the client has not taken, without those that the system has for it."""
+        return self._transport.get_write_buffer_size() + self._unwritten + len(self._backlog)
+
+    @property
+    def is_owing(self) -> bool:
+        """Whether the transport does not have all responses yet."""
+        return self.waiting > 0 or len(self._backlog) > 0
 
     def untouched(self) -> bool:
         """Whether nothing was answered yet, or will be."""
@@ -96,7 +111,7 @@ class Responses:
             packed = reply.packed or b""
             data = packed.join(heads) + packed
         if heads:
-            self._transport.write(data)
+            self._write(data)
         if self.then is not None:
             self.then()
 
@@ -115,8 +130,17 @@ class Responses:
         """All that can leave now does, in one write."""
         if self.out:
             self._begun = True
-            self._transport.write(b"".join(self.out))
+            self._write(b"".join(self.out))
             self.out.clear()
+
+    def resume(self) -> None:
+        """Give the transport what it did not get while it was paused; it may pause again."""
+        self.is_paused = False
+        backlog = self._backlog
+        while backlog and not self.is_paused:
+            data = bytes(backlog[:WRITE_SIZE])
+            del backlog[:WRITE_SIZE]
+            self._transport.write(data)
 
     def _came(self, head: bytes, reply: Future[bytes]) -> None:
         self.waiting -= 1
@@ -126,7 +150,7 @@ class Responses:
         if self._transport.is_closing():
             return
         if head:
-            self._transport.write(head + reply.result() if error is None else self._refusal(head, error))
+            self._write(head + reply.result() if error is None else self._refusal(head, error))
         if self.then is not None:
             self.then()
 
@@ -142,6 +166,22 @@ class Responses:
         """Count and log it, because its client is not told."""
         audit.notification_refused(self._noted(error).wire_code)
         self._service.notifications_refused += 1
+
+    def _write(self, data: bytes) -> None:
+        """The transport keeps what it has got until the last byte of it has left. So it gets little at once: a client
+        that leaves the end of a megabyte would make it keep a megabyte, and count as one that leaves some bytes.
+        """
+        if len(data) <= WRITE_SIZE and not self.is_paused:
+            self._transport.write(data)
+            return
+        start, size = 0, len(data)
+        while start < size and not self.is_paused:
+            end = start + WRITE_SIZE
+            self._unwritten = max(size - end, 0)
+            self._transport.write(data[start:end])
+            start = end
+        self._unwritten = 0
+        self._backlog += data[start:]
 
     def _refusal(self, head: bytes, error: BaseException) -> bytes:
         return head[: -len(NIL)] + pack(to_wire(self._noted(error))) + NIL

@@ -4,6 +4,7 @@ Connections are looked at once a second, and only those in a state that may not 
 not by the clock: a daemon that was stopped for a while has itself to blame for what did not happen meanwhile.
 """
 
+import errno
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -11,9 +12,12 @@ from typing import Protocol
 EVERY = 1.0  # seconds from one look to the next
 
 # In looks, which are seconds.
+HANDSHAKE = 5  # until a TLS handshake is complete
 HELLO = 5  # until a stranger has shown a token
 REST_OF_MESSAGE = 10  # from a message's first byte to its last
-READING = 60  # until a client takes some of what waits for it
+# Until a client takes some of what waits for it. The system's own limit (sockets.KEEP_ALIVE) also ends connections of
+# peers that are gone; it is longer, so that this one comes first: it knows what it was.
+READING = 45
 CLOSING = 5  # until it takes the last of it, once the connection is to be closed
 
 
@@ -25,9 +29,14 @@ class Dropped(StrEnum):
     NO_HELLO = "no_hello"  # within its time, or before too many others came
     UNFINISHED = "unfinished"  # a message was, for too long
     NOT_READING = "not_reading"  # answers were not taken for too long, or too many wait
+    DEAD_PEER = "dead_peer"  # it did not answer when the system asked whether it is there
     NO_BUFFERS = "no_buffers"  # the budget of all was used up, and this one held most
     REVOKED = "revoked"  # its token is gone, or does not open its namespace any more
     TOO_MANY_ADMIN = "too_many_admin"  # connections to the admin address
+
+
+# What the system says of a connection that it has given up, as opposed to one that the peer has reset.
+GIVEN_UP = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
 
 
 class Watched(Protocol):

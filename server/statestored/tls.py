@@ -4,18 +4,20 @@ import ssl
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NoReturn, Protocol
 
 import structlog
 
 from statestored import audit
 from statestored.errors import StartError
+from statestored.heavy import HeavyTurns
 
 log = structlog.get_logger()
 
-# Under way at the same time. Each takes a descriptor and some 90 KB, for as long as a handshake may. For one more it is
-# the new one that goes: the loop gives nobody a hold on the others before they are complete.
+# Under way at the same time; each takes a descriptor, for as long as a handshake may. For one more the oldest goes.
 MAX_HANDSHAKES = 1024
+# Bytes that are read from a socket at once, and encrypted at once. OpenSSL's buffers for them never shrink again.
+CHUNK_SIZE = 2**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,79 +31,73 @@ class TlsFiles:
     client_ca: Path | None = None
 
 
-class ServerTls(ssl.SSLContext):
-    """What a listener holds for good; each connection gets a context with the files as they were read last.
+class Handshake(Protocol):
+    def fail(self, reason: str) -> None:
+        """End it, and its connection, and say so in the log."""
 
-    It is a new one for each reading, so that new connections have nothing to do with what was before: no certificate,
-    no authority, no session that could be resumed.
+    def abort(self) -> None:
+        """End its connection at once."""
 
-    failures: handshakes that ended with an error or were given up, or were not begun for those under way.
-    under_way: handshakes that have begun and not ended.
+
+class ServerTls:
+    """What all TLS connections share: the files as they were read last, and the handshakes that are under way.
+
+    Each reading makes a new context, so new connections have nothing to do with what was before: no certificate, no
+    authority, no session that could be resumed.
+
+    receive_buffer: what a connection has received is there until it is copied to where it is decrypted.
+    turns: of the connections that make much work and bring no data, as in a handshake.
+    failures: handshakes that ended with an error, or were given up.
     """
-
-    def __new__(cls, _files: TlsFiles) -> Self:
-        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, files: TlsFiles) -> None:
         """Raises StartError, which names the setting that is wrong."""
         self._files = files
-        self.failures = self.under_way = 0
-        self._reporting = _reporting_to(self)  # once: a class is a cycle, which only the collector frees
+        self._under_way: dict[Handshake, None] = {}  # the oldest stands first
+        self.receive_buffer = memoryview(bytearray(CHUNK_SIZE))
+        self.turns = HeavyTurns()
+        self.failures = 0
         self.read()
 
-    def read(self) -> None:
-        """The files, anew. Raises StartError, and goes on with those of before."""
-        context = _read(self._files)
-        context.sslobject_class = self._reporting
-        self._current = context
+    def read(self) -> ssl.SSLContext:
+        """Read the files again; any thread may do so. Raises StartError, and goes on with those of before."""
+        self._context = _read(self._files)
+        return self._context
 
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = False,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        if self.under_way >= MAX_HANDSHAKES:
-            self.failures += 1
-            raise ssl.SSLError("too many handshakes at once")  # the loop closes the connection
-        self.under_way += 1
-        return self._current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+        """Return the TLS of a new connection, which takes what came from `incoming` and puts into `outgoing`."""
+        return self._context.wrap_bio(incoming, outgoing, server_side=True)
+
+    @property
+    def under_way(self) -> int:
+        """How many handshakes have begun and not ended."""
+        return len(self._under_way)
+
+    def is_under_way(self, handshake: Handshake) -> bool:
+        return handshake in self._under_way
+
+    def begin_handshake(self, handshake: Handshake) -> None:
+        """Make room for it: a peer that does not complete its handshake must not keep others out."""
+        self._under_way[handshake] = None
+        if len(self._under_way) > MAX_HANDSHAKES:
+            next(iter(self._under_way)).fail("it gave way to newer ones, of which there were too many at once")
+
+    def end_handshake(self, handshake: Handshake) -> bool:
+        """Return whether it was under way."""
+        return self._under_way.pop(handshake, self) is None
+
+    def abort_handshakes(self) -> None:
+        for handshake in list(self._under_way):
+            handshake.abort()
 
     def failed(self, reason: str) -> None:
         self.failures += 1
         audit.handshake_failed(reason)
 
 
-def _reporting_to(tls: ServerTls) -> type[ssl.SSLObject]:
-    """The loop keeps to itself how many handshakes there are, and why one fails."""
-
-    class Connection(ssl.SSLObject):
-        _is_under_way = True
-
-        def do_handshake(self) -> None:
-            try:
-                super().do_handshake()
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                raise
-            except ssl.SSLError as error:
-                tls.failed(getattr(error, "verify_message", "") or _said(error))
-                self._end()
-                raise
-            self._end()
-
-        def __del__(self) -> None:
-            if self._is_under_way:  # it took too long, or its peer went away
-                tls.failures += 1  # without a line: the collector may call, and somebody be in the middle of one
-                self._end()
-
-        def _end(self) -> None:
-            if self._is_under_way:
-                self._is_under_way = False
-                tls.under_way -= 1
-
-    return Connection
+def reason_of(error: ssl.SSLError) -> str:
+    """What OpenSSL says, in a form for the log."""
+    return getattr(error, "verify_message", "") or _said(error)
 
 
 def _read(files: TlsFiles) -> ssl.SSLContext:

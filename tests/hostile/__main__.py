@@ -10,12 +10,12 @@ from tests.command import say
 from tests.daemon import Daemon
 from tests.hostile.attack import ENVIRONMENT, Outcome, attack, fill
 from tests.hostile.bystander import Latency
-from tests.hostile.clients import HALF_SECURE, HASTY, KINDS
+from tests.hostile.clients import DEAF_SECURE, HASTY, KINDS, SECURE
 from tests.hostile.crowd import SPARE_FILES, allow_files
 from tests.hostile.judge import complaints
 
 FEW = {"endless": 1, "flooding": 1, HASTY: 50}  # of these that keep a whole processor busy
-LONG = {"deaf": 75.0, "dripping": 20.0}  # seconds, where the daemon has to lose its patience
+LONG = {"deaf": 75.0, DEAF_SECURE: 75.0, "dripping": 20.0}  # seconds, where the daemon has to lose its patience
 SECONDS = 10.0
 CALM = 5.0
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         seconds = options.seconds or LONG.get(kind, SECONDS)
         with tempfile.TemporaryDirectory() as directory, make_daemon(Path(directory), kind) as daemon:
             fill(daemon)
-            beside = daemon.unix_address if kind == HALF_SECURE else None
+            beside = daemon.unix_address if kind in SECURE else None
             outcome = attack(daemon, {kind: count}, seconds=seconds, calm=CALM, beside=beside)
             say(*_lines(f"{kind}, {count} clients, {seconds:g} s", outcome))
             wrong = list(complaints(kind, seconds, outcome))
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_daemon(directory: Path, kind: str) -> Daemon:
     """With TLS at its TCP address where that is what the kind is about."""
-    if kind != HALF_SECURE:
+    if kind not in SECURE:
         return Daemon(directory, environment=ENVIRONMENT)
     identity = Authority(directory).issue("server")
     flags = (f"--tls-cert={identity.certificate}", f"--tls-key={identity.key}")

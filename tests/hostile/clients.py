@@ -142,6 +142,8 @@ class HalfSecure(Hostile):
 
 HASTY = "hasty"  # connects and hangs up at once, again and again: no connection to speak of
 HALF_SECURE = "half-secure"
+DEAF_SECURE = "deaf-secure"  # deaf, by TLS
+SECURE = (HALF_SECURE, DEAF_SECURE)  # for a daemon that has TLS
 KINDS: dict[str, Callable[[Fates], Hostile]] = {
     "silent": Hostile,
     "dripping": Dripping,
@@ -150,5 +152,6 @@ KINDS: dict[str, Callable[[Fates], Hostile]] = {
     "endless": Endless,
     "flooding": Flooding,
     HALF_SECURE: HalfSecure,
+    DEAF_SECURE: Deaf,
     HASTY: Hostile,
 }

@@ -9,14 +9,16 @@ import asyncio
 import json
 import resource
 import socket
+import ssl
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 
 import uvloop
 
 from statestore.address import TcpAddress, parse_address
-from tests.hostile.clients import A_SECOND, HASTY, KINDS, RECEIVE_BUFFER, Fates, Hostile
+from tests.hostile.clients import A_SECOND, DEAF_SECURE, HASTY, KINDS, RECEIVE_BUFFER, Fates, Hostile
 
 SPARE_FILES = 50
 CONNECTING_AT_ONCE = 100
@@ -53,7 +55,8 @@ class Crowd:
             sock.setblocking(False)
             try:
                 await loop.sock_connect(sock, self._address)
-                _, client = await loop.create_connection(lambda: KINDS[kind](self.fates[kind]), sock=sock)
+                tls = {"ssl": trusting(), "server_hostname": ""} if kind == DEAF_SECURE else {}
+                _, client = await loop.create_connection(lambda: KINDS[kind](self.fates[kind]), sock=sock, **tls)
             except OSError:
                 sock.close()
                 self.fates[kind].refused += 1
@@ -78,6 +81,15 @@ class Crowd:
                 if not client.transport.is_closing():
                     with suppress(StopIteration):
                         client.tick()
+
+
+@cache
+def trusting() -> ssl.SSLContext:
+    """Trusts any server: it is the client that is hostile."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def main() -> None:

@@ -3,13 +3,20 @@
 from collections.abc import Iterator
 
 from tests.hostile.attack import Outcome
-from tests.hostile.clients import HALF_SECURE
+from tests.hostile.clients import DEAF_SECURE, HALF_SECURE
 
 MAX_GROWTH = 100 * 2**20  # bytes
 MAX_P99 = 5.0  # milliseconds, of a get beside those that ask without end
 ASKING = ("endless", "flooding")  # and take their answers, so that they have to be served
 # Seconds until those that waste time are closed. Who does not read learns of it by writing, a second or two later.
-CLOSED_AFTER = {"silent": 5.0, "dripping-hello": 5.0, HALF_SECURE: 5.0, "dripping": 10.0, "deaf": 62.0}
+CLOSED_AFTER = {
+    "silent": 5.0,
+    "dripping-hello": 5.0,
+    HALF_SECURE: 5.0,
+    "dripping": 10.0,
+    "deaf": 62.0,
+    DEAF_SECURE: 62.0,
+}
 LATE = 3.0  # seconds more; the daemon looks once a second
 
 

@@ -297,10 +297,11 @@ class Wire(asyncio.Transport):
         service: Service,
         *,
         high_water: int = 65536,
+        memory: int = 0,
         connections: Connections | None = None,
         loop: Loop | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__({"memory": memory})  # bytes that it keeps besides
         self._high_water = high_water
         self._unsent = bytearray()
         self._unread = bytearray()
@@ -353,8 +354,12 @@ class Wire(asyncio.Transport):
         return len(self._unread)
 
     def hang_up(self) -> None:
+        self.lose(None)
+
+    def lose(self, error: Exception | None) -> None:
+        """The connection is lost: the client hung up, or for this error."""
         self._closing = True
-        self.connection.connection_lost(None)
+        self.connection.connection_lost(error)
 
     def look(self, times: int = 1) -> None:
         """So many seconds pass."""

@@ -1,10 +1,12 @@
 """One connection: whatever comes in, right answers or none go out, and nobody else notices."""
 
 import asyncio
+import errno
 import fcntl
 import math
 import re
 import select
+import ssl
 import sys
 import termios
 import threading
@@ -629,6 +631,32 @@ async def test_a_client_that_sends_no_more_and_waits_for_its_turn_gets_its_answe
     assert last.is_closing()
 
 
+@pytest.mark.parametrize("ends", ["the client", "the daemon"])
+def test_an_answer_that_is_read_slowly_comes_as_a_whole_and_then_the_end(service: Service, ends: str) -> None:
+    wire = Wire(service, high_water=connection_module.HIGH_WATER)
+    service.engine.space(b"default").set_many([(b"m", b"s%d" % number, b"A" * 1000) for number in range(400)])
+    wire.send(request(1, "get_many", [["m", f"s{number}"] for number in range(400)]))
+    assert wire.unread < 50_000
+    if ends == "the client":
+        assert wire.connection.eof_received()  # keeps the connection open
+    else:
+        wire.connection.close()
+    assert not wire.is_closing()
+    assert wire.read() == [ok(1, ["A" * 1000] * 400)]
+    assert wire.is_closing()
+
+
+@pytest.mark.parametrize("memory", [0, 50_000])
+def test_all_that_a_client_does_not_take_counts_in_the_budget(service: Service, memory: int) -> None:
+    """What the transport did not get, and with TLS, what that keeps besides."""
+    wire = Wire(service, high_water=connection_module.HIGH_WATER, memory=memory)
+    service.engine.space(b"default").set_many([(b"m", b"s%d" % number, b"A" * 1000) for number in range(400)])
+    wire.send(request(1, "get_many", [["m", f"s{number}"] for number in range(400)]))
+    assert 400_000 + memory < service.budget.used < 410_000 + memory
+    wire.read()
+    assert service.budget.used == 0
+
+
 def test_a_client_that_sends_no_more_and_waits_for_nothing_has_gone(wire: Wire) -> None:
     wire.ask(request(1, "ping"))
     assert not wire.connection.eof_received()
@@ -1107,6 +1135,33 @@ def test_a_crowd_does_not_fill_the_log(service: Service, monkeypatch: pytest.Mon
     assert len(logs) == 1
 
 
+@pytest.mark.parametrize("token", [None, "sesame"])
+@pytest.mark.parametrize(
+    ("garbage", "name"),
+    [("http", "an HTTP request"), ("smtp", "an SMTP or LMTP"), ("redis", "a Redis"), ("tls", "a TLS handshake")],
+)
+def test_another_protocol_is_named(garbage: str, name: str, token: str | None) -> None:
+    with capture_logs() as logs:
+        Wire(make_service(token=token)).send(GARBAGE[garbage])
+    assert [(entry["event"], entry["reason"].startswith(f"{name} ")) for entry in logs] == [
+        ("connection dropped", True)
+    ]
+
+
+def test_a_proxy_header_is_named_also_if_a_request_comes_with_it(service: Service) -> None:
+    with capture_logs() as logs:
+        Wire(service).send(b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 7828\r\n", request(1, "ping"))
+    assert [entry["reason"].startswith("a PROXY protocol header came") for entry in logs] == [True]
+    assert "192.0.2" not in str(logs)
+
+
+def test_what_looks_like_another_protocol_later_on_is_not_named_so(service: Service) -> None:
+    """The state of a sender may be `GET /`: what is out of step may be anything."""
+    with capture_logs() as logs:
+        Wire(service).send(request(1, "ping"), GARBAGE["http"])
+    assert [entry["reason"] for entry in logs] == ["a message is neither a request nor a notification"]
+
+
 def test_each_message_has_its_own_time(wire: Wire) -> None:
     """Each read ends in the middle of a message, and none of them takes long."""
     sent = b"".join(request(number, "set", *ANN, "A") for number in range(50))
@@ -1152,6 +1207,40 @@ def test_a_client_that_does_not_read_is_closed_at_last(service: Service) -> None
     wire.look(2)
     assert wire.is_closing()
     assert service.dropped["not_reading"] == 1
+
+
+def test_a_client_that_does_not_read_is_counted_as_such_if_the_system_gives_it_up_first(service: Service) -> None:
+    wire = flood(service)
+    wire.lose(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+    assert {why: number for why, number in service.dropped.items() if number} == {"not_reading": 1}
+
+
+@pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH])
+def test_a_peer_that_is_gone_is_counted(service: Service, code: int) -> None:
+    wire = Wire(service)
+    wire.ask(request(1, "ping"))
+    wire.lose(OSError(code, "gone"))
+    assert {why: number for why, number in service.dropped.items() if number} == {"dead_peer": 1}
+    assert service.connections == 0
+
+
+@pytest.mark.parametrize(
+    "error", [None, ConnectionResetError(errno.ECONNRESET, "reset"), BrokenPipeError(errno.EPIPE, "")]
+)
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_the_client_ends_is_no_drop(service: Service, error: OSError | None, reads: bool) -> None:
+    wire = Wire(service) if reads else flood(service)
+    wire.lose(error)
+    assert sum(service.dropped.values()) == 0
+
+
+def test_what_is_no_tls_any_more_is_garbage(service: Service) -> None:
+    error = ssl.SSLError(1, "decryption failed")
+    error.reason = "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"
+    with capture_logs() as logs:
+        Wire(service).lose(error)
+    assert service.dropped["garbage"] == sum(service.dropped.values()) == 1
+    assert logs[0]["reason"] == "TLS has failed: decryption failed or bad record mac"
 
 
 def test_what_is_answered_to_a_client_that_does_not_read_is_little(service: Service) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ import pytest
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored import connection as connection_module
 from statestored import listener as listener_module
+from statestored import sockets, timeouts
 from statestored import tls as tls_module
 from statestored.budget import Budget
 from statestored.commands import Service
@@ -45,9 +47,14 @@ def path() -> Iterator[Path]:
 async def listening(*addresses: Address, service: Service | None = None) -> AsyncIterator[list[Address]]:
     listener = Listener(service or make_service())
     try:
-        yield await listener.listen(addresses)
+        yield await listen(listener, *addresses)
     finally:
         await listener.close()
+
+
+async def listen(listener: Listener, *addresses: Address) -> list[Address]:
+    await listener.bind(addresses)
+    return await listener.listen()
 
 
 def has_ipv6() -> bool:
@@ -140,7 +147,7 @@ async def test_closing_tells_clients_that_nothing_more_is_done(monkeypatch: pyte
     monkeypatch.setattr(listener_module, "DRAIN", 10)
     service = make_service()
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     reader, writer = await connect(address)
     writer.write(request(1, "ping"))
     await reader.readexactly(len(PONG))
@@ -203,7 +210,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 async def test_closing_gives_clients_time_to_read_what_was_answered(closed: asyncio.Event) -> None:
     service = service_with_long_pages()
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     async with stuck_client(address, service) as client:
         closing = asyncio.create_task(listener.close())
         await closed.wait()
@@ -220,7 +227,7 @@ async def test_closing_waits_for_answers_that_are_held_until_the_disk_has_their_
     """O1: what is written is acknowledged."""
     engine = HoldingEngine()
     listener = Listener(make_service(engine))
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     reader, writer = await connect(address)
     writer.write(request(1, "set", "lists", "ann", "A"))
     await eventually(lambda: engine.asked)
@@ -237,7 +244,7 @@ async def test_closing_does_not_wait_for_a_client_that_never_reads(monkeypatch: 
     monkeypatch.setattr(listener_module, "PATIENCE", 0.01)
     service = service_with_long_pages()
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     async with stuck_client(address, service):
         await listener.close()
         await eventually(lambda: service.connections == 0)
@@ -296,7 +303,7 @@ async def test_a_client_without_tls_is_not_answered_there(tls: ServerTls) -> Non
 
 
 async def test_a_handshake_that_is_not_completed_ends(tls: ServerTls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "TLS_PATIENCE", 0.05)
+    monkeypatch.setattr(listener_module, "EVERY", 0.01)
     async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
         reader, writer = await connect(address)
         writer.write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of one
@@ -321,20 +328,20 @@ async def test_handshakes_that_are_given_up_leave_nothing_behind(tls: ServerTls)
             gc.enable()
 
 
-async def test_a_handshake_for_which_there_is_no_room_is_not_begun(
+async def test_who_completes_no_handshake_keeps_nobody_out(
     authority: Authority, tls: ServerTls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls_module, "MAX_HANDSHAKES", 1)
+    monkeypatch.setattr(tls_module, "MAX_HANDSHAKES", 2)
     async with listening(ANY_PORT, service=make_service(tls=tls)) as (address,):
-        _, silent = await connect(address)
-        await eventually(lambda: tls.under_way == 1)
-        reader, other = await connect(address)
-        assert await reader.read() == b""
-        other.close()
-        silent.close()
-        await eventually(lambda: tls.under_way == 0)
-        _, writer = await connect_by_tls(address, authority)
-        writer.close()
+        silent = [await connect(address) for _ in range(2)]
+        await eventually(lambda: tls.under_way == 2)
+        reader, writer = await connect_by_tls(address, authority)
+        writer.write(request(1, "ping"))
+        assert await reader.readexactly(len(PONG)) == PONG
+        assert await silent[0][0].read() == b"", "the oldest goes"
+        assert (tls.under_way, tls.failures) == (1, 1)
+        for each in (writer, *(writer for _, writer in silent)):
+            each.close()
 
 
 async def test_requests_larger_than_what_is_read_at_once_come_through_tls(authority: Authority, tls: ServerTls) -> None:
@@ -367,16 +374,6 @@ async def test_a_client_that_does_not_read_is_not_answered_on_over_tls(authority
             unpacker.feed(await reader.read(65536))
             came += sum(1 for _ in unpacker)
         writer.close()
-
-
-async def test_the_system_does_not_receive_much_ahead_with_tls(tls: ServerTls) -> None:
-    """A client that is not read from would take ten times the memory of one without TLS."""
-    listener = Listener(make_service(tls=tls))
-    await listener.listen([ANY_PORT])
-    ((listening_socket,),) = [server.sockets for server in listener._servers]
-    taken = listening_socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    await listener.close()
-    assert taken <= 2 * listener_module.TLS_RECEIVED
 
 
 async def test_who_ends_a_tls_connection_ends_both_sides(
@@ -446,7 +443,7 @@ async def test_a_handshake_that_is_completed_too_late_lets_nobody_in(
     monkeypatch.setattr(listener_module, "DRAIN", 10 if when == "while it stops" else 0.01)
     service = make_service(tls=tls)
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    (address,) = await listen(listener, ANY_PORT)
     assert isinstance(address, TcpAddress)
     idle_reader, idle = await connect_by_tls(address, authority)  # it keeps `close` waiting
     idle.write(request(1, "ping"))
@@ -475,7 +472,7 @@ async def test_new_tokens_reach_every_connection(tmp_path: Path) -> None:
     service = make_service(tokens=tokens.path)
     listener = Listener(service)
     try:
-        (address,) = await listener.listen([ANY_PORT])
+        (address,) = await listen(listener, ANY_PORT)
         connections = [await connect(address) for _ in given]
         for (reader, writer), token in zip(connections, given, strict=True):
             writer.write(request(1, "hello", {"token": token}) + request(1, "ping"))
@@ -577,6 +574,29 @@ async def test_dead_peers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alive
     assert idle + interval * count <= 60
     assert unacknowledged <= 60_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says how a connection ended")
+@pytest.mark.parametrize("asked", [1, SCANS], ids=["a little", "much"])
+async def test_a_client_that_does_not_read_is_told_from_one_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    """Also if the system has all that it was answered, and ends the connection by its own limit."""
+    monkeypatch.setitem(sockets.KEEP_ALIVE, "TCP_USER_TIMEOUT", 1000)
+    service = service_with_long_pages()
+    async with listening(ANY_PORT, service=service) as (address,):
+        assert isinstance(address, TcpAddress)
+        with socket.socket() as client:
+            client.connect((address.host, address.port))
+            client.setblocking(False)
+            client.send(request(1, "scan", None, None, None, None) * asked)
+            await eventually(lambda: sum(service.dropped.values()))
+        assert {why: number for why, number in service.dropped.items() if number} == {"not_reading": 1}
+
+
+async def test_a_client_takes_some_answers_in_a_time_that_is_shorter_than_the_systems() -> None:
+    """So the daemon's own limit comes first, which knows what it was."""
+    assert sockets.KEEP_ALIVE["TCP_USER_TIMEOUT"] / 1000 > timeouts.READING + 2
 
 
 async def test_connections_are_looked_at_while_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from statestore.errors import Forbidden, Unavailable
 from statestored.answers import NIL
 from statestored.budget import OWN
 from statestored.commands import Service
+from statestored.connection import HIGH_WATER
 from statestored.engines.base import Held
-from statestored.responses import LARGE_REPLY, MAX_HELD, Responses
+from statestored.responses import LARGE_REPLY, MAX_HELD, WRITE_SIZE, Responses
 from tests.server.fakes import HeldCommit, make_service
 from tests.server.rpc import code_of, messages
 
@@ -30,6 +31,9 @@ class Client(asyncio.WriteTransport):
 
     def is_closing(self) -> bool:
         return self.has_gone
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def read(self) -> list[Any]:
         return messages(b"".join(self.writes))
@@ -189,3 +193,81 @@ def test_nothing_is_written_for_a_client_that_has_gone(responses: Responses, cli
     commit.settle()
     assert client.writes == []
     assert responses.waiting == 0
+
+
+# A client that reads slowly
+
+
+class Slow(Client):
+    """Keeps what it has got until it is told that the client takes it; more than `HIGH_WATER` bytes are enough."""
+
+    def __init__(self, responses: Responses) -> None:
+        super().__init__()
+        self.responses = responses
+        self.kept = 0
+        self.seen: list[int] = []  # what was unsent when it paused
+
+    def write(self, data: Any) -> None:
+        super().write(data)
+        self.kept += len(data)
+        if self.kept > HIGH_WATER and not self.responses.is_paused:
+            self.responses.is_paused = True
+            self.seen.append(self.responses.unsent)
+
+    def get_write_buffer_size(self) -> int:
+        return self.kept
+
+    def take(self) -> None:
+        self.kept = 0
+        self.responses.resume()
+
+
+@pytest.fixture
+def slow(responses: Responses) -> Slow:
+    slow = Slow(responses)
+    responses._transport = slow
+    return slow
+
+
+LONG = bytes(msgpack.packb("A" * 2**20))
+
+
+def test_the_transport_gets_no_more_than_it_takes(responses: Responses, slow: Slow) -> None:
+    """It keeps the whole of what it was given until the last byte has left."""
+    responses.add(head(1), LONG)
+    while responses.is_owing:
+        assert slow.kept <= HIGH_WATER + WRITE_SIZE
+        slow.take()
+    assert max(map(len, slow.writes)) <= WRITE_SIZE
+    assert slow.read() == [[1, 1, None, "A" * 2**20]]
+
+
+def test_all_that_is_unsent_counts_from_the_first_pause_on(responses: Responses, slow: Slow) -> None:
+    responses.add(head(1), LONG)
+    size = len(head(1) + LONG)
+    written = sum(map(len, slow.writes))
+    assert slow.seen == [slow.kept + size - written]
+    assert responses.unsent == slow.kept + size - written
+    slow.take()
+    assert responses.unsent == size - written
+
+
+def test_what_is_answered_meanwhile_waits_behind(responses: Responses, slow: Slow) -> None:
+    responses.add(head(1), LONG)
+    responses.add(head(2), NIL)
+    responses.flush()
+    commit = HeldCommit()
+    responses.add(head(3), held(commit, "A"))
+    commit.settle()
+    while responses.is_owing:
+        slow.take()
+    assert [message[1] for message in slow.read()] == [1, 2, 3]
+
+
+def test_short_answers_are_kept_too_while_it_pauses(responses: Responses, slow: Slow) -> None:
+    responses.is_paused = True
+    responses.add(head(1), NIL)
+    responses.flush()
+    assert (slow.writes, responses.is_owing, responses.unsent) == ([], True, len(head(1) + NIL))
+    slow.take()
+    assert (slow.read(), responses.is_owing) == ([[1, 1, None, None]], False)

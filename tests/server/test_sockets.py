@@ -1,16 +1,21 @@
-"""Unix sockets: ours from the first moment, and nobody else's taken away."""
+"""The sockets to listen on: ours from the first moment, and nobody else's taken away."""
 
+import errno
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from statestore.address import UnixAddress
+from statestore.address import TcpAddress, UnixAddress
+from statestored import sockets
 from statestored.errors import StartError
-from statestored.sockets import bind_unix, reason
+from statestored.sockets import address_of, bind, bind_unix, listen, reason, unacknowledged
 
 
 @pytest.fixture
@@ -84,3 +89,221 @@ def test_a_path_that_cannot_be_is_refused_with_its_name(where: str) -> None:
 def test_a_reason_fits_into_a_sentence() -> None:
     assert reason(FileNotFoundError(2, "No such file or directory")) == "no such file or directory"
     assert reason(OSError("AF_UNIX path too long")) == "AF_UNIX path too long"
+
+
+def test_one_that_a_process_has_bound_and_does_not_listen_on_is_left_alone(path: Path) -> None:
+    """As a daemon that loads its states."""
+    with bind_unix(address(path), "--listen"):
+        with pytest.raises(StartError, match="another process"):
+            bind_unix(address(path), "--listen")
+        assert path.exists()
+
+
+# TCP
+
+
+ANY_PORT = TcpAddress("127.0.0.1", 0)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """The addresses of host names that there are not."""
+    names: dict[str, list[str]] = {}
+    resolve = sockets._resolve
+
+    async def look_up(asked: TcpAddress) -> Any:
+        hosts = names.get(asked.host, [asked.host])
+        return [place for host in hosts for place in await resolve(TcpAddress(host, asked.port))]
+
+    monkeypatch.setattr(sockets, "_resolve", look_up)
+    return names
+
+
+def close(bound: list[socket.socket]) -> None:
+    for sock in bound:
+        sock.close()
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def port_of(sock: socket.socket) -> int:
+    found = address_of(sock)
+    assert isinstance(found, TcpAddress)
+    return found.port
+
+
+async def test_an_address_is_taken_before_anybody_can_connect() -> None:
+    (sock,) = await bind(ANY_PORT, "--listen")
+    port = port_of(sock)
+    assert not accepts(port)
+    with pytest.raises(StartError) as refusal:
+        await bind(TcpAddress("127.0.0.1", port), "--admin-listen")
+    assert str(refusal.value) == f"cannot listen on 127.0.0.1:{port} (--admin-listen): address already in use"
+    listen(sock, "--listen")
+    assert accepts(port)
+    with pytest.raises(StartError, match="already in use"):
+        await bind(TcpAddress("127.0.0.1", port), "--listen")
+    sock.close()
+
+
+async def test_what_another_program_shares_is_in_use_as_well() -> None:
+    """It asks for SO_REUSEADDR, as most do, and may not have the address of one that does not listen yet."""
+    (sock,) = await bind(ANY_PORT, "--listen")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port_of(sock)))
+    sock.close()
+
+
+@pytest.mark.parametrize("ends_first", ["client", "server"])
+async def test_connections_of_a_daemon_that_has_ended_are_not_in_the_way(ends_first: str) -> None:
+    """Also not of the one after it. The side that ends a connection first keeps it for a minute."""
+    port = 0
+    for _ in range(3):
+        (sock,) = await bind(TcpAddress("127.0.0.1", port), "--listen")
+        port = port_of(sock)
+        listen(sock, "--listen")
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = sock.accept()
+        for each in (accepted, client) if ends_first == "server" else (client, accepted):
+            each.close()
+        left_open = socket.create_connection(("127.0.0.1", port)), sock.accept()[0]
+        sock.close()
+        again = await bind(TcpAddress("127.0.0.1", port), "--listen")
+        with pytest.raises(StartError, match="already in use"):
+            await bind(TcpAddress("127.0.0.1", port), "--listen")
+        close([*again, *left_open])
+
+
+async def test_all_addresses_of_a_name_get_one_port(names: dict[str, list[str]]) -> None:
+    names["here.example"] = ["127.0.0.1", "127.0.0.2", "127.0.0.1"]
+    bound = await bind(TcpAddress("here.example", 0), "--listen")
+    first, second = map(address_of, bound)
+    assert isinstance(first, TcpAddress)
+    assert isinstance(second, TcpAddress)
+    assert (first.host, second.host) == ("127.0.0.1", "127.0.0.2")
+    assert first.port == second.port > 0
+    close(bound)
+
+
+async def test_another_port_is_chosen_if_it_is_not_free_on_all_of_them(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names["here.example"] = ["127.0.0.1", "127.0.0.2"]
+    taken: list[socket.socket] = []
+    bind_socket = sockets._bind_socket
+
+    def take_the_second(family: Any, place: tuple[Any, ...]) -> socket.socket:
+        if place[0] == "127.0.0.2" and not taken:
+            taken.append(bind_socket(family, place))
+        return bind_socket(family, place)
+
+    monkeypatch.setattr(sockets, "_bind_socket", take_the_second)
+    bound = await bind(TcpAddress("here.example", 0), "--listen")
+    assert port_of(taken[0]) not in {port_of(sock) for sock in bound}
+    assert len(bound) == 2
+    close([*bound, *taken])
+
+
+@pytest.mark.parametrize("missing", ["first", "last"])
+async def test_an_address_of_a_name_that_the_machine_does_not_have_is_left_out(
+    names: dict[str, list[str]], missing: str
+) -> None:
+    """As ::1 of localhost on a machine without IPv6; 240.0.0.1 is nobody's."""
+    names["here.example"] = ["240.0.0.1", "127.0.0.1"] if missing == "first" else ["127.0.0.1", "240.0.0.1"]
+    with capture_logs() as logs:
+        bound = await bind(TcpAddress("here.example", 0), "--listen")
+    assert [sock.getsockname()[0] for sock in bound] == ["127.0.0.1"]
+    ((event, name, left_out, why),) = [
+        (entry["event"], entry["name"], entry["address"], entry["reason"]) for entry in logs
+    ]
+    assert (event, name) == ("not listening on an address of a name", "here.example:0")
+    assert left_out.startswith("240.0.0.1:")
+    assert why == "cannot assign requested address"
+    close(bound)
+
+
+async def test_a_kind_of_address_that_the_machine_does_not_know_is_left_out(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names["here.example"] = ["127.0.0.2", "127.0.0.1"]
+    bind_socket = sockets._bind_socket
+
+    def know_one(family: Any, place: tuple[Any, ...]) -> socket.socket:
+        if place[0] == "127.0.0.2":
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return bind_socket(family, place)
+
+    monkeypatch.setattr(sockets, "_bind_socket", know_one)
+    bound = await bind(TcpAddress("here.example", 0), "--listen")
+    assert [sock.getsockname()[0] for sock in bound] == ["127.0.0.1"]
+    close(bound)
+
+
+async def test_an_address_of_a_name_that_is_in_use_ends_it(names: dict[str, list[str]]) -> None:
+    """Another program answers there: clients of this name would come to either of them."""
+    names["here.example"] = ["127.0.0.1", "127.0.0.2"]
+    (other,) = await bind(TcpAddress("127.0.0.2", 0), "--listen")
+    port = port_of(other)
+    with pytest.raises(StartError) as refusal:
+        await bind(TcpAddress("here.example", port), "--listen")
+    said = str(refusal.value)
+    assert said == f"cannot listen on here.example:{port} (--listen): 127.0.0.2:{port}: address already in use"
+    close(await bind(TcpAddress("127.0.0.1", port), "--listen"))  # that one was given back
+    other.close()
+
+
+@pytest.mark.parametrize("addresses", [["240.0.0.1"], ["240.0.0.1", "240.0.0.2"]])
+async def test_a_name_of_which_no_address_can_be_had_is_refused(
+    names: dict[str, list[str]], addresses: list[str]
+) -> None:
+    names["there.example"] = addresses
+    with pytest.raises(StartError, match=r"there\.example:7828 \(--listen\): .*annot assign requested address"):
+        await bind(TcpAddress("there.example", 7828), "--listen")
+
+
+async def test_a_name_of_nothing_is_refused() -> None:
+    with pytest.raises(StartError, match=r"cannot listen on nowhere\.invalid:0 \(--admin-listen\): "):
+        await bind(TcpAddress("nowhere.invalid", 0), "--admin-listen")
+
+
+async def test_an_address_that_another_program_listens_on_in_the_end_is_refused() -> None:
+    (sock,) = await bind(ANY_PORT, "--listen")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("127.0.0.1", port_of(sock)))
+        except OSError:  # not every system lets it
+            sock.close()
+            return
+        other.listen()
+        with pytest.raises(StartError, match="already in use"):
+            listen(sock, "--listen")
+    sock.close()
+
+
+async def test_a_unix_socket_is_bound_and_listened_on_in_the_same_way(path: Path) -> None:
+    (sock,) = await bind(address(path), "--listen")
+    with socket.socket(socket.AF_UNIX) as client:
+        assert client.connect_ex(str(path)) == errno.ECONNREFUSED
+        listen(sock, "--listen")
+        client.connect(str(path))
+    assert address_of(sock) == address(path)
+    sock.close()
+
+
+def test_what_a_peer_has_not_taken_is_known() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        accepted, _ = server.accept()
+        with accepted:
+            assert unacknowledged(accepted) == 0
+            accepted.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    accepted.send(bytes(2**16))
+            assert unacknowledged(accepted) > 0
