@@ -15,6 +15,7 @@ import pytest
 from statestored.errors import Exit
 from tests.daemon import STATESTORED, Daemon
 from tests.server.rpc import RawClient
+from tests.server.waiting import wait_until
 from tests.test_failing_disk import REPLAYING_WHEN_TOLD
 
 Make = Callable[[str], Daemon]
@@ -137,8 +138,9 @@ def test_localhost_can_be_listened_on_without_ipv6(tmp_path: Path) -> None:
     with daemon.start():
         assert re.fullmatch(r"127\.0\.0\.1:\d+", daemon.address)
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", daemon.admin)
-        left_out = re.findall(r'event="not listening on an address of a name" .*', daemon.log())
-        assert len(left_out) == 2
+        event = 'event="not listening on an address of a name" '
+        wait_until(lambda: daemon.log().count(event) == 2)
+        left_out = re.findall(f"{event}.*", daemon.log())
         for line in left_out:
             assert re.search(r'address=\[::1\]:\d+ .*reason="cannot assign requested address"', line)
         with RawClient(daemon.unix_address) as client:

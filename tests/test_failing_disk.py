@@ -287,7 +287,7 @@ def check_full_disk(daemon: Daemon, make_full: Callable[[], None], free: Callabl
             store.check(again)
             assert store.write(again) is None
         assert "writes are refused" in daemon.log()
-        assert "writes are taken again" in daemon.log()
+        wait_until(lambda: "writes are taken again" in daemon.log())
 
 
 def check_writes_are_refused(daemon: Daemon, client: RawClient) -> None:
@@ -487,7 +487,7 @@ def test_nobody_is_let_in_before_the_journal_is_replayed(tmp_path: Path) -> None
             ready = status(f"{daemon.admin}/ready")
             seen.append((listens, ready, status(f"{daemon.admin}/live")))
             if listens or ready == 200:
-                assert "event=replayed" in daemon.log()
+                wait_until(lambda: "event=replayed" in daemon.log())
             if len(seen) == 3:
                 assert "\nstatestored_ready 0.0\n" in get(f"{daemon.admin}/metrics")
                 told.touch()
@@ -496,7 +496,7 @@ def test_nobody_is_let_in_before_the_journal_is_replayed(tmp_path: Path) -> None
         assert seen[:3] == [(False, 503, 200)] * 3
         with RawClient(daemon.unix_address) as client:
             assert client.ask("count", None, None)["total"] == BATCHES * EFFECTS
-        assert re.search(r"event=replaying .*bytes=\d{8} entries=\d{6}", daemon.log()), "progress"
+        wait_until(lambda: re.search(r"event=replaying .*bytes=\d{8} entries=\d{6}", daemon.log()))
         assert "level=error" not in daemon.log()
 
 

@@ -257,7 +257,7 @@ def test_few_open_files(tmp_path: Path) -> None:
     with daemon.start(), ExitStack() as stack:
         client = stack.enter_context(RawClient(daemon.address))
         client.ask("set", "lists", "ann", "A")
-        assert "fewer connections" in daemon.log()
+        wait_until(lambda: "fewer connections" in daemon.log())
         crowd = [stack.enter_context(connect(daemon)) for _ in range(2 * allowed)]
         wait_until(lambda: client.ask("info")["dropped"]["too_many"] == len(crowd) - 19)
         daemon.send_signal(signal.SIGUSR1)

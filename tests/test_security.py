@@ -182,7 +182,8 @@ def test_a_client_without_tls_is_let_go_where_there_is_tls(make: Make, server: I
             client.socket.settimeout(SECONDS_TO_REFUSE)
             client.send(sent)
             assert client.is_closed()
-        assert f'event="a TLS handshake failed" reason="{reason}' in daemon.log()
+        line = f'event="a TLS handshake failed" reason="{reason}'
+        wait_until(lambda line=line: line in daemon.log())
     assert "192.0.2.1" not in daemon.log()
     with RawClient(daemon.unix_address) as client:
         assert client.ask("info")["tls_failures"] == 4
@@ -193,7 +194,8 @@ def test_a_client_with_tls_is_let_go_where_there_is_none(make: Make, authority: 
     assert not is_served(daemon.address, trusting(authority))
     with RawClient(daemon.address) as client:
         assert client.ask("info")["connections_dropped"] == 1
-    assert 'event="connection dropped" reason="a TLS handshake came, and this address has no TLS' in daemon.log()
+    line = 'event="connection dropped" reason="a TLS handshake came, and this address has no TLS'
+    wait_until(lambda: line in daemon.log())
 
 
 # Reading again what can change

@@ -219,7 +219,7 @@ def test_snapshots_are_written_from_time_to_time(make: Make) -> None:
         ask(daemon, "set", *ANN, state)
         wait_until(lambda: ask(daemon, "info")["changes_since_snapshot"] == 0)
         assert len(snapshots(daemon)) == len(segments(daemon)) == 1
-    assert daemon.log().count('event="snapshot written"') == 2
+    wait_until(lambda: daemon.log().count('event="snapshot written"') == 2)
     daemon.kill()
     assert ask(daemon.start(), "get", *ANN) == "POSTING"
 

@@ -18,7 +18,7 @@ import pytest
 
 from statestore.address import TcpAddress
 from statestore.errors import Unavailable
-from statestored import app, collector, files
+from statestored import collector, files
 from statestored import listener as listener_module
 from statestored.commands import Service
 from statestored.datadir import DataDirectory
@@ -30,6 +30,7 @@ from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import BUCKET_SIZE
 from statestored.errors import NoRoom
 from statestored.listener import Listener
+from statestored.reload import Reload
 from statestored.tls import ServerTls, TlsFiles
 from tests.certificates import Authority
 from tests.server.fakes import NEVER, make_service, settled
@@ -287,7 +288,8 @@ def tls(tmp_path: Path) -> ServerTls:
 @asynccontextmanager
 async def served(service: Service) -> AsyncIterator[TcpAddress]:
     listener = Listener(service)
-    (address,) = await listener.listen([ANY_PORT])
+    await listener.bind([ANY_PORT])
+    (address,) = await listener.listen()
     assert isinstance(address, TcpAddress)
     try:
         yield address
@@ -325,7 +327,7 @@ async def test_a_connection(tmp_path: Path, tls: ServerTls, way: Callable[[RawCl
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
 async def test_a_handshake_that_fails(tls: ServerTls, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(listener_module, "TLS_PATIENCE", 0.1)
+    monkeypatch.setattr(listener_module, "EVERY", 0.01)
     service = make_service(tls=tls)
     async with served(service) as address:
 
@@ -344,13 +346,22 @@ async def test_a_handshake_that_fails(tls: ServerTls, monkeypatch: pytest.Monkey
                 await once()
 
 
-def test_certificates_that_are_read_again(tls: ServerTls) -> None:
+async def test_certificates_that_are_read_again(tls: ServerTls, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = []
+    monkeypatch.setattr("statestored.audit.read_again", lambda what, **_: readings.append(what))
     service = make_service(tls=tls)
-    listener = Listener(service)
-    app.read_again(service, listener)
+    reload = Reload(service.access, tls, Listener(service).renew)
+
+    async def once() -> None:
+        readings.clear()
+        reload.request()
+        await eventually(lambda: "certificates" in readings)
+        await asyncio.sleep(0)
+
+    await once()
     with nothing_is_left():
         for _ in range(TIMES):
-            app.read_again(service, listener)
+            await once()
 
 
 # The collector itself

@@ -389,7 +389,7 @@ def test_another_write_with_the_same_number_in_one_turn_is_refused(
     assert error_of(refused) == "number_reused"
     assert (repeated, own) == (ok(2, None), ok(3, None))
     assert third.read()[-1] == ok(1, None)
-    assert service.errors == {"number_reused": 1}
+    assert +service.errors == {"number_reused": 1}
     one.send(get_of(2, "ann"))
     loop.turn()
     assert one.read()[-1] == ok(2, "B")

@@ -50,7 +50,7 @@ def state_of(service: Service) -> Any:
 
 def refused(service: Service) -> tuple[int, dict[str, int]]:
     """Notifications that were refused, and all errors by their codes."""
-    return service.notifications_refused, dict(service.errors)
+    return service.notifications_refused, dict(+service.errors)
 
 
 # Executed
@@ -415,7 +415,7 @@ async def test_on_a_full_disk_it_is_refused(tmp_path: Path, monkeypatch: pytest.
         await eventually(lambda: service.notifications_refused == 2)
         wire.send(notification("set", *ANN, "C"))
         await eventually(lambda: service.notifications_refused == 3)
-        assert dict(service.errors) == {"unavailable": 3}
+        assert dict(+service.errors) == {"unavailable": 3}
         assert wire.ask(get()) == [ok(9, "START")]
         disk.make_room()
 
