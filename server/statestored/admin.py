@@ -1,7 +1,6 @@
 """The admin address: plain HTTP for health checks and metrics."""
 
 import asyncio
-from pathlib import Path
 from typing import cast
 
 from aiohttp import web
@@ -11,7 +10,7 @@ from statestore.address import TcpAddress, UnixAddress
 from statestore.errors import Unauthorized, Unavailable
 from statestored.commands import Service
 from statestored.metrics import Metrics
-from statestored.sockets import bind_unix, cannot_listen
+from statestored.sockets import UnixSocket, bind_unix, cannot_listen
 from statestored.timeouts import Dropped
 
 SETTING = "--admin-listen"
@@ -24,7 +23,7 @@ class Admin:
 
     def __init__(self, service: Service) -> None:
         self.ready = False
-        self._path: Path | None = None
+        self._unix: UnixSocket | None = None
         self._listening: asyncio.Server | None = None
         self._service = service
         self._metrics = Metrics(service)
@@ -35,8 +34,8 @@ class Admin:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         if isinstance(address, UnixAddress):
-            self._listening = await loop.create_unix_server(self._handler, sock=bind_unix(address, SETTING))
-            self._path = Path(address.path)
+            self._unix = bind_unix(address, SETTING)
+            self._listening = await loop.create_unix_server(self._handler, sock=self._unix)
             return str(address)
         try:
             self._listening = await loop.create_server(self._handler, address.host, address.port)
@@ -45,11 +44,12 @@ class Admin:
         return f"http://{TcpAddress(*self._listening.sockets[0].getsockname()[:2])}"
 
     async def close(self) -> None:
+        if self._unix is not None:
+            self._unix.remove()
+            self._unix = None
         if self._listening is not None:
             self._listening.close()
         await self._runner.cleanup()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
 
     def _handler(self) -> asyncio.BaseProtocol:
         """Of a new connection."""

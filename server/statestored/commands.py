@@ -25,6 +25,7 @@ from statestored.budget import Budget
 from statestored.clock import SteadyClock
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
+    MAX_NAMESPACE,
     MAX_NUMBER,
     Engine,
     Filter,
@@ -37,7 +38,6 @@ from statestored.timeouts import Dropped
 from statestored.tls import ServerTls
 from statestored.tokens import Role, Token
 
-MAX_NAMESPACE = 255  # bytes
 FEATURES = ("sessions", "not_after")
 
 

@@ -4,13 +4,12 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.commands import Service
 from statestored.connection import Connection, Connections
 from statestored.intake import Intake
-from statestored.sockets import bind_unix, cannot_listen, notice_dead_peers
+from statestored.sockets import UnixSocket, bind_unix, cannot_listen, notice_dead_peers
 from statestored.timeouts import EVERY
 
 SETTING = "--listen"
@@ -30,7 +29,7 @@ class Listener:
         # There need be no loop yet.
         self._intake = Intake(service, lambda callback: asyncio.get_running_loop().call_soon(callback))
         self._servers: list[asyncio.Server] = []
-        self._paths: list[Path] = []
+        self._unix: list[UnixSocket] = []
         self._next_look: asyncio.TimerHandle | None = None
 
     async def listen(self, addresses: Sequence[Address]) -> list[Address]:
@@ -52,10 +51,10 @@ class Listener:
     async def close(self) -> None:
         """Tell, wait, close: a client learns that its request was not applied, where that is so."""
         self._connections.ending = True  # one may be open already, or in its handshake, of which we were not told
+        while self._unix:
+            self._unix.pop().remove()
         for server in self._servers:
             server.close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
         for connection in self._connections:
             connection.drain()
         await self._all_gone(within=DRAIN)
@@ -107,7 +106,7 @@ class Listener:
 
     async def _listen_unix(self, address: UnixAddress) -> Address:
         sock = bind_unix(address, SETTING)
-        self._paths.append(Path(address.path))
+        self._unix.append(sock)
         server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
         return address
