@@ -22,7 +22,8 @@ _NAMES_SHOWN = 3
 def check_directory(path: Path, directory: os.stat_result) -> None:
     """Refuse a directory that everybody may change, and root on the directory of another user."""
     mode, owner, user = stat.S_IMODE(directory.st_mode), directory.st_uid, os.geteuid()
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # with it nobody can remove or rename the files of others
+    is_sticky = bool(mode & stat.S_ISVTX)  # nobody can remove or rename the files of others
+    if mode & stat.S_IWOTH and not is_sticky:
         raise StartError(f"data directory {path} can be changed by every user (mode {mode:04o}): chmod o-w {path}")
     if owner not in (user, 0):
         if user == 0:
@@ -31,7 +32,7 @@ def check_directory(path: Path, directory: os.stat_result) -> None:
                 f"start as that user, or give the directory to root (chown root {path})"
             )
         log.warning("data directory belongs to another user", data_dir=str(path), owner=owner)
-    if mode & stat.S_IWGRP:
+    if mode & stat.S_IWGRP and not is_sticky:
         log.warning("data directory can be changed by a group", data_dir=str(path), group=directory.st_gid)
 
 
