@@ -1,8 +1,8 @@
 """Locks between processes (`flock`). A lock ends with its process, however that ends.
 
 A lock file protects only those who lock the same file. If a cleaner of old files removes it, the next process makes
-another one, and locks that. Nobody can do so with a directory in which there are files. So a directory is locked
-itself, and a lock file is used where that is not possible.
+another one, and locks that. So a process that has locked a file sees that the file still has its name; and a data
+directory, which is locked for a long time, is locked itself: it cannot be removed while there are files in it.
 """
 
 import errno
@@ -10,10 +10,9 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
@@ -21,8 +20,6 @@ from statestored import files
 from statestored.errors import Displaced, StartError
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 LOCK_FILE = "lock"
 POLL_SECONDS = 0.01
@@ -62,18 +59,20 @@ def lock_directory(fd: int, *, shared: bool = False) -> bool:
 
 
 @contextmanager
-def directory_locked(directory: Path, patience: float) -> Iterator[None]:
-    """Hold the lock of a directory, for which to wait up to `patience` seconds.
+def file_locked(path: Path, patience: float) -> Iterator[None]:
+    """Hold the lock file `path`, for which to wait up to `patience` seconds. It is removed afterwards.
 
-    If the file system has no locks for directories, the lock is a file in it, which is removed afterwards.
     Raises TimeoutError, or OSError.
     """
-    with files.open_directory(directory) as fd:
-        if _wait_for(lambda: lock_directory(fd), patience):
-            yield
-            return
-    path = directory / ".statestored.lock"
-    lock = _wait_for(lambda: lock_file(path), patience)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            lock = lock_file(path)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "another process has had the lock for too long") from None
+        time.sleep(POLL_SECONDS)
     try:
         yield
     finally:
@@ -86,17 +85,6 @@ def unlock_and_remove(path: Path, lock: int) -> None:
         if files.is_at(path, lock):
             files.remove(path)
     os.close(lock)
-
-
-def _wait_for(attempt: Callable[[], T], patience: float) -> T:
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return attempt()
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise TimeoutError(errno.ETIMEDOUT, "another process has had the lock for too long") from None
-        time.sleep(POLL_SECONDS)
 
 
 class DataDirectoryLock:

@@ -27,7 +27,7 @@ from typing import Any
 from statestored import files
 from statestored.engines.base import MAX_NAMESPACE
 from statestored.errors import StartError
-from statestored.locks import directory_locked
+from statestored.locks import file_locked
 
 TOKEN_BYTES = 32
 PATIENCE_SECONDS = 10.0  # for another process that adds a token
@@ -108,7 +108,7 @@ def add_token(path: Path, name: str, role: Role, namespaces: Sequence[str]) -> s
     token = secrets.token_hex(TOKEN_BYTES)
     try:
         path = _follow(path)
-        with directory_locked(path.parent, PATIENCE_SECONDS):
+        with file_locked(path.with_name(f".{path.name}.lock"), PATIENCE_SECONDS):
             before, status = _read(path)
             _check_before(path, before, name)
             content = f"{before.rstrip()}\n\n{_table(name, role, namespaces, token)}".lstrip()

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from statestored import files
-from statestored.datadir import IDENTITY, IDENTITY_FORMAT, number_of
+from statestored.datadir import IDENTITY, IDENTITY_FORMAT, number_of, read_identity
 from statestored.errors import DamagedFile, DiskFailed, NoRoom, StartError, TooNew
 from statestored.files import temporary_name
 from statestored.framing import HEADER_SIZE
@@ -326,6 +326,23 @@ def test_files_that_the_daemon_removes_itself_are_not_missed(tmp_path: Path) -> 
         assert directory.look_after() == []
         directory.snapshot(2).unlink()
         assert directory.look_after() == ["00000002.snapshot"]
+
+
+def test_an_identity_for_which_there_is_no_room_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise NoRoom(errno.ENOSPC, "No space left on device")
+
+    store_id = new_store(tmp_path)
+    with opened(tmp_path) as directory:
+        (tmp_path / IDENTITY).unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_at", full)
+            with pytest.raises(NoRoom):
+                directory.look_after()
+        directory.look_after()
+    assert read_identity(tmp_path / IDENTITY) == store_id
 
 
 def test_the_identity_is_written_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from statestored import files, locks
 from statestored.errors import Displaced, StartError
-from statestored.locks import LOCK_FILE, DataDirectoryLock, directory_locked, lock_directory, lock_file
+from statestored.locks import LOCK_FILE, DataDirectoryLock, file_locked, lock_directory, lock_file
 
 UNSUPPORTED = [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP]
 
@@ -78,6 +78,31 @@ def test_a_link_is_not_followed_to_the_file_that_is_locked(tmp_path: Path) -> No
     assert not (tmp_path / "victim").exists()
 
 
+def test_those_who_wait_for_a_file_take_turns(tmp_path: Path) -> None:
+    inside, most = [0], [0]
+
+    def enter() -> None:
+        for _ in range(20):
+            with file_locked(tmp_path / "lock", 20):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_nobody_waits_for_a_file_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with file_locked(path, 1), pytest.raises(TimeoutError), file_locked(path, 0.05):
+        pass
+
+
 # Directories
 
 
@@ -99,39 +124,6 @@ def test_a_file_system_without_locks_of_directories_is_noticed(
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with files.open_directory(tmp_path) as fd:
         assert not lock_directory(fd)
-
-
-def test_those_who_lock_a_directory_take_turns(tmp_path: Path) -> None:
-    check_turns(tmp_path)
-
-
-@pytest.mark.usefixtures("without_directory_locks")
-def test_those_who_lock_a_directory_take_turns_by_a_file_if_there_is_no_other_way(tmp_path: Path) -> None:
-    check_turns(tmp_path)
-    assert [*tmp_path.iterdir()] == []
-
-
-def check_turns(directory: Path) -> None:
-    inside, most = [0], [0]
-
-    def enter() -> None:
-        for _ in range(20):
-            with directory_locked(directory, 20):
-                inside[0] += 1
-                most[0] = max(most[0], inside[0])
-                inside[0] -= 1
-
-    threads = [threading.Thread(target=enter) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
-
-
-def test_nobody_waits_for_a_directory_without_end(tmp_path: Path) -> None:
-    with directory_locked(tmp_path, 1), pytest.raises(TimeoutError), directory_locked(tmp_path, 0.05):
-        pass
 
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:

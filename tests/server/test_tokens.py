@@ -10,8 +10,9 @@ import pytest
 
 from statestored import files, tokens
 from statestored.errors import StartError
-from statestored.locks import directory_locked
+from statestored.locks import file_locked
 from statestored.tokens import MAX_TOKENS, Role, Token, add_token, digest_of, read_tokens
+from tests.server.journals import opened
 
 DIGEST = "ab" * 32
 LINES = f'role = "read"\nsha256 = "{DIGEST}"\n'
@@ -210,11 +211,18 @@ def test_a_file_that_has_all_that_it_may_have_is_left_alone(path: Path) -> None:
     assert path.read_text() == "".join(tables)
 
 
-def test_one_who_cannot_have_the_directory_in_time_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_who_cannot_have_the_lock_in_time_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "PATIENCE_SECONDS", 0.05)
-    with directory_locked(path.parent, 1), pytest.raises(StartError, match=f"cannot write {path}: .*for too long"):
+    lock = path.with_name(".tokens.toml.lock")
+    with file_locked(lock, 1), pytest.raises(StartError, match=f"cannot write {path}: .*for too long"):
         add_token(path, "one", Role.READ, [])
     assert not path.exists()
+
+
+def test_the_file_may_be_in_the_data_directory_of_a_running_daemon(tmp_path: Path) -> None:
+    """Which the daemon has locked."""
+    with opened(tmp_path):
+        add_token(tmp_path / "tokens.toml", "one", Role.READ, [])
 
 
 def test_a_place_that_is_not_there_is_named(tmp_path: Path) -> None:
