@@ -187,6 +187,16 @@ def test_a_directory_with_other_files_is_refused_and_stays_as_it_is(daemon: Daem
     assert bytes_of(home) == {"thesis.tex": b"precious"}
 
 
+def test_a_store_is_made_beside_the_file_of_tokens_that_the_daemon_is_given(tmp_path: Path) -> None:
+    tokens = tmp_path / "data" / "tokens.toml"
+    tokens.parent.mkdir(0o700)
+    token = command("token", tokens, "one").stdout.strip()
+    with Daemon(tmp_path, f"--tokens={tokens}") as daemon:
+        assert command("token", tokens, "two").returncode == 0  # although the daemon has locked the directory
+        with RawClient(daemon.address) as client:
+            client.ask("hello", {"token": token})
+
+
 @pytest.mark.parametrize("name", ["store.json", "00000001.journal", "lock"])
 def test_a_link_in_the_directory_is_not_followed(daemon: Daemon, name: str) -> None:
     write_all(daemon, "FIRST")

@@ -28,7 +28,7 @@ from statestored.engines.quota import Quota
 from statestored.engines.saver import SnapshotSchedule
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
-from statestored.settings import TOKEN_VARIABLE, Settings, own_token, tls_files, unknown_variables
+from statestored.settings import TOKEN_VARIABLE, Settings, files_named, own_token, tls_files, unknown_variables
 from statestored.tls import MAX_HANDSHAKES, ServerTls
 
 log = structlog.get_logger()
@@ -109,7 +109,7 @@ def check_limits(settings: Settings) -> None:
 async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> None:
     """Runs until it is cancelled; then everything is closed in the reverse order."""
     async with AsyncExitStack() as stack:
-        directory = DataDirectory(settings.data_dir)
+        directory = DataDirectory(settings.data_dir, files_named(settings))
         stack.callback(directory.close)
         directory.open()
         _say(f"data directory {directory.path}")

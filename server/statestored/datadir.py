@@ -31,10 +31,14 @@ _UNFINISHED = re.compile(rf"({_NUMBERED.pattern}|{re.escape(IDENTITY)}){re.escap
 
 
 class DataDirectory:
-    """Ours alone while it is open."""
+    """The data directory, ours alone while it is open.
 
-    def __init__(self, path: Path) -> None:
+    configured: files that the settings name. They may stand in the directory before there is a store in it.
+    """
+
+    def __init__(self, path: Path, configured: Sequence[Path] = ()) -> None:
         self.path = path
+        self._configured = configured
         self._lock: DataDirectoryLock | None = None
         self._needed_from = 0  # the number of the newest snapshot: what is older is not needed
         self._known: set[str] = set()  # names of the snapshots and segments that should be there
@@ -190,7 +194,9 @@ class DataDirectory:
     def _check_empty(self) -> None:
         """Refuse to make a new store among files of others."""
         if self.holds_nothing():
-            trust.check_empty(self.path, [path for path in files.paths_in(self.path) if not _is_ours(path)])
+            known = {path.resolve() for path in self._configured}
+            found = [path for path in files.paths_in(self.path) if not _is_ours(path)]
+            trust.check_empty(self.path, [path for path in found if path.resolve() not in known])
 
     def _refuse_nothing(self) -> None:
         if self.holds_nothing():

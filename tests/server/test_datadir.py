@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from statestored import files
-from statestored.datadir import IDENTITY, IDENTITY_FORMAT, number_of, read_identity
+from statestored.datadir import IDENTITY, IDENTITY_FORMAT, DataDirectory, number_of, read_identity
 from statestored.errors import DamagedFile, DiskFailed, NoRoom, StartError, TooNew
 from statestored.files import temporary_name
 from statestored.framing import HEADER_SIZE
@@ -262,6 +263,14 @@ def test_a_new_store_is_not_made_among_files_of_others(tmp_path: Path, name: str
     with pytest.raises(StartError, match=f"other files .{name}.: give an empty directory"), opened(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_that_the_settings_name_may_be_there_first(tmp_path: Path) -> None:
+    """In a container the data directory may be the only place where a file of tokens can be."""
+    (tmp_path / "tokens.toml").touch()
+    with closing(DataDirectory(tmp_path, [tmp_path / ".." / tmp_path.name / "tokens.toml"])) as directory:
+        directory.open()
+        assert directory.is_new
 
 
 def test_a_new_store_is_made_where_a_first_start_was_interrupted_or_a_file_system_begins(tmp_path: Path) -> None:
