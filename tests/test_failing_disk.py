@@ -95,7 +95,7 @@ def test_a_failure_of_the_disk_ends_the_daemon_at_once_and_nothing_acknowledged_
 FAILURES_AFTER_A_KILL = [
     ("store.json", "openat"),
     (SEGMENT, "openat"),
-    (SEGMENT, "truncate"),
+    (SEGMENT, "ftruncate"),
     ("00000002.journal.tmp", "openat"),
     ("00000002.journal.tmp", "pwrite64"),
     ("00000002.journal.tmp", "fdatasync"),

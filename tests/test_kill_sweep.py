@@ -115,7 +115,7 @@ start     loop      lock       openat ftruncate pwrite64
 start     loop      identity   openat unlink
 start     loop      snapshot   openat unlink
 start     loop      journal    openat unlink
-start     journal   journal    openat pwrite64 fdatasync rename truncate
+start     journal   journal    openat pwrite64 fdatasync rename ftruncate
 start     journal   directory  fsync
 """)
 

@@ -52,9 +52,11 @@ SERVER_ORDER = [
     "queued_output",
     "stdio",
     "files",
+    "locks",
     "framing",
     "snapshot",
     "segment",
+    "trust",
     "datadir",
     "journal",
     "engines.__init__",
@@ -148,15 +150,14 @@ FRONT = (
     "__main__",
 )
 # What lies under the engines, and knows nothing of them.
-BOTTOM = ("errors", "files", "framing", "snapshot", "segment", "datadir", "journal")
-# Nothing but these changes the files of a data directory; `datadir` makes it and its lock, and sets files aside.
+BOTTOM = ("errors", "files", "locks", "framing", "snapshot", "segment", "trust", "datadir", "journal")
+# Nothing but these changes the files of a data directory; `datadir` makes it, and sets files aside.
 WRITING = {
     "files": {"open", "fdopen", "pwrite", "truncate", "fdatasync", "fsync", "rename", "replace", "unlink"},
-    "datadir": {"mkdir", "open", "fdopen", "ftruncate", "pwrite", "link"},
+    "datadir": {"mkdir", "link"},
+    "locks": {"fdopen", "ftruncate", "pwrite"},
     # Sockets are files too, where no state is.
     "sockets": {"unlink"},
-    "listener": {"unlink"},
-    "admin": {"unlink"},
     # No files, but the standard streams.
     "queued_output": {"write"},
     "stdio": {"open"},

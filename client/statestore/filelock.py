@@ -1,9 +1,13 @@
-"""A lock between processes, and between the threads of each, by a file that is opened anew each time."""
+"""A lock between processes, and between the threads of each, by a file that is opened each time.
+
+A cleaner of old files may remove the file. So it is given a new time of change each time; and whoever has the lock sees
+that the file still has its name, for otherwise the next process would make another file, and lock that.
+"""
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from statestore.forks import Descriptor, detect_fork, reset_after_fork
 
@@ -16,6 +20,9 @@ if sys.platform == "win32":
     def _unlock(fd: int) -> None:
         os.lseek(fd, 0, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+    def _is_at(_path: str, _fd: int) -> bool:
+        return True  # a file that is open cannot be removed there
 else:
     import fcntl
 
@@ -25,12 +32,19 @@ else:
     def _unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
+    def _is_at(path: str, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(fd))
+        except FileNotFoundError:
+            return False
+
 
 class _LockFile:
     """A lock file that one thread has open. A child gives its copy back: else the lock would outlive the parent."""
 
     def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        self.fd = os.open(path, flags, 0o600)
         self._descriptor = Descriptor(self.fd)
         self._is_inherited = False
         reset_after_fork(self)
@@ -54,12 +68,27 @@ class _LockFile:
 @contextmanager
 def locked(path: str) -> Iterator[None]:
     """Hold the lock `path` for ourselves. Raises OSError."""
-    file = _LockFile(path)
+    file = _take(path)
     try:
-        _lock(file.fd)
+        with suppress(OSError):  # the file may be another user's
+            os.utime(path)
         try:
             yield
         finally:
             file.unlock()
     finally:
         file.close()
+
+
+def _take(path: str) -> _LockFile:
+    """Open and lock the file that has this name then."""
+    while True:
+        file = _LockFile(path)
+        try:
+            _lock(file.fd)
+            if _is_at(path, file.fd):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # which gives the lock up

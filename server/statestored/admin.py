@@ -1,8 +1,8 @@
 """The admin address: plain HTTP for health checks and metrics. `gate` protects the daemon from what is sent there."""
 
 import asyncio
+import socket
 from http import HTTPStatus
-from pathlib import Path
 from typing import cast
 
 from aiohttp import hdrs, web
@@ -15,7 +15,7 @@ from statestored.commands import Service
 from statestored.gate import REQUEST_LOOKS, Gate
 from statestored.metrics import Metrics
 from statestored.pacer import Pacer
-from statestored.sockets import address_of, bind, listen
+from statestored.sockets import address_of, bind, listen, remove_paths
 from statestored.timeouts import Dropped
 
 SETTING = "--admin-listen"
@@ -27,7 +27,7 @@ class Admin:
     """`/live` while the process answers, `/ready` while clients are served, `/metrics` for those who have a token."""
 
     def __init__(self, service: Service) -> None:
-        self._path: Path | None = None
+        self._bound: list[socket.socket] = []
         self._service = service
         self._metrics = Metrics(service)
         self._runner = web.AppRunner(self._application(), handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
@@ -35,21 +35,18 @@ class Admin:
 
     async def listen(self, address: TcpAddress | UnixAddress) -> str:
         """Returns where it listens, with the port that was given for port 0. Raises StartError."""
-        bound = await bind(address, SETTING)
-        if isinstance(address, UnixAddress):
-            self._path = Path(address.path)
+        self._bound = await bind(address, SETTING)
         await self._runner.setup()
-        for sock in bound:
+        for sock in self._bound:
             listen(sock, SETTING)
-        self._gate.open(bound)
-        found = address_of(bound[0])
+        self._gate.open(self._bound)
+        found = address_of(self._bound[0])
         return f"http://{found}" if isinstance(found, TcpAddress) else str(found)
 
     async def close(self) -> None:
+        remove_paths(self._bound)
         await self._gate.close()
         await self._runner.cleanup()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
 
     def _new_handler(self) -> asyncio.Protocol:
         server = cast(web.Server, self._runner.server)  # it was set up before

@@ -30,7 +30,7 @@ from statestored.engines.saver import SnapshotSchedule
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
 from statestored.reload import Reload
-from statestored.settings import TOKEN_VARIABLE, Settings, own_token, tls_files, unknown_variables
+from statestored.settings import TOKEN_VARIABLE, Settings, files_named, own_token, tls_files, unknown_variables
 from statestored.tls import MAX_HANDSHAKES, ServerTls
 
 log = structlog.get_logger()
@@ -126,7 +126,7 @@ class _Stages(AsyncExitStack):
 async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> None:
     """Runs until it is cancelled; then everything is closed in the reverse order."""
     async with _Stages() as stack:
-        directory = DataDirectory(settings.data_dir)
+        directory = DataDirectory(settings.data_dir, files_named(settings))
         stack.callback(directory.close)
         directory.open()
         stdio.announce(f"data directory {directory.path}")

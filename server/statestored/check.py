@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from statestored.datadir import (
     IDENTITY,
-    LOCK,
     SEGMENT,
     SET_ASIDE,
     SNAPSHOT,
@@ -18,8 +17,9 @@ from statestored.datadir import (
     number_of,
 )
 from statestored.engines.states import States
-from statestored.errors import DamagedFile, Exit, StartError
+from statestored.errors import DamagedFile, Exit
 from statestored.inspection import identify
+from statestored.locks import LOCK_FILE
 from statestored.salvage import Content, Salvage, first_damage, salvage
 from statestored.stdio import printable
 
@@ -34,7 +34,6 @@ def check(path: Path) -> Checked:
     directory = DataDirectory(path)
     with closing(directory):
         directory.open_existing(to_write=False)
-        refuse_nothing(directory)
         identity = identify(directory)
         stops_at = first_damage(directory)
         found = salvage(directory)
@@ -42,11 +41,6 @@ def check(path: Path) -> Checked:
     lines = [str(path), f"store {directory.store_id}", "", *_table(_rows(directory, found)), ""]
     lines += _verdict_damaged(path, damage, found) if damage else _verdict_sound(found)
     return Checked(Exit.DAMAGED if damage else Exit.STOPPED, "\n".join(map(printable, lines)))
-
-
-def refuse_nothing(directory: DataDirectory) -> None:
-    if directory.holds_nothing():
-        raise StartError(f"there is no store in {directory.path}: a daemon would make a new, empty one")
 
 
 def amount(states: States) -> str:
@@ -69,7 +63,7 @@ def _rows(directory: DataDirectory, found: Salvage) -> Iterator[tuple[str, str, 
     numbered = sorted(
         [*directory.snapshots(), *directory.segments()], key=lambda path: (number_of(path), -len(path.name))
     )
-    others = sorted({*directory.path.iterdir()} - {*numbered, directory.path / IDENTITY, directory.path / LOCK})
+    others = sorted({*directory.path.iterdir()} - {*numbered, directory.path / IDENTITY, directory.path / LOCK_FILE})
     yield "file", "bytes", "what is in it"
     for path in (directory.path / IDENTITY, *numbered, *others):
         size = f"{path.stat().st_size:,}" if path.is_file() else ""

@@ -18,7 +18,7 @@ from statestored.log import set_up_logging
 from statestored.repair import repair
 from statestored.settings import PathType, Settings, options, told_where_given
 from statestored.stdio import printable_lines
-from statestored.tokens import ROLES, add_token
+from statestored.tokens import ROLES, add_token, check_name, check_namespace
 
 
 @click.pass_context
@@ -93,14 +93,21 @@ def _repair(directory: Path) -> Exit:
     short_help="Make a token, and add what it is recognised by to a file.",
     help="Make a token called NAME, print it, and add what it is recognised by to FILE, which a daemon with --tokens "
     "FILE reads at its start and at SIGHUP. The token itself is kept nowhere. To take it back, remove its lines.",
-    epilog="Exit codes: 0 made, 1 FILE cannot be read or written, or has a NAME already, or the token cannot be "
-    "printed, 2 usage.",
+    epilog="NAME has up to 64 letters (A-Z, a-z), digits, - and _. Exit codes: 0 made, 1 FILE cannot be read or "
+    "written, or has a NAME already, or the token cannot be printed, 2 usage.",
     context_settings=CONTEXT,
 )
 @click.argument("file", metavar="FILE", type=PathType())
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", callback=lambda _ctx, _param, value: _checked(check_name, value))
 @click.option("--role", type=click.Choice(tuple(ROLES)), default="write", show_default=True, help="What it allows.")
-@click.option("--namespace", "namespaces", metavar="NAMESPACE", multiple=True, help="Where; several times, or for all.")
+@click.option(
+    "--namespace",
+    "namespaces",
+    metavar="NAMESPACE",
+    multiple=True,
+    callback=lambda _ctx, _param, values: tuple(_checked(check_namespace, value) for value in values),
+    help="Where; several times, or for all.",
+)
 def _token(file: Path, name: str, role: str, namespaces: tuple[str, ...]) -> Exit:
     is_new = not file.exists()
     shown: list[str] = []
@@ -117,6 +124,15 @@ def _token(file: Path, name: str, role: str, namespaces: tuple[str, ...]) -> Exi
     if is_new and os.geteuid() == 0:
         click.echo(f"{file} is for root only: give it to the daemon's user with chown", err=True)
     return Exit.STOPPED
+
+
+def _checked(check: Callable[[str], None], value: str) -> str:
+    """A value that `check` lets pass; for others wrong usage, in its words."""
+    try:
+        check(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
 
 
 def _offline(work: Callable[[Path], Checked], directory: Path) -> Exit:

@@ -35,6 +35,7 @@ from statestored.budget import Budget
 from statestored.clock import SteadyClock
 from statestored.engines.base import (
     DEFAULT_NAMESPACE,
+    MAX_NAMESPACE,
     MAX_NUMBER,
     Engine,
     Filter,
@@ -47,7 +48,6 @@ from statestored.timeouts import Dropped
 from statestored.tls import ServerTls
 from statestored.tokens import Role, Token
 
-MAX_NAMESPACE = 255  # bytes
 FEATURES = ("sessions", "not_after")
 
 

@@ -4,26 +4,24 @@ Snapshot N holds what all segments before segment N did: segments go on being nu
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
-import socket
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import structlog
 
-from statestored import files
+from statestored import files, trust
 from statestored.errors import DamagedFile, DiskFailed, StartError, TooNew
 from statestored.framing import HEADER_SIZE
+from statestored.locks import LOCK_FILE, DataDirectoryLock
 
 log = structlog.get_logger()
 
-LOCK, IDENTITY = "lock", "store.json"
+IDENTITY = "store.json"
 IDENTITY_FORMAT = 1
 SNAPSHOT, SEGMENT = ".snapshot", ".journal"
 SET_ASIDE = "damaged-"  # and when: a directory of files that a repair has replaced
@@ -33,28 +31,36 @@ _UNFINISHED = re.compile(rf"({_NUMBERED.pattern}|{re.escape(IDENTITY)}){re.escap
 
 
 class DataDirectory:
-    """Ours alone while it is open."""
+    """The data directory, ours alone while it is open.
 
-    def __init__(self, path: Path) -> None:
+    configured: files that the settings name. They may stand in the directory before there is a store in it.
+    """
+
+    def __init__(self, path: Path, configured: Sequence[Path] = ()) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._configured = configured
+        self._lock: DataDirectoryLock | None = None
+        self._needed_from = 0  # the number of the newest snapshot: what is older is not needed
+        self._known: set[str] = set()  # names of the snapshots and segments that should be there
         self.store_id = uuid.UUID(int=0)
         self.is_new = False  # nothing is in it yet, its identity neither
 
     def open(self) -> None:
-        """Make it where there is none, lock it, read its identity.
+        """Make the directory if there is none, lock it, and read the store's identity.
 
         Raises StartError, DamagedFile, TooNew, or DiskFailed.
         """
         try:
             self._make()
-            self._lock = self._take_lock("stop that one, or give another --data-dir")
+            self._lock_to_write("stop that one, or give another --data-dir", self._check_empty)
             self._remove_unfinished()
             self._read_identity()
+            self._needed_from = max(map(number_of, self.snapshots()), default=0)
+            self._known.update(path.name for path in (*self.snapshots(), *self.segments()))
         except PermissionError as error:
             raise StartError(
                 f"data directory {self.path}: {error}: user {os.geteuid()} may not. "
-                "Start as the user whose it is, or give another --data-dir"
+                "Start as the user who owns it, or give another --data-dir"
             ) from error
         except OSError as error:
             if error.errno == errno.EIO:  # another directory would be an empty store
@@ -62,22 +68,43 @@ class DataDirectory:
             raise StartError(f"data directory {self.path}: {error.strerror}: give another --data-dir") from error
 
     def open_existing(self, *, to_write: bool) -> None:
-        """Where there is no daemon in it, and let none in; only `to_write` changes that lock. Its identity is not read.
+        """Lock a directory with a store, in which no daemon runs. Its identity is not read.
 
-        Raises StartError or OSError.
+        Without `to_write` nothing is changed. Raises StartError or OSError.
         """
         if not self.path.is_dir():
             raise StartError(f"there is no directory {self.path}")
         try:
-            self._lock = self._take_lock("stop that one") if to_write else self._share_lock()
+            if to_write:
+                self._lock_to_write("stop that one", self._refuse_nothing)
+            else:
+                self._lock_to_read("stop that one, or look at a copy")
         except PermissionError as error:
             raise StartError(
-                f"data directory {self.path}: {error}: user {os.geteuid()} may not. Run this as the user whose it is"
+                f"data directory {self.path}: {error}: user {os.geteuid()} may not. Run this as the user who owns it"
             ) from error
 
     def close(self) -> None:
         if self._lock is not None:
             self._lock.close()
+
+    def look_after(self) -> list[str]:
+        """See that the files are still there, and put back the lock file and the identity if they were removed.
+
+        Returns the names of the snapshots and segments that are needed and were removed since the last call. May run
+        beside everything else. Raises Displaced, NoRoom or OSError.
+        """
+        if self._lock is not None:
+            self._lock.check_in_place()
+        if not (self.path / IDENTITY).exists():
+            write_identity(self.path, self.store_id)
+            log.error("identity was removed by another program, written again", path=str(self.path / IDENTITY))
+        found = {path.name for path in (*self.snapshots(), *self.segments())}
+        # `remove_before` sets `_needed_from` before it renames any, and here that is read after the names.
+        missing = [name for name in self._known - found if number_of(Path(name)) >= self._needed_from]
+        self._known.update(found)
+        self._known.difference_update(missing)
+        return sorted(missing)
 
     def snapshots(self) -> list[Path]:
         """By their numbers."""
@@ -105,7 +132,10 @@ class DataDirectory:
 
     def remove_before(self, number: int) -> None:
         """What the snapshot of this number has made needless. Raises OSError."""
+        self._needed_from = number
+        self._known.add(self.snapshot(number).name)
         needless = [path for path in (*self.snapshots(), *self.segments()) if number_of(path) < number]
+        self._known.difference_update(path.name for path in needless)
         for path in needless:  # under this name a start removes them
             files.rename(path, files.temporary_name(path))
         files.sync_directory(self.path)
@@ -136,38 +166,41 @@ class DataDirectory:
             files.sync_directory(path.parent)
 
     def _numbered(self, suffix: str) -> list[Path]:
-        found = [path for path in files.paths_in(self.path) if path.suffix == suffix and _NUMBERED.fullmatch(path.name)]
+        found = [path for path in files.paths_in(self.path) if path.suffix == suffix and is_numbered(path)]
         return sorted(found, key=number_of)
 
-    def _take_lock(self, advice: str) -> IO[str]:
-        fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        lock = os.fdopen(fd, "r+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._in_use(lock, advice) from None
-        with suppress(OSError):  # the disk may be full, and the lock holds without a name on it
-            os.ftruncate(fd, 0)
-            # In a container every daemon is process 1.
-            os.pwrite(fd, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        return lock
+    def _lock_to_write(self, advice: str, check_content: Callable[[], None]) -> None:
+        """Raises StartError, having changed nothing, if the directory is in use or cannot be trusted."""
+        self._lock = DataDirectoryLock(self.path)
+        directory = os.fstat(self._lock.fd)
+        trust.check_directory(self.path, directory)
+        self._lock.lock_directory(advice)
+        names = self._files_read()
+        trust.check_no_links(names)
+        trust.check_owners(names, directory)
+        check_content()
+        self._lock.lock_file(advice)
 
-    def _share_lock(self) -> IO[str] | None:
-        """Without making it where there is none, as in a copy."""
-        try:
-            lock = (self.path / LOCK).open()
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._in_use(lock, "stop that one, or look at a copy") from None
-        return lock
+    def _lock_to_read(self, advice: str) -> None:
+        self._lock = DataDirectoryLock(self.path)
+        self._lock.lock_directory(advice, shared=True)
+        trust.check_no_links(self._files_read())
+        self._refuse_nothing()
+        self._lock.share_file(advice)
 
-    def _in_use(self, lock: IO[str], advice: str) -> StartError:
-        with lock:
-            owner = lock.read().strip() or "unknown"
-        return StartError(f"data directory {self.path} is in use by another statestored (process {owner}): {advice}")
+    def _files_read(self) -> list[Path]:
+        return [path for path in files.paths_in(self.path) if path.name in (LOCK_FILE, IDENTITY) or is_numbered(path)]
+
+    def _check_empty(self) -> None:
+        """Refuse to make a new store among files of others."""
+        if self.holds_nothing():
+            known = {path.resolve() for path in self._configured}
+            found = [path for path in files.paths_in(self.path) if not _is_ours(path)]
+            trust.check_empty(self.path, [path for path in found if path.resolve() not in known])
+
+    def _refuse_nothing(self) -> None:
+        if self.holds_nothing():
+            raise StartError(f"there is no store in {self.path}")
 
     def _remove_unfinished(self) -> None:
         for path in files.paths_in(self.path):
@@ -194,9 +227,20 @@ def number_of(path: Path) -> int:
     return int(path.name.partition(".")[0])
 
 
+def is_numbered(path: Path) -> bool:
+    """Whether it is a snapshot or a segment in its place."""
+    return _NUMBERED.fullmatch(path.name) is not None
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether it is a file that a daemon was about to write, or to remove."""
     return _UNFINISHED.fullmatch(path.name) is not None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a daemon or a repair has made it."""
+    is_set_aside = path.name.startswith(SET_ASIDE) and path.is_dir()
+    return path.name in (LOCK_FILE, IDENTITY) or is_numbered(path) or is_unfinished(path) or is_set_aside
 
 
 def read_identity(path: Path) -> uuid.UUID:
@@ -212,15 +256,16 @@ def read_identity(path: Path) -> uuid.UUID:
 def write_identity(directory: Path, store_id: uuid.UUID) -> None:
     """Raises OSError."""
     content = json.dumps({"format": IDENTITY_FORMAT, "store_id": str(store_id)}).encode() + b"\n"
-    files.write_durably(directory / IDENTITY, content)
+    path = directory / IDENTITY
+    files.write_durably(path, content, files.temporary_name(path))
 
 
 def _link_or_copy(path: Path, target: Path) -> None:
     """Both are never changed, so that one file may stand for them. Not all file systems have links."""
     try:
-        os.link(path, target)
+        os.link(path, target, follow_symlinks=False)
     except OSError:
-        with path.open("rb") as source, files.create(target) as copy:
+        with files.open_to_read(path) as source, files.create(target) as copy:
             offset = 0
             while chunk := source.read(2**20):
                 files.write_at(copy, chunk, offset)
@@ -230,7 +275,9 @@ def _link_or_copy(path: Path, target: Path) -> None:
 
 def _json(path: Path) -> Any:
     """What a file of JSON holds; None where it holds none."""
+    with files.open_to_read(path) as file:
+        content = file.read()
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None

@@ -47,3 +47,10 @@ class DiskFailed(Exception):
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"the disk failed ({error}): look at it before you start again")
+
+
+class Displaced(DiskFailed):
+    """A file that the daemon has open is not the one under its name any more: what it writes would be lost."""
+
+    def __init__(self, what: str) -> None:
+        Exception.__init__(self, f"{what}: stop the daemon before you change its files")

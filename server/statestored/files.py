@@ -8,10 +8,11 @@ have forgotten what it could not write; everything else an OSError.
 import errno
 import fcntl
 import os
+import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,12 +24,42 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 
 
 def create(path: Path) -> BinaryIO:
-    """A new, empty file that only its owner may read, unbuffered."""
-    return os.fdopen(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb", buffering=0)
+    """Make a new, empty file that only its owner may read, unbuffered.
+
+    What is there under this name, such as a link that somebody planted, loses the name and is not touched otherwise.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        fd = open_file(path, flags)
+    except FileExistsError:
+        remove(path)
+        fd = open_file(path, flags)
+    return os.fdopen(fd, "wb", buffering=0)
 
 
-def open_to_read(path: Path) -> BinaryIO:
-    return os.fdopen(_open(path, os.O_RDONLY), "rb")
+def open_to_read(path: Path, buffering: int = -1) -> BinaryIO:
+    return os.fdopen(open_file(path, os.O_RDONLY), "rb", buffering)
+
+
+def open_file(path: Path, flags: int) -> int:
+    """Open a file, or a directory with O_DIRECTORY, and return its descriptor.
+
+    A symbolic link to a file is not followed. The path of a directory is the operator's, and may be a link.
+    """
+    if not flags & os.O_DIRECTORY:
+        flags |= os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _no_room_or(error, error) from None
+
+
+def is_at(path: Path, fd: int, *, follow: bool = False) -> bool:
+    """Return whether `path` still names the file or directory that is open as `fd`."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=follow), os.fstat(fd))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def write_at(file: BinaryIO, data: bytes, offset: int) -> None:
@@ -44,8 +75,16 @@ def write_at(file: BinaryIO, data: bytes, offset: int) -> None:
 
 
 def truncate(file: BinaryIO | Path, size: int) -> None:
+    if isinstance(file, Path):
+        with os.fdopen(open_file(file, os.O_WRONLY), "wb", buffering=0) as opened:
+            _truncate(opened, size)
+    else:
+        _truncate(file, size)
+
+
+def _truncate(file: BinaryIO, size: int) -> None:
     try:
-        os.truncate(file if isinstance(file, Path) else file.fileno(), size)
+        os.truncate(file.fileno(), size)
     except OSError as error:
         raise _no_room_or(error, DiskFailed(error)) from error
 
@@ -73,7 +112,7 @@ def sync_directory(directory: Path | int) -> None:
 @contextmanager
 def open_directory(directory: Path) -> Iterator[int]:
     """To sync it later, when there may be no room for one more open file."""
-    fd = _open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fd = open_file(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield fd
     finally:
@@ -97,7 +136,7 @@ def remove_in_steps(path: Path) -> None:
     What has another name too is to stay there as it is, and only loses this one.
     """
     if not has_other_names(path):
-        with os.fdopen(_open(path, os.O_WRONLY), "wb", buffering=0) as file:
+        with os.fdopen(open_file(path, os.O_WRONLY), "wb", buffering=0) as file:
             size = path.stat().st_size
             while size > REMOVED_AT_ONCE:
                 size -= REMOVED_AT_ONCE
@@ -135,26 +174,30 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 
 def write_durably(
-    path: Path, content: bytes, like: os.stat_result | None = None, ready: Callable[[], object] = lambda: None
+    path: Path,
+    content: bytes,
+    temporary: Path,
+    like: os.stat_result | None = None,
+    ready: Callable[[], object] = lambda: None,
 ) -> None:
-    """Write a small file, as a whole or not at all; for its owner only, or for whom another file is.
+    """Replace a small file as a whole or not at all; its owner, group and mode are ours (0600), or those of `like`.
 
     Args:
         ready: Is called when nothing is left to do but to give the file its name. If this raises, nothing has changed.
     """
-    temporary = temporary_name(path)
     with create(temporary) as file:
-        if like is not None:
-            os.fchown(file.fileno(), like.st_uid, like.st_gid)
-            os.fchmod(file.fileno(), stat.S_IMODE(like.st_mode))
-        write_at(file, content, 0)
-        sync_file(file)
-    try:
-        ready()
-    except BaseException:
-        remove(temporary)
-        raise
-    put_in_place(temporary, path)
+        try:
+            if like is not None:
+                os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(like.st_mode))
+            write_at(file, content, 0)
+            sync_file(file)
+            ready()
+            put_in_place(temporary, path)
+        except BaseException:
+            with suppress(FileNotFoundError):  # it may have its name already
+                remove(temporary)
+            raise
 
 
 def temporary_name(path: Path) -> Path:
@@ -162,11 +205,9 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY)
 
 
-def _open(path: Path, flags: int) -> int:
-    try:
-        return os.open(path, flags | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _no_room_or(error, error) from None
+def random_name(path: Path) -> Path:
+    """A temporary name that nobody can foresee, for a directory in which others may make files."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(16)}{TEMPORARY}")
 
 
 def _no_room_or(error: OSError, other: Exception) -> Exception:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
-from statestored import segment, snapshot
+from statestored import files, segment, snapshot
 from statestored.datadir import IDENTITY, SNAPSHOT, DataDirectory, read_identity
 from statestored.errors import DamagedFile
 from statestored.framing import (
@@ -37,7 +37,7 @@ class Gap(NamedTuple):
 def read_pieces(path: Path, file_id: bytes, end: int) -> Iterator[Frame | Gap]:
     """What begins before `end`: the frames that are whole, and the gaps between them. Raises OSError."""
     offset = HEADER_SIZE
-    with path.open("rb", buffering=2**18) as file:
+    with files.open_to_read(path, 2**18) as file:
         file.seek(offset)
         while offset < end:
             frame = read_frame(file, offset, file_id)
@@ -82,7 +82,7 @@ def find_file_id(path: Path, store_id: uuid.UUID) -> bytes | None:
 
 def size_used(path: Path) -> int:
     """Without the zeros at the end, which are room that was kept."""
-    with path.open("rb") as file:
+    with files.open_to_read(path) as file:
         at = file.seek(0, 2)
         while at:
             start = max(0, at - WINDOW)
@@ -107,7 +107,7 @@ def _id_in_headers(directory: DataDirectory) -> uuid.UUID | None:
 def _read_header(path: Path) -> Header:
     """Raises DamagedFile, TooNew or OSError."""
     magic = snapshot.MAGIC if path.suffix == SNAPSHOT else segment.MAGIC
-    with path.open("rb") as file:
+    with files.open_to_read(path) as file:
         return unpack_header(path, file.read(HEADER_SIZE), magic)
 
 
@@ -129,7 +129,7 @@ def _next_frame(file: BinaryIO, start: int, file_id: bytes) -> Frame | None:
 def _id_in_frames(path: Path, kind: Kind) -> bytes | None:
     """By which there is a whole frame of this kind. The checksum of its payload tells whether it is one."""
     sign = kind.to_bytes(4, "little")  # it stands behind the mark
-    with path.open("rb") as file:
+    with files.open_to_read(path) as file:
         for offset, data in windows(file, HEADER_SIZE):
             at = 0
             while (at := data.find(sign, at + 1)) >= 0:

@@ -206,6 +206,10 @@ class Journal:
         self._segment = self._new_segment(End(self.number, old.end, self.last), [])
         old.close()
 
+    def is_in_place(self) -> bool:
+        """Return whether what is appended can be found again. Raises Displaced or OSError."""
+        return self._segment is None or self._segment.is_in_place()
+
     def close(self, time: int) -> None:
         if self._segment is not None:
             self.sync()

@@ -4,14 +4,13 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import cast
 
-from statestore.address import Address, UnixAddress
+from statestore.address import Address
 from statestored.commands import Service
 from statestored.connection import Connection, Connections
 from statestored.intake import Intake
-from statestored.sockets import BACKLOG, address_of, bind, listen
+from statestored.sockets import BACKLOG, address_of, bind, listen, remove_paths
 from statestored.timeouts import EVERY
 from statestored.tls import ServerTls
 from statestored.tls_transport import TlsTransport
@@ -27,17 +26,17 @@ class Listener:
         self._connections = Connections()
         # There need be no loop yet.
         self._intake = Intake(service, lambda callback: asyncio.get_running_loop().call_soon(callback))
-        self._bound: list[socket.socket] = []  # not listening yet
+        self._taken: list[socket.socket] = []
+        self._bound: list[socket.socket] = []  # of these, those that are not listening yet
         self._servers: list[asyncio.Server] = []
-        self._paths: list[Path] = []
         self._next_look: asyncio.TimerHandle | None = None
 
     async def bind(self, addresses: Sequence[Address]) -> None:
         """Take the addresses: from now on they are in use, and clients that connect are refused. Raises StartError."""
         for address in addresses:
-            self._bound += await bind(address, SETTING)
-            if isinstance(address, UnixAddress):
-                self._paths.append(Path(address.path))
+            bound = await bind(address, SETTING)
+            self._taken += bound
+            self._bound += bound
 
     async def listen(self) -> list[Address]:
         """Serve clients. Returns where, with the ports that were given for port 0. Raises StartError."""
@@ -55,12 +54,12 @@ class Listener:
 
     def unbind(self) -> None:
         """Give the addresses back, whether somebody has listened on them or not."""
+        taken, self._taken = self._taken, []
+        remove_paths(taken)
         while self._bound:
             self._bound.pop().close()
         while self._servers:
             self._servers.pop().close()
-        while self._paths:
-            self._paths.pop().unlink(missing_ok=True)
 
     def renew(self) -> None:
         """After a change of the tokens: all connections are what theirs allow now, or end."""

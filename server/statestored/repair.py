@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from statestored import files, framing
-from statestored.check import Checked, amount, refuse_nothing
+from statestored.check import Checked, amount
 from statestored.datadir import IDENTITY, SET_ASIDE, DataDirectory, number_of, write_identity
 from statestored.engines.commits import now
 from statestored.engines.snapshots import load_snapshot, write_states
@@ -35,7 +35,6 @@ def repair(path: Path) -> Checked:
     directory = DataDirectory(path)
     with closing(directory):
         directory.open_existing(to_write=True)
-        refuse_nothing(directory)
         _refuse_foreign(directory)
         identity = identify(directory)
         stops_at = first_damage(directory)

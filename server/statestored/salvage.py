@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from statestored import framing
+from statestored import files, framing
 from statestored.datadir import SEGMENT, DataDirectory, number_of
 from statestored.engines.base import START
 from statestored.engines.recovery import recover, replay_batch
@@ -151,7 +151,7 @@ def _newest_whole(directory: DataDirectory) -> int:
 def _load(directory: DataDirectory, path: Path, found: Salvage) -> Content:
     content = Content(path)
     try:
-        with path.open("rb") as file:
+        with files.open_to_read(path) as file:
             read_file_id(path, file, directory.store_id)
     except DamagedFile as damage:
         content.damage.append(damage)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from statestored import files
-from statestored.errors import DamagedFile, NoRoom, TooNew
+from statestored.errors import DamagedFile, Displaced, NoRoom, TooNew
 from statestored.framing import (
     FORMAT,
     HEADER_SIZE,
@@ -100,6 +100,14 @@ class SegmentWriter:
             files.write_at(self._file, bytes(RESERVE), start)
             self._reserved = start + RESERVE
 
+    def is_in_place(self) -> bool:
+        """Return whether the file still has its name. Raises Displaced if another file has it, or OSError."""
+        if files.is_at(self.path, self._file.fileno()):
+            return True
+        if os.path.lexists(self.path):
+            raise Displaced(f"{self.path} was replaced by another program")
+        return False
+
     def close(self) -> None:
         """Nothing but batches is left in it, and all of them are on the disk."""
         self.sync()
@@ -112,7 +120,7 @@ class SegmentReader:
 
     def __init__(self, path: Path, store_id: uuid.UUID) -> None:
         self.path = path
-        with path.open("rb") as file:
+        with files.open_to_read(path) as file:
             header = unpack_header(path, file.read(HEADER_SIZE), MAGIC)
         if header.store_id != store_id:
             raise DamagedFile(path, f"it belongs to the store {header.store_id}, not to {store_id}")
@@ -140,7 +148,7 @@ class SegmentReader:
         if self.end < self.durable:
             raise DamagedFile(self.path, f"no whole batch, and up to byte {self.durable} all was on the disk", self.end)
         same_boot = boot == self.origin.boot and any(boot)
-        with self.path.open("rb") as file:
+        with files.open_to_read(self.path) as file:
             for start, data in windows(file, self.end):
                 for found in find_frames(data, start, self.file_id):
                     # Without a loss of power the system writes what it was given, and in order.
@@ -155,7 +163,7 @@ class SegmentReader:
         self.end, self.last = offset, after
 
     def _batches(self, end: int | None) -> Iterator[Frame]:
-        with self.path.open("rb", buffering=2**18) as file:
+        with files.open_to_read(self.path, 2**18) as file:
             file.seek(self.end)
             while self.end != end and (frame := read_frame(file, self.end, self.file_id)) is not None:
                 if frame.kind != Kind.BATCH:

@@ -269,6 +269,12 @@ def own_token(environment: Mapping[str, str]) -> str | None:
     return token
 
 
+def files_named(settings: Settings) -> list[Path]:
+    """Return the files that the settings name."""
+    named = (settings.tokens, settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    return [path for path in named if path is not None]
+
+
 def tls_files(settings: Settings) -> TlsFiles | None:
     """Return None if there is to be no TLS. Raises StartError if the settings contradict each other."""
     certificate, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca

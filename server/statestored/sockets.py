@@ -13,6 +13,7 @@ import stat
 import sys
 import termios
 from array import array
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ import structlog
 
 from statestore.address import Address, TcpAddress, UnixAddress
 from statestored.errors import StartError
+from statestored.locks import lock_file, unlock_and_remove
 
 log = structlog.get_logger()
 
 BACKLOG = 1024  # connections that the system accepts before the daemon does
+IN_USE = "another process listens on it"
 # A peer that is silent is asked after 20 seconds, and again every 10; what it has not acknowledged, or not answered,
 # for 50 seconds ends the connection. That is also so if the peer answers, but has had no room for more all the time.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 50_000}
@@ -70,6 +73,13 @@ def listen(sock: socket.socket, setting: str) -> None:
         sock.listen(BACKLOG)
     except OSError as error:
         raise cannot_listen(address_of(sock), setting, error) from error
+
+
+def remove_paths(sockets: Iterable[socket.socket]) -> None:
+    """Remove the paths of unix sockets, as far as they still have them. To be called before they are closed."""
+    for sock in sockets:
+        if isinstance(sock, UnixSocket):
+            sock.remove()
 
 
 def address_of(sock: socket.socket) -> Address:
@@ -161,21 +171,54 @@ def _notice_dead_peers(listening: socket.socket) -> None:
             listening.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def bind_unix(address: UnixAddress, setting: str) -> socket.socket:
+class UnixSocket(socket.socket):
+    """A unix socket with a path of its own, which it gives back by `remove`.
+
+    A lock file beside the path belongs to the process that has the path, from before it is bound until it is removed.
+    Otherwise two daemons that start at once could both find the socket that a third one left, and one of them remove
+    the other's; and one that is bound and does not listen yet would be taken for such a socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError, with a reason, if another process has the path."""
+        super().__init__(socket.AF_UNIX)
+        self._path = path
+        self._lock_path = path.with_name(f"{path.name}.lock")
+        try:
+            self._lock = _lock_or_refuse(self._lock_path)
+            try:
+                self._status = self._bind()
+            except BaseException:
+                unlock_and_remove(self._lock_path, self._lock)
+                raise
+        except BaseException:
+            self.close()
+            raise
+
+    def remove(self) -> None:
+        """Remove the path, unless another process has put its own socket there. Before the socket is closed."""
+        with suppress(FileNotFoundError):
+            # Nobody is given this inode as long as the socket is open.
+            if os.path.samestat(self._path.lstat(), self._status):
+                self._path.unlink()
+        unlock_and_remove(self._lock_path, self._lock)
+
+    def _bind(self) -> os.stat_result:
+        _remove_stale(self._path)
+        self.bind(str(self._path))
+        return self._path.lstat()
+
+
+def bind_unix(address: UnixAddress, setting: str) -> UnixSocket:
     """A socket that only our own user can connect to, in place of one that a killed daemon left. Raises StartError."""
-    path = Path(address.path)
-    sock = socket.socket(socket.AF_UNIX)
     # The mode has to be right from the beginning: a chmod afterwards leaves a moment for others.
     umask = os.umask(0o177)
     try:
-        _remove_stale(path)
-        sock.bind(address.path)
+        return UnixSocket(Path(address.path))
     except OSError as error:
-        sock.close()
         raise cannot_listen(address, setting, error) from error
     finally:
         os.umask(umask)
-    return sock
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -205,11 +248,20 @@ def reason(error: OSError) -> str:
     return os.strerror(error.errno).lower()
 
 
+def _lock_or_refuse(path: Path) -> int:
+    try:
+        return lock_file(path)
+    except BlockingIOError:
+        raise OSError(IN_USE) from None
+
+
 def _remove_stale(path: Path) -> None:
     """Remove the socket of a process that has ended. Raises OSError if a process has it, whether it listens or not."""
-    if not path.exists():
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(path.stat().st_mode):
+    if not stat.S_ISSOCK(status.st_mode):
         raise FileExistsError("there is a file of that name which is no socket")
     # A socket of another kind cannot connect: it is refused if no process has this one, and else told that it is of the
     # wrong kind.
@@ -222,4 +274,4 @@ def _remove_stale(path: Path) -> None:
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
                 raise
-    raise OSError("another process listens on it")
+    raise OSError(IN_USE)

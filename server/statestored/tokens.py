@@ -11,8 +11,10 @@ A token is 256 random bits, so that a plain SHA-256 will do: nobody finds one by
 are for passwords, which people choose.
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
 import secrets
 import tomllib
@@ -23,9 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from statestored import files
+from statestored.engines.base import MAX_NAMESPACE
 from statestored.errors import StartError
+from statestored.locks import file_locked
 
 TOKEN_BYTES = 32
+PATIENCE_SECONDS = 10.0  # for another process that adds a token
+MAX_LINKS = 40  # one after the other
 MAX_TOKENS = 256  # a token that is given is compared with all of them, in a fraction of a millisecond
 _KEYS = {"role", "namespaces", "sha256"}
 
@@ -72,12 +78,29 @@ def read_tokens(path: Path) -> list[Token]:
     return tokens
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError if a token cannot have this name."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise ValueError(f"{name!r} is no name for a token: it needs 1 to 64 letters (A-Z, a-z), digits, - and _")
+
+
+def check_namespace(namespace: str) -> None:
+    """Raises ValueError if no client can work in a namespace of this name, or if TOML cannot hold it."""
+    try:
+        size = len(namespace.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{namespace!r} is no name for a namespace: it is not UTF-8") from None
+    if size > MAX_NAMESPACE:
+        raise ValueError(f"{namespace!r} is no name for a namespace: {size} bytes are more than {MAX_NAMESPACE}")
+
+
 def add_token(
     path: Path, name: str, role: Role, namespaces: Sequence[str], show: Callable[[str], None] = lambda _: None
 ) -> str:
-    """Make a token; what it is recognised by goes to the end of the file, which need not be there yet.
+    """Make a token, and add what it is recognised by to the end of the file, which is made if there is none.
 
-    The rest of the file stays as it is, and the file whose it was. The token is kept nowhere.
+    Everything else in the file stays as it is, and so do its owner, group and mode. Runs at the same time wait for
+    each other. The token is kept nowhere.
 
     Args:
         show: Is called with the token when all but the file's name is written. If this raises, the file is as before.
@@ -86,25 +109,70 @@ def add_token(
         The token.
 
     Raises:
-        StartError: The file cannot be read or written, or cannot have this token.
+        ValueError: The name, or a namespace, cannot be one.
+        StartError: The file cannot be read or written, or cannot have this token; it is as it was.
     """
+    check_name(name)
+    for namespace in namespaces:
+        check_namespace(namespace)
     token = secrets.token_hex(TOKEN_BYTES)
-    path = path.resolve()  # where it is a link, that stays
     try:
-        old = path.stat() if path.exists() else None
-        before = "" if old is None else path.read_text("utf-8")
-        content = f"{before.rstrip()}\n\n{_table(name, role, namespaces, token)}".lstrip()
-        _parse(str(path), content)  # nothing is written that could not be read
-        files.write_durably(path, content.encode(), old, lambda: show(token))
+        path = _follow(path)
+        with file_locked(path.with_name(f".{path.name}.lock"), PATIENCE_SECONDS):
+            before, status = _read(path)
+            _check_before(path, before, name)
+            content = f"{before.rstrip()}\n\n{_table(name, role, namespaces, token)}".lstrip()
+            _parse(str(path), content)  # nothing is written that could not be read
+            # Somebody else may have the directory: a name that could be foreseen could be a link by now.
+            temporary = files.random_name(path)
+            files.write_durably(path, content.encode(), temporary, status, lambda: show(token))
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"cannot write {path}: {error}") from error
     return token
 
 
+def _follow(path: Path) -> Path:
+    """Return the file itself if `path` is a symbolic link of ours or of root's, so that the link stays one.
+
+    Raises StartError for a link of another user, who could have root change any file by it; or OSError.
+    """
+    for _ in range(MAX_LINKS):
+        if not path.is_symlink():
+            return path
+        owner = path.lstat().st_uid
+        if owner not in (0, os.geteuid()):
+            raise StartError(f"{path} is a symbolic link that belongs to user {owner}: name the file itself")
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _read(path: Path) -> tuple[str, os.stat_result | None]:
+    """Return what is in the file, and whose it is (None: there is no such file). Raises OSError, UnicodeDecodeError."""
+    try:
+        with files.open_to_read(path) as file:
+            return file.read().decode(), os.fstat(file.fileno())
+    except FileNotFoundError:
+        return "", None
+
+
+def _check_before(path: Path, content: str, name: str) -> None:
+    """Raises StartError if a token of this name cannot be added."""
+    try:
+        tokens = _parse(str(path), content)
+    except StartError as error:
+        raise StartError(f"{error} (that was so before, and nothing was added: mend the file first)") from None
+    if any(token.name == name for token in tokens):
+        raise StartError(f"{path} has a token called {name} already: choose another name, or remove its lines first")
+    if len(tokens) == MAX_TOKENS:
+        raise StartError(f"{path} has {MAX_TOKENS} tokens already, and no more are allowed: remove one first")
+
+
 def _table(name: str, role: Role, namespaces: Sequence[str], token: str) -> str:
     lines = [f"[{name}]", f'role = "{role.name.lower()}"']
     if namespaces:
-        lines.append(f"namespaces = {json.dumps(namespaces, ensure_ascii=False)}")
+        # The one character that JSON may have as it is, and TOML may not.
+        listed = json.dumps(namespaces, ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f"namespaces = {listed}")
     lines.append(f'sha256 = "{digest_of(token.encode()).hex()}"')
     return "\n".join(lines) + "\n"
 
@@ -123,8 +191,7 @@ def _parse(name: str, text: str) -> list[Token]:
 
 def _token(name: str, about: Any) -> Token:
     """Raises ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise ValueError(f"{name!r} is no name for a token: up to 64 letters, digits, - and _")
+    check_name(name)
     if not isinstance(about, dict):
         raise ValueError(f"{name} must be a table: [{name}]")
     for key in about.keys() - _KEYS:

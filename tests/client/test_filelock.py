@@ -11,6 +11,9 @@ import pytest
 from statestore.filelock import locked
 from tests.client.scripts import finish, run_script, start_script
 
+if sys.platform != "win32":
+    import fcntl
+
 INCREMENTS = 150
 INCREMENT = f"""
 import sys
@@ -172,6 +175,56 @@ def test_a_child_that_was_forked_inside_by_the_same_thread_does_not_unlock_its_p
         fork,
     )
     assert printed == "still ours\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a file that is open cannot be removed there")
+def test_one_that_waited_for_a_file_that_was_removed_does_not_enter_beside_another(tmp_path: Path) -> None:
+    """A cleaner of old files removed it: the next process makes a new file, and locks that."""
+    lock = tmp_path / "lock"
+    wait = """
+        import sys
+        from statestore import filelock
+
+        flock = filelock._lock
+
+        def lock_aloud(fd):
+            print("waits", flush=True)
+            flock(fd)
+
+        filelock._lock = lock_aloud
+        with filelock.locked(sys.argv[1]):
+            print("entered", flush=True)
+            sys.stdin.readline()
+        """
+    waiting = start_script(wait, str(lock))
+    assert waiting.stdout is not None
+    with locked(str(lock)):
+        assert waiting.stdout.readline() == "waits\n"
+        lock.unlink()
+    # The first one is out. The file that the other one waited for is nobody's any more.
+    assert waiting.stdout.readline() == "waits\n"
+    assert waiting.stdout.readline() == "entered\n"
+    with lock.open("r+") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finish(waiting)
+
+
+def test_a_file_that_is_used_is_never_old(tmp_path: Path) -> None:
+    """For cleaners that remove what was not changed for a long time."""
+    path = tmp_path / "lock"
+    with locked(str(path)):
+        pass
+    os.utime(path, (1, 1))
+    with locked(str(path)):
+        assert path.stat().st_mtime > 1_000_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links take a privilege there")
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"), locked(str(tmp_path / "lock")):
+        raise AssertionError("entered")
+    assert not (tmp_path / "victim").exists()
 
 
 def test_the_file_is_for_its_owner_only_and_stays(tmp_path: Path) -> None:

@@ -79,17 +79,15 @@ class Recorder:
     # As in statestored.files
 
     def create(self, path: Path) -> BinaryIO:
+        if path.exists():  # as `create` does, and it is taken down
+            self.remove(path)
         with self._lock:
-            was_there = self._known(path) if path.exists() else None
             file = self._create(path)
-            if was_there is not None:
-                self._add(Truncated(was_there, 0))
-            else:
-                self._files[path.stat().st_ino] = self._next_file
-                if is_snapshot(path.name):
-                    self._snapshots.add(self._next_file)
-                self._add(Created(self._next_file, self._name(path)))
-                self._next_file += 1
+            self._files[path.stat().st_ino] = self._next_file
+            if is_snapshot(path.name):
+                self._snapshots.add(self._next_file)
+            self._add(Created(self._next_file, self._name(path)))
+            self._next_file += 1
             return file
 
     def write_at(self, file: BinaryIO, data: bytes, offset: int) -> None:

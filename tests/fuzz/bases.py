@@ -9,11 +9,12 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from statestored.datadir import IDENTITY, LOCK, DataDirectory, number_of, read_identity
+from statestored.datadir import IDENTITY, DataDirectory, number_of, read_identity
 from statestored.engines.recovery import replay_batch
 from statestored.engines.snapshots import load_snapshot
 from statestored.engines.states import States
 from statestored.journal import JournalReader
+from statestored.locks import LOCK_FILE
 from tests.fuzz.stores import Base, States_
 from tests.server import damaged
 from tests.server.damaged import bytes_of
@@ -34,7 +35,7 @@ def bases() -> Sequence[Base]:
 def _base(path: Path) -> Base:
     with tempfile.TemporaryDirectory() as copy:
         states = _all_states(shutil.copytree(path, Path(copy) / "data"))
-    files = {name: data for name, data in bytes_of(path).items() if name != LOCK}
+    files = {name: data for name, data in bytes_of(path).items() if name != LOCK_FILE}
     return Base(files, states)
 
 

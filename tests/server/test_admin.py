@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -140,6 +141,14 @@ async def test_a_unix_socket_is_for_its_owner_only(path: Path) -> None:
         connector = aiohttp.UnixConnector(str(path))
         async with aiohttp.ClientSession(connector=connector) as session, session.get("http://x/live") as response:
             assert response.status == 200
+
+
+async def test_a_socket_of_another_process_in_the_place_of_its_own_stays(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        async with serving(address=UnixAddress(str(path))):
+            path.unlink()
+            other.bind(str(path))
+        assert path.exists()
 
 
 async def test_where_too_many_are_connected_the_oldest_go() -> None:

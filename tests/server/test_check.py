@@ -13,9 +13,10 @@ import pytest
 
 from statestored import inspection
 from statestored.check import check
-from statestored.datadir import IDENTITY, LOCK, DataDirectory
+from statestored.datadir import IDENTITY, DataDirectory
 from statestored.errors import DamagedFile, Exit, StartError, TooNew
 from statestored.framing import HEADER_SIZE
+from statestored.locks import LOCK_FILE
 from statestored.salvage import first_damage
 from tests.server.damaged import bytes_of, flip, flip_frame, frames, make
 from tests.server.journals import opened, without_syncs
@@ -169,9 +170,9 @@ def read_only(path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("locked", [False, True])
 def test_nothing_is_changed(path: Path, damaged: bool, locked: bool) -> None:
-    (path / LOCK).unlink()
+    (path / LOCK_FILE).unlink()
     if locked:
-        (path / LOCK).write_text("7 on host\n")
+        (path / LOCK_FILE).write_text("7 on host\n")
     if damaged:
         flip_frame(segment(path, 2), 1)
     (path / "00000009.journal.tmp").touch()
@@ -193,7 +194,7 @@ def test_no_daemon_comes_in_meanwhile_but_another_check_does(path: Path, monkeyp
     def try_to_open(directory: DataDirectory) -> DamagedFile | None:
         with pytest.raises(StartError, match="in use"):
             DataDirectory(path).open()
-        with (path / LOCK).open() as lock:
+        with (path / LOCK_FILE).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         tried.append(True)
         return first_damage(directory)
@@ -209,7 +210,7 @@ def test_it_lets_go_of_the_directory_where_it_fails(path: Path) -> None:
     (path / IDENTITY).write_text('{"format": 2}')
     with pytest.raises(TooNew):
         check(path)
-    with (path / LOCK).open() as lock:
+    with (path / LOCK_FILE).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -223,6 +224,21 @@ def test_where_there_is_no_store_there_is_nothing_to_check(tmp_path: Path) -> No
     with pytest.raises(StartError, match="there is no store in"):
         check(tmp_path)
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_daemon_in_it_is_left_alone_if_its_lock_file_was_removed(path: Path) -> None:
+    """D9"""
+    with opened(path):
+        (path / LOCK_FILE).unlink()
+        with pytest.raises(StartError, match=r"in use by another process: .*look at a copy"):
+            check(path)
+
+
+def test_links_are_not_followed(path: Path, tmp_path: Path) -> None:
+    segment(path, 2).rename(tmp_path / "elsewhere")
+    segment(path, 2).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StartError, match="symbolic link"):
+        check(path)
 
 
 def test_a_first_start_that_was_interrupted_left_no_store(path: Path) -> None:

@@ -192,9 +192,16 @@ def test_a_token_is_made_printed_once_and_kept_as_a_hash(
 
 def test_a_token_that_cannot_be_made_is_none(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[one")
     run("token", str(path), "one")
     for arguments, code, says in (
-        ([str(path), "one"], Exit.CANNOT_START, str(path)),
+        ([str(path), "one"], Exit.CANNOT_START, f"{path} has a token called one already: choose another name"),
+        ([str(path), "a b"], Exit.USAGE, "'a b' is no name for a token: it needs 1 to 64 letters"),
+        ([str(path), "é"], Exit.USAGE, "NAME"),
+        ([str(path), "two", "--namespace", os.fsdecode(b"\xff")], Exit.USAGE, "'--namespace': '\\udcff' is no name"),
+        ([str(broken), "one"], Exit.CANNOT_START, f"{broken}: "),
+        ([str(broken), "one"], Exit.CANNOT_START, "that was so before, and nothing was added"),
         ([str(tmp_path / "none" / "t"), "one"], Exit.CANNOT_START, str(tmp_path / "none")),
         ([str(path), "two", "--role=root"], Exit.USAGE, "--role"),
         ([str(path)], Exit.USAGE, "NAME"),
@@ -218,7 +225,7 @@ def test_a_token_that_was_shown_in_vain_is_said_to_be(
     assert "Input/output error" in said
     assert said.endswith(": the token that was printed is not in the file, and opens nothing")
     code, said = main("token", str(tmp_path / "t"), "a b")
-    assert code == Exit.CANNOT_START
+    assert code == Exit.USAGE
     assert "printed" not in said
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from statestored import files
-from statestored.datadir import IDENTITY, IDENTITY_FORMAT, LOCK, number_of
+from statestored.datadir import IDENTITY, IDENTITY_FORMAT, DataDirectory, number_of, read_identity
 from statestored.errors import DamagedFile, DiskFailed, NoRoom, StartError, TooNew
 from statestored.files import temporary_name
 from statestored.framing import HEADER_SIZE
+from statestored.locks import LOCK_FILE
 from tests.server.journals import opened
 
 STORE_ID = "7d1c6f0e-0d6a-4b1e-9f4c-2f8e6a1b3c5d"
@@ -37,7 +39,7 @@ def test_all_is_for_its_owner_only(tmp_path: Path) -> None:
     with opened(tmp_path / "data") as directory:
         directory.save_identity()
         assert mode(directory.path) == 0o700
-        assert {path.name: mode(path) for path in directory.path.iterdir()} == {LOCK: 0o600, IDENTITY: 0o600}
+        assert {path.name: mode(path) for path in directory.path.iterdir()} == {LOCK_FILE: 0o600, IDENTITY: 0o600}
 
 
 def test_directories_above_it_are_made(tmp_path: Path) -> None:
@@ -115,13 +117,13 @@ def test_a_directory_in_use_is_refused_with_the_owners_pid(tmp_path: Path) -> No
 def test_the_lock_is_free_after_close(tmp_path: Path) -> None:
     for _ in range(2):
         with opened(tmp_path):
-            assert (tmp_path / LOCK).read_text().startswith(f"{os.getpid()} ")
+            assert (tmp_path / LOCK_FILE).read_text().startswith(f"{os.getpid()} ")
 
 
 def test_a_shorter_owner_takes_the_place_of_a_longer_one(tmp_path: Path) -> None:
-    (tmp_path / LOCK).write_text("1" * 500 + "\n")
+    (tmp_path / LOCK_FILE).write_text("1" * 500 + "\n")
     with opened(tmp_path):
-        assert "11111" not in (tmp_path / LOCK).read_text().replace(str(os.getpid()), "")
+        assert "11111" not in (tmp_path / LOCK_FILE).read_text().replace(str(os.getpid()), "")
 
 
 def test_being_refused_leaves_the_owners_pid_there(tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (os, "open"), (files, "remove"), (Path, "read_bytes")])
+@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (os, "open"), (files, "remove"), (files, "open_to_read")])
 def test_a_disk_that_fails_is_no_directory_of_the_wrong_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
@@ -247,10 +249,120 @@ def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     names = ("notes.tmp", "7.journal.tmp", "00000007.journal.bak", "00000007.snapshot.tmp.tmp")
+    new_store(tmp_path)
     for name in names:
         (tmp_path / name).touch()
     with opened(tmp_path):
         assert all((tmp_path / name).exists() for name in names)
+
+
+@pytest.mark.parametrize("name", ["notes", ".profile", "7.journal.tmp", "damaged-"])
+def test_a_new_store_is_not_made_among_files_of_others(tmp_path: Path, name: str) -> None:
+    """Such as in somebody's home, by a mistyped --data-dir."""
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(StartError, match=f"other files .{name}.: give an empty directory"), opened(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_that_the_settings_name_may_be_there_first(tmp_path: Path) -> None:
+    """In a container the data directory may be the only place where a file of tokens can be."""
+    (tmp_path / "tokens.toml").touch()
+    with closing(DataDirectory(tmp_path, [tmp_path / ".." / tmp_path.name / "tokens.toml"])) as directory:
+        directory.open()
+        assert directory.is_new
+
+
+def test_a_new_store_is_made_where_a_first_start_was_interrupted_or_a_file_system_begins(tmp_path: Path) -> None:
+    for name in ("lock", "store.json.tmp", "00000001.journal.tmp", "00000001.journal", ".gitkeep"):
+        (tmp_path / name).touch()
+    for name in ("lost+found", "damaged-20260101T000000Z"):
+        (tmp_path / name).mkdir()
+    with opened(tmp_path) as directory:
+        assert directory.is_new
+
+
+@pytest.mark.parametrize("name", ["lock", IDENTITY, "00000001.journal", "00000002.snapshot"])
+def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / name).symlink_to(victim)
+    with pytest.raises(StartError, match=f"{path / name} is a symbolic link"), opened(path):
+        pass
+    assert victim.read_text() == "precious"
+    assert [file.name for file in path.iterdir()] == [name]
+
+
+def test_a_directory_that_is_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to("disk")
+    store_id = new_store(tmp_path / "data")
+    with opened(tmp_path / "disk") as directory:
+        assert directory.store_id == store_id
+        with pytest.raises(StartError, match="in use"), opened(tmp_path / "data"):
+            pass
+
+
+# Files that others remove
+
+
+def test_files_that_are_needed_and_were_removed_are_named_once(tmp_path: Path) -> None:
+    new_store(tmp_path)
+    for number in (1, 2, 3):
+        (tmp_path / f"0000000{number}.journal").touch()
+    (tmp_path / "00000002.snapshot").touch()
+    with opened(tmp_path) as directory:
+        assert directory.look_after() == []
+        directory.segment(1).unlink()  # not needed: the snapshot has what was in it
+        assert directory.look_after() == []
+        directory.segment(4).touch()
+        assert directory.look_after() == []
+        for path in (directory.segment(4), directory.segment(2), directory.snapshot(2)):
+            path.unlink()
+        assert directory.look_after() == ["00000002.journal", "00000002.snapshot", "00000004.journal"]
+        assert directory.look_after() == []
+
+
+def test_files_that_the_daemon_removes_itself_are_not_missed(tmp_path: Path) -> None:
+    new_store(tmp_path)
+    (tmp_path / "00000001.journal").touch()
+    with opened(tmp_path) as directory:
+        directory.segment(2).touch()
+        directory.snapshot(2).touch()
+        directory.remove_before(2)
+        assert directory.look_after() == []
+        directory.snapshot(2).unlink()
+        assert directory.look_after() == ["00000002.snapshot"]
+
+
+def test_an_identity_for_which_there_is_no_room_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise NoRoom(errno.ENOSPC, "No space left on device")
+
+    store_id = new_store(tmp_path)
+    with opened(tmp_path) as directory:
+        (tmp_path / IDENTITY).unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_at", full)
+            with pytest.raises(NoRoom):
+                directory.look_after()
+        directory.look_after()
+    assert read_identity(tmp_path / IDENTITY) == store_id
+
+
+def test_the_identity_is_written_again(tmp_path: Path) -> None:
+    store_id = new_store(tmp_path)
+    with opened(tmp_path) as directory:
+        (tmp_path / IDENTITY).unlink()
+        with capture_logs() as logs:
+            directory.look_after()
+        assert [entry["path"] for entry in logs] == [str(tmp_path / IDENTITY)]
+    with opened(tmp_path) as directory:
+        assert directory.store_id == store_id
 
 
 def test_unfinished_files_of_a_running_daemon_are_left_alone(tmp_path: Path) -> None:
@@ -289,7 +401,7 @@ def test_only_older_files_are_removed(tmp_path: Path) -> None:
         assert list(map(number_of, directory.snapshots())) == [3, 4]
         assert list(map(number_of, directory.segments())) == [3, 4]
         assert (tmp_path / IDENTITY).exists()
-        assert (tmp_path / LOCK).exists()
+        assert (tmp_path / LOCK_FILE).exists()
 
 
 def test_removing_is_on_the_disk_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from statestored.engines import saver as saver_module
 from statestored.engines.commits import Fsync, now
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
 from statestored.engines.saver import Saver, SnapshotSchedule
-from statestored.errors import DamagedFile, DiskFailed, NoRoom
+from statestored.errors import DamagedFile, DiskFailed, Displaced, NoRoom
 from statestored.framing import FRAME_SIZE
 from statestored.journal import Journal
 from statestored.snapshot import SnapshotWriter, verify_snapshot
@@ -41,6 +41,7 @@ def _small_buckets() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saver_module, "LOOK_EVERY", 0.002)
+    monkeypatch.setattr(saver_module, "WATCH_SECONDS", 0.002)
     monkeypatch.setattr(saver_module, "RETRY_AFTER", 0.002)
     monkeypatch.setattr(commits_module, "RETRY_EVERY", 0.002)
 
@@ -81,6 +82,17 @@ def names(path: Path) -> list[str]:
 def unsaved(engine: EmbeddedEngine) -> int:
     changes: int = engine.info()["changes_since_snapshot"]
     return changes
+
+
+def replace_directory(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.mkdir()
+
+
+def replace_segment(path: Path) -> None:
+    copy = path / "copy"
+    copy.write_bytes((path / "00000001.journal").read_bytes())
+    copy.rename(path / "00000001.journal")
 
 
 # When
@@ -575,3 +587,78 @@ async def test_after_a_start_info_still_says_when_the_last_one_was(tmp_path: Pat
         async with opened(tmp_path) as engine:
             assert engine.info()["last_snapshot_time"] == written > 0
             assert engine.info()["last_snapshot_seconds"] == 0, "nobody knows any more how long it took"
+
+
+# Files that others remove
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+@pytest.mark.parametrize("removed", [".journal", ".snapshot", ""])
+async def test_what_another_program_removes_is_written_again(tmp_path: Path, removed: str, is_fresh: bool) -> None:
+    """Although nothing has changed since the last snapshot, and also if the segment that is removed is empty."""
+    with capture_logs() as logs:
+        async with opened(tmp_path) as engine:
+            await put(engine, b"FIRST")
+            await engine.saver.snapshot()
+            assert names(tmp_path) == ["00000002.journal", "00000002.snapshot"]
+            if not is_fresh:
+                await put(engine, b"SECOND")
+            gone = [name for name in names(tmp_path) if removed in name]
+            for name in gone:
+                (tmp_path / name).unlink()
+            last = "00000002.snapshot" if is_fresh and removed == ".snapshot" else "00000003.snapshot"
+            await eventually(lambda: (tmp_path / last).exists() and engine.saver._one_at_a_time.locked() is False)
+            assert len(names(tmp_path)) == 2
+    assert {entry["event"] for entry in logs if entry["log_level"] == "error"} == {
+        "files were removed by another program, a snapshot replaces them"
+    }
+    async with opened(tmp_path) as again:
+        assert space(again).get(*ANN) == (b"FIRST" if is_fresh else b"SECOND")
+
+
+async def test_a_removal_during_a_snapshot_is_made_good_by_the_next(tmp_path: Path, verifies: Gate) -> None:
+    async with opened(tmp_path) as engine:
+        await put(engine, b"FIRST")
+        verifies.shut()
+        running = asyncio.create_task(engine.saver.snapshot())
+        await eventually(lambda: verifies.waiting)
+        (tmp_path / "00000002.journal").unlink()
+        await eventually(lambda: engine.saver._removals == 1)
+        verifies.open()
+        await running
+        await eventually(lambda: (tmp_path / "00000003.snapshot").exists())
+    async with opened(tmp_path) as again:
+        assert space(again).get(*ANN) == b"FIRST"
+
+
+async def test_what_cannot_be_written_again_for_want_of_room_is_so_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as engine:
+        await put(engine, b"FIRST")
+        disk = Disk(monkeypatch)
+        disk.fill()
+        (tmp_path / "00000001.journal").unlink()
+        await eventually(lambda: engine.info()["snapshot_failures"])
+        disk.make_room()
+        await eventually(lambda: names(tmp_path)[-1:] == ["00000002.snapshot"])
+    async with opened(tmp_path) as again:
+        assert space(again).get(*ANN) == b"FIRST"
+
+
+@pytest.mark.parametrize("replace", [replace_directory, replace_segment], ids=["directory", "segment"])
+async def test_what_another_program_has_replaced_ends_the_daemon(
+    tmp_path: Path, replace: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "data"
+    with closing(DataDirectory(path)) as directory:
+        directory.open()
+        engine = EmbeddedEngine(directory, Fsync.ALWAYS, NEVER, 1000)
+        await engine.open()
+        await put(engine, b"FIRST")
+        replace(path)
+        with pytest.raises(Displaced):
+            await engine.failure()
+        assert engine.commits._failed, "nothing is acknowledged any more"
+        with pytest.raises(Displaced):
+            await engine.close()

@@ -52,10 +52,44 @@ def test_a_new_file_is_for_its_owner_only(tmp_path: Path) -> None:
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_new_file_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "new").write_bytes(b"old")
-    files.create(tmp_path / "new").close()
-    assert (tmp_path / "new").read_bytes() == b""
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to])
+def test_a_new_file_is_empty_and_what_had_its_name_is_not_touched(
+    tmp_path: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    """A link that was planted for root leads nowhere."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    plant(tmp_path / "new", victim)
+    with files.create(tmp_path / "new") as file:
+        files.write_at(file, b"new", 0)
+    assert (victim.read_bytes(), (tmp_path / "new").read_bytes()) == (b"precious", b"new")
+    assert not (tmp_path / "new").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [files.open_to_read, lambda path: files.truncate(path, 0), files.remove_in_steps],
+    ids=("read", "truncate", "remove_in_steps"),
+)
+def test_a_symbolic_link_is_not_followed(tmp_path: Path, attempt: Callable[[Path], object]) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "link"
+    victim.write_bytes(b"precious")
+    link.symlink_to(victim)
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        attempt(link)
+    assert victim.read_bytes() == b"precious"
+
+
+def test_a_file_is_at_its_path_until_it_is_removed_or_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with files.create(path) as file:
+        assert files.is_at(path, file.fileno())
+        path.rename(tmp_path / "moved")
+        assert not files.is_at(path, file.fileno())
+        path.symlink_to(tmp_path / "moved")
+        assert not files.is_at(path, file.fileno())
+        assert files.is_at(path, file.fileno(), follow=True)
+        assert not files.is_at(path / "below", file.fileno())
 
 
 @given(data=st.binary(max_size=50), offset=st.integers(0, 20), sizes=st.lists(st.integers(1, 9)))
@@ -149,7 +183,7 @@ def test_a_durable_file_is_synced_renamed_and_its_directory_synced(tmp_path: Pat
     path.write_bytes(b"old")
     note("sync_file", lambda _: steps.append((temporary.read_bytes(), path.read_bytes())))
     note("sync_directory", lambda _: steps.append((temporary.exists(), path.read_bytes())))
-    files.write_durably(path, b"new")
+    files.write_durably(path, b"new", temporary)
     assert steps == [(b"new", b"old"), (False, b"new")]
 
 
@@ -197,7 +231,7 @@ def test_once_a_file_is_in_its_place_nothing_more_is_opened(tmp_path: Path, monk
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("step", ["create", "write_at", "sync_file", "rename"])
+@pytest.mark.parametrize("step", ["create", "write_at", "sync_file", "rename", "open_directory"])
 def test_a_file_stays_what_it_was_where_a_step_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -205,8 +239,16 @@ def test_a_file_stays_what_it_was_where_a_step_fails(
     path.write_bytes(b"old")
     monkeypatch.setattr(files, step, failing(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        files.write_durably(path, b"new")
+        files.write_durably(path, b"new", files.random_name(path))
     assert path.read_bytes() == b"old"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_nobody_can_foresee_a_random_name(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    names = {files.random_name(path).name for _ in range(100)}
+    assert len(names) == 100
+    assert {len(name) for name in names} == {len(".tokens.toml..tmp") + 32}
 
 
 def test_a_temporary_file_stands_beside_the_file(tmp_path: Path) -> None:

@@ -135,6 +135,14 @@ async def test_a_unix_socket_goes_with_its_listener(path: Path) -> None:
         assert not path.exists()
 
 
+async def test_a_socket_of_another_process_in_the_place_of_its_own_stays(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        async with listening(UnixAddress(str(path))):
+            path.unlink()
+            other.bind(str(path))
+        assert path.exists()
+
+
 async def test_a_unix_socket_that_answers_is_left_alone(path: Path) -> None:
     async with listening(UnixAddress(str(path))) as (address,):
         with pytest.raises(StartError, match="another process listens on it"):

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -183,7 +183,7 @@ def test_the_originals_are_the_same_files_where_there_are_links(path: Path) -> N
 
 
 def test_they_are_copied_where_there_are_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError("no links on this file system")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -216,8 +216,10 @@ def test_where_nothing_can_be_read_nothing_is_done(path: Path) -> None:
 def test_a_daemon_in_it_is_left_alone(path: Path) -> None:
     """D9"""
     damage_a_batch(path)
-    with DataDirectory(path)._take_lock(""), pytest.raises(StartError, match=r"in use .*stop that one$"):
-        repair(path)
+    with closing(DataDirectory(path)) as directory:
+        directory.open_existing(to_write=True)
+        with pytest.raises(StartError, match=r"in use .*stop that one$"):
+            repair(path)
     assert not aside(path)
 
 
@@ -244,6 +246,24 @@ def test_there_is_no_store_where_there_is_none(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
     with pytest.raises(StartError, match="there is no store"):
         repair(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_directory_that_everybody_may_change_is_left_alone(path: Path) -> None:
+    damage_a_batch(path)
+    path.chmod(0o777)
+    with pytest.raises(StartError, match="chmod o-w"):
+        repair(path)
+    assert not aside(path)
+
+
+def test_links_are_not_followed(path: Path, tmp_path: Path) -> None:
+    """They could lead to files of others, which root would read, or change."""
+    segment(path, 2).rename(tmp_path / "elsewhere")
+    segment(path, 2).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StartError, match="symbolic link"):
+        repair(path)
+    assert not aside(path)
 
 
 def test_the_new_number_is_above_all_that_there_were(path: Path) -> None:

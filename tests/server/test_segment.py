@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestored import files, framing, segment
-from statestored.errors import DamagedFile, DiskFailed, NoRoom, TooNew
+from statestored.errors import DamagedFile, DiskFailed, Displaced, NoRoom, TooNew
 from statestored.files import temporary_name
 from statestored.framing import FRAME_SIZE, HEADER_SIZE, Frame, Kind, Sequence, pack_frame, pack_header
 from statestored.segment import MAGIC, RESERVE, Origin, SegmentReader, SegmentWriter
@@ -283,6 +283,20 @@ def test_all_is_on_the_disk_before_it_has_its_name(path: Path, monkeypatch: pyte
         data = path.read_bytes()
     assert len(data) == appended.writer.end
     assert steps == [("synced", data), ("in place", data)]
+
+
+def test_a_segment_is_in_its_place_until_it_is_removed(path: Path) -> None:
+    with Appended(path) as appended:
+        assert appended.writer.is_in_place()
+        moved = path.rename(path.with_name("moved"))
+        assert not appended.writer.is_in_place()
+        path.symlink_to(moved)
+        with pytest.raises(Displaced, match=f"{path} was replaced by another program: stop the daemon before"):
+            appended.writer.is_in_place()
+        path.unlink()
+        path.write_bytes(moved.read_bytes())
+        with pytest.raises(Displaced):
+            appended.writer.is_in_place()
 
 
 @pytest.mark.parametrize("step", ["write_at", "sync_file", "rename"])

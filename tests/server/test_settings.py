@@ -20,6 +20,7 @@ from statestored.settings import (
     MIN_TOKEN,
     Settings,
     default_data_dir,
+    files_named,
     options,
     own_token,
     tls_files,
@@ -427,6 +428,12 @@ def test_a_token_that_no_client_could_give_is_refused(token: str) -> None:
 
 
 CERT, KEY, CA = "--tls-cert=/c", "--tls-key=/k", "--tls-client-ca=/a"
+
+
+def test_the_files_that_settings_name_are_known(read: Read) -> None:
+    assert files_named(read("--listen=127.0.0.1:0")) == []
+    named = ["--tokens=t", "--tls-cert=c", "--tls-key=k", "--tls-client-ca=a"]
+    assert files_named(read(*named)) == [Path("t"), Path("c"), Path("k"), Path("a")]
 
 
 def test_there_need_be_no_tls(read: Read) -> None:

@@ -4,8 +4,9 @@ import errno
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,88 @@ def test_one_that_answers_is_left_alone(path: Path) -> None:
         with pytest.raises(StartError, match="another process listens on it"):
             bind_unix(address(path), "--listen")
         assert path.exists()
+
+
+def test_one_that_answers_nobody_any_more_for_all_that_wait_is_left_alone(path: Path) -> None:
+    with ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+        sock.bind(str(path))
+        sock.listen(0)
+        with suppress(BlockingIOError):
+            for _ in range(100):
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        with pytest.raises(StartError, match="another process listens on it"):
+            bind_unix(address(path), "--listen")
+        assert path.exists()
+
+
+def test_one_that_is_bound_and_does_not_listen_yet_is_left_alone(path: Path) -> None:
+    """A daemon that loads its states is not taken for one that was killed."""
+    with bind_unix(address(path), "--listen") as sock:
+        with pytest.raises(StartError, match="another process listens on it"):
+            bind_unix(address(path), "--listen")
+        sock.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_nothing_is_left_of_one_that_is_removed(path: Path) -> None:
+    for _ in range(2):
+        with bind_unix(address(path), "--listen") as sock:
+            sock.remove()
+            assert list(path.parent.iterdir()) == []
+
+
+def test_one_that_has_taken_its_path_stays(path: Path) -> None:
+    """The path was removed by somebody, and another process has it now."""
+    with bind_unix(address(path), "--listen") as sock, socket.socket(socket.AF_UNIX) as other:
+        path.unlink()
+        other.bind(str(path))
+        other.listen()
+        sock.remove()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_one_whose_path_is_gone_is_removed_all_the_same(path: Path) -> None:
+    with bind_unix(address(path), "--listen") as sock:
+        for file in path.parent.iterdir():
+            file.unlink()
+        sock.remove()
+        bind_unix(address(path), "--listen").close()
+
+
+def test_of_many_that_replace_a_stale_one_at_once_one_has_it(path: Path) -> None:
+    leave_socket(path)
+    start, bound = threading.Barrier(8), list[socket.socket]()
+
+    def bind() -> None:
+        start.wait(20)
+        with suppress(StartError):
+            bound.append(bind_unix(address(path), "--listen"))
+
+    threads = [threading.Thread(target=bind) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(bound) == 1
+    bound[0].listen()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    bound[0].close()
+
+
+@pytest.mark.parametrize("name", ["s", "s.lock"])
+def test_a_link_is_left_alone(path: Path, name: str) -> None:
+    target = path.with_name("target")
+    (path.parent / name).symlink_to(target)
+    with pytest.raises(StartError):
+        bind_unix(address(path), "--listen")
+    assert (path.parent / name).is_symlink()
+    assert not target.exists()
 
 
 def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from statestored import files
+from statestored import files, tokens
 from statestored.errors import StartError
+from statestored.locks import file_locked
 from statestored.tokens import MAX_TOKENS, Role, Token, add_token, digest_of, read_tokens
+from tests.server.journals import opened
 
 DIGEST = "ab" * 32
 LINES = f'role = "read"\nsha256 = "{DIGEST}"\n'
@@ -120,26 +122,107 @@ def test_a_link_to_the_file_stays_one(path: Path, tmp_path: Path) -> None:
     assert len(read_tokens(path)) == 1
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a.b", "a]\n[b", "é", "x" * 65])
+def test_a_link_of_a_link_to_no_file_yet_is_followed(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "first").symlink_to("second")
+    (tmp_path / "second").symlink_to(path)
+    add_token(tmp_path / "first", "one", Role.READ, [])
+    assert len(read_tokens(path)) == 1
+    assert not path.is_symlink()
+
+
+def test_links_that_lead_to_each_other_are_refused(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(path)
+    path.symlink_to(tmp_path / "other")
+    with pytest.raises(StartError, match=os.strerror(errno.ELOOP)):
+        add_token(path, "one", Role.READ, [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_a_link_of_another_user_is_not_followed(path: Path, tmp_path: Path) -> None:
+    """Root would change any file for that user."""
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    os.chown(link, 10001, 10001, follow_symlinks=False)
+    with pytest.raises(StartError, match=f"{link} is a symbolic link that belongs to user 10001: name the file itself"):
+        add_token(link, "one", Role.READ, [])
+    assert not path.exists()
+
+
+def test_nothing_is_written_through_a_link_for_the_temporary_name(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name cannot be foreseen; this is for somebody who is lucky."""
+    victim, planted = tmp_path / "victim", tmp_path / "planted"
+    victim.write_text("precious")
+    planted.symlink_to(victim)
+    monkeypatch.setattr(files, "random_name", lambda _: planted)
+    add_token(path, "one", Role.READ, [])
+    assert victim.read_text() == "precious"
+    assert len(read_tokens(path)) == 1
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a.b", "a]\n[b", "é", "\udcff", "x" * 65])
 def test_a_name_that_would_break_the_file_is_refused(path: Path, name: str) -> None:
-    with pytest.raises(StartError, match=r"tokens\.toml"):
+    with pytest.raises(
+        ValueError, match=r"is no name for a token: it needs 1 to 64 letters \(A-Z, a-z\), digits, - and _"
+    ):
         add_token(path, name, Role.READ, [])
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "says"), [("\udcff", "not UTF-8"), ("x" * 256, "256 bytes"), ("é" * 128, "256 ")]
+)
+def test_a_namespace_that_cannot_be_is_refused(path: Path, namespace: str, says: str) -> None:
+    with pytest.raises(ValueError, match=f"is no name for a namespace: .*{says}"):
+        add_token(path, "one", Role.READ, ["lists", namespace])
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("namespace", ["", "x" * 255, "\x00\x1f\x7f\x80", '"\\\n', "\U0001f4e8", "\u2028"])
+def test_any_other_namespace_can_be_given(path: Path, namespace: str) -> None:
+    add_token(path, "one", Role.READ, [namespace])
+    assert read_tokens(path)[0].namespaces == {namespace.encode()}
 
 
 def test_a_name_is_there_only_once(path: Path) -> None:
     add_token(path, "one", Role.READ, [])
     before = path.read_text()
-    with pytest.raises(StartError, match="one"):
+    with pytest.raises(
+        StartError, match=f"^{path} has a token called one already: choose another name, or remove its lines first$"
+    ):
         add_token(path, "one", Role.READ, [])
     assert path.read_text() == before
 
 
-def test_a_file_that_is_wrong_already_is_left_alone(path: Path) -> None:
-    path.write_text("[one]\nrolle = 1\n")
-    with pytest.raises(StartError, match="rolle"):
+@pytest.mark.parametrize(("content", "says"), [("[one]\nrolle = 1\n", "rolle"), ("[one", "at the end")])
+def test_a_file_that_is_wrong_already_is_left_alone(path: Path, content: str, says: str) -> None:
+    path.write_text(content)
+    with pytest.raises(StartError, match=f"^{path}: .*{says}.*that was so before, and nothing was added"):
         add_token(path, "two", Role.READ, [])
-    assert path.read_text() == "[one]\nrolle = 1\n"
+    assert path.read_text() == content
+
+
+def test_a_file_that_has_all_that_it_may_have_is_left_alone(path: Path) -> None:
+    tables = [f'[t{number}]\nrole = "read"\nsha256 = "{number:064x}"\n' for number in range(MAX_TOKENS)]
+    path.write_text("".join(tables))
+    with pytest.raises(StartError, match=f"{path} has {MAX_TOKENS} tokens already"):
+        add_token(path, "more", Role.READ, [])
+    assert path.read_text() == "".join(tables)
+
+
+def test_one_who_cannot_have_the_lock_in_time_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "PATIENCE_SECONDS", 0.05)
+    lock = path.with_name(".tokens.toml.lock")
+    with file_locked(lock, 1), pytest.raises(StartError, match=f"cannot write {path}: .*for too long"):
+        add_token(path, "one", Role.READ, [])
+    assert not path.exists()
+
+
+def test_the_file_may_be_in_the_data_directory_of_a_running_daemon(tmp_path: Path) -> None:
+    """Which the daemon has locked."""
+    with opened(tmp_path):
+        add_token(tmp_path / "tokens.toml", "one", Role.READ, [])
 
 
 def test_a_place_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -200,8 +283,6 @@ def test_there_are_not_so_many_that_looking_for_one_takes_long(path: Path) -> No
 
 
 def test_the_form_that_the_module_describes_is_the_one_that_is_read(path: Path) -> None:
-    from statestored import tokens
-
     described = "\n".join(line.strip() for line in tokens.__doc__.split("\n\n")[2].splitlines())
     about = tomllib.loads(described)["lists-2026"]
     assert about.keys() == {"role", "namespaces", "sha256"}

@@ -17,6 +17,7 @@ from statestore.wire import START as START_TEXT
 
 START = START_TEXT.encode()
 DEFAULT_NAMESPACE = b"default"  # of clients that name none; every engine has it
+MAX_NAMESPACE = 255  # bytes of a namespace's name
 
 Sender = bytes | None
 T = TypeVar("T")

@@ -165,9 +165,14 @@ class GroupCommit:
         """
         await self._in_thread(self._journal.sync)  # so that there is little left to sync while batches wait
         async with self._turns:
-            if not self._journal.is_fresh:
+            if not (self._journal.is_fresh and await self._in_thread(self._journal.is_in_place)):
                 await self._in_thread(self._journal.rotate)
             return self._journal.number, self._journal.size
+
+    async def is_journal_in_place(self) -> bool:
+        """Return whether what is written can be found again. Raises DiskFailed, such as Displaced."""
+        async with self._turns:
+            return await self._in_thread(self._journal.is_in_place)
 
     async def close(self) -> None:
         """After all is durable. Raises DiskFailed."""
@@ -353,10 +358,10 @@ class GroupCommit:
                 await self._in_thread(self._journal.sync)
         self._unmarked.clear()
 
-    async def _in_thread(self, function: Callable[..., None], *arguments: object) -> None:
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         """Raises NoRoom, or DiskFailed when everything has been given up: before anybody else has a turn."""
         try:
-            await in_thread(function, *arguments, executor=self._thread)
+            return await in_thread(function, *arguments, executor=self._thread)
         except (NoRoom, asyncio.CancelledError):
             raise
         except BaseException as error:

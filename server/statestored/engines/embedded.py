@@ -78,7 +78,8 @@ class EmbeddedEngine:
             self._make_store()
         self.saver = Saver(self._directory, self.states, journal, self.commits, self._schedule)
         self._leases = Leases(self.states.sessions, time.monotonic())
-        works = (self.commits.keep_up(), self.commits.find_room_again(), self.saver.run(), self._end_leases())
+        commits, saver = self.commits, self.saver
+        works = (commits.keep_up(), commits.find_room_again(), saver.run(), saver.watch_files(), self._end_leases())
         self._tasks = [self._go(work) for work in works]
 
     async def close(self) -> None:

@@ -23,6 +23,7 @@ from statestored.snapshot import SnapshotWriter, read_begin_time
 log = structlog.get_logger()
 
 LOOK_EVERY = 0.25  # seconds
+WATCH_SECONDS = 1.0  # between two looks at whether all files are still there
 # Seconds from a snapshot that failed to the next attempt, each time twice as many: an attempt may fill the disk up.
 RETRY_AFTER = 5.0
 RETRY_AT_MOST = 300.0
@@ -62,6 +63,8 @@ class Saver:
         self._asked = asyncio.Event()
         self._saved_changes = 0  # so many of the states' changes are in the last snapshot, ...
         self._saved_size = 0  # ... and so many bytes of the journal
+        self._removals = 0  # how often files of the store were removed by another program
+        self._replaced_removals = 0  # so many of them are made good by the last snapshot
         snapshots = directory.snapshots()
         self._snapshot_size = sum(path.stat().st_size for path in snapshots)
         self._room_needed = self._snapshot_size
@@ -94,6 +97,26 @@ class Saver:
                 self._asked.set()
                 pause = min(2 * pause, RETRY_AT_MOST)
 
+    async def watch_files(self) -> None:
+        """Write a snapshot of everything if another program removes files of the store. Until it is cancelled.
+
+        Raises DiskFailed; Displaced if files were replaced, or the directory was.
+        """
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                is_lost = not await self._commits.is_journal_in_place()
+                removed = await in_thread(self._directory.look_after)
+            except NoRoom:  # for the identity, or for one more open file: there may be some the next time
+                continue
+            except DiskFailed as error:
+                self._commits.give_up(error)
+                raise
+            if removed or (is_lost and self._removals == self._replaced_removals):
+                log.error("files were removed by another program, a snapshot replaces them", files=removed)
+                self._removals += 1
+                self.ask()
+
     async def _until_asked(self, seconds: float) -> None:
         """Or so many seconds."""
         with suppress(TimeoutError):
@@ -101,13 +124,13 @@ class Saver:
                 await self._asked.wait()
 
     async def snapshot(self) -> None:
-        """Where anything has changed since the last one.
+        """If anything has changed since the last one, or files have been removed by another program.
 
         Raises NoRoom, DamagedFile where it cannot be read back, Unavailable where writes that it has were taken back,
         or DiskFailed.
         """
         async with self._one_at_a_time:
-            if self._states.changes == self._saved_changes:
+            if self._states.changes == self._saved_changes and self._removals == self._replaced_removals:
                 return
             try:
                 await self._make()
@@ -119,7 +142,7 @@ class Saver:
         """Write it, and remove what it makes needless once it is in its place."""
         started, begun = time.monotonic(), now()
         await self._look_for_room()
-        changes, reverts = self._states.changes, self._commits.reverts
+        changes, reverts, removals = self._states.changes, self._commits.reverts, self._removals
         number, journal_size = await self._commits.rotate()
         path, store_id = self._directory.snapshot(number), self._directory.store_id
         with await in_thread(SnapshotWriter, path, store_id, begun) as writer:
@@ -134,7 +157,8 @@ class Saver:
                 raise
         await in_thread(self._directory.remove_before, number)
         self._saved_size = journal_size
-        self._saved_changes, self._snapshot_size = changes, writer.size
+        self._saved_changes, self._replaced_removals = changes, removals
+        self._snapshot_size = writer.size
         self._room_needed = writer.size
         self._last_begun, self._seconds = begun, time.monotonic() - started
         log.info("snapshot written", snapshot=path.name, entries=entries, seconds=round(self._seconds, 3))
