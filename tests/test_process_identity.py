@@ -6,6 +6,7 @@ repetitions of the other's, and acknowledge them without applying them.
 
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -353,9 +354,9 @@ def test_the_workers_of_uwsgi_lose_nothing(daemon: Daemon) -> None:
         path = f"{directory}/s"
         command = [sys.executable, "-c", "import sys, pyuwsgi; pyuwsgi.run(sys.argv[1:])"]
         command += [f"--http-socket={path}", "--wsgi-file=tests/uwsgi_application.py"]
-        command += ["--master", "--processes=4", "--die-on-term", "--need-app"]
+        command += ["--master", "--processes=4", "--need-app"]
         environment = {**os.environ, "STATESTORE_ADDRESS": daemon.address}
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             wait_for(server, path)
             with ThreadPoolExecutor(8) as threads:
@@ -364,7 +365,7 @@ def test_the_workers_of_uwsgi_lose_nothing(daemon: Daemon) -> None:
             log.seek(0)
             raise AssertionError(log.read()) from error
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGKILL)  # while it starts it takes no notice of SIGTERM
             server.wait(PATIENCE)
         assert len({pid for _, pid in answers}) > 1
         assert [state for state, _ in answers] == [f"/{number}" for number in range(200)]
