@@ -10,12 +10,12 @@ import asyncio
 import ssl
 from typing import Any, cast
 
-from statestore.errors import BadRequest, ShuttingDown, StateStoreError
+from statestore.errors import BadRequest, ShuttingDown, StateStoreError, Unavailable
 from statestore.wire import Incomplete
 from statestored import timeouts
 from statestored.budget import OWN
 from statestored.commands import Caller, Command, Service, check_params, find_command, hello
-from statestored.engines.base import Reply
+from statestored.engines.base import Held, Reply
 from statestored.extent import Extent, Garbage
 from statestored.foreign_protocols import instead_of_messagepack
 from statestored.heavy import CallSoon, HeavyTurns, NotYet
@@ -336,7 +336,10 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
             self._call_soon(self._go_on)
         self._service.calls[name] += 1
-        return run_with(self.caller, command, params, options) if options else command.run(self.caller, *params)
+        reply = run_with(self.caller, command, params, options) if options else command.run(self.caller, *params)
+        if command.heavy and not command.writes and self._budget.used_up and _size(reply) > OWN:
+            raise Unavailable("too much waits for clients that do not take it")
+        return reply
 
     def _hello(self, command: Command, params: Any) -> Reply:
         """After one that is refused nothing more is executed, or it would land in the wrong namespace."""
@@ -420,7 +423,7 @@ class Connection(asyncio.BufferedProtocol):
         """In the budget of all."""
         held = len(self._rest) + self.responses.held_bytes
         if self.responses.is_paused:
-            held += self.responses.unsent + self._kept_by_transport
+            held += self.responses.unsent_memory + self._kept_by_transport
         if held != self._held_of_budget:
             self._held_of_budget = held
             self.responses.then = self._after_waiting
@@ -488,6 +491,12 @@ class Connection(asyncio.BufferedProtocol):
         elif self._rest and self._extent is not None and now - since.message > timeouts.REST_OF_MESSAGE:
             return Dropped.UNFINISHED
         return None
+
+
+def _size(reply: Reply) -> int:
+    """Of a packed answer, also of one that is held until writes that it shows are durable."""
+    packed = reply.packed if isinstance(reply, Held) else reply
+    return len(packed) if isinstance(packed, bytes) else 0
 
 
 def _address(peername: object) -> str:

@@ -60,6 +60,11 @@ class Responses:
         return self._transport.get_write_buffer_size() + self._unwritten + len(self._backlog)
 
     @property
+    def unsent_memory(self) -> int:
+        """What `unsent` takes; a bytearray that has become shorter may take more than it holds."""
+        return self.unsent + self._backlog.__alloc__() - len(self._backlog)
+
+    @property
     def is_owing(self) -> bool:
         """Whether the transport does not have all responses yet."""
         return self.waiting > 0 or len(self._backlog) > 0
@@ -140,6 +145,8 @@ class Responses:
         while backlog and not self.is_paused:
             data = bytes(backlog[:WRITE_SIZE])
             del backlog[:WRITE_SIZE]
+            if backlog.__alloc__() > 1.5 * len(backlog):
+                backlog = self._backlog = bytearray(backlog)
             self._transport.write(data)
 
     def _came(self, head: bytes, reply: Future[bytes]) -> None:
@@ -181,7 +188,10 @@ class Responses:
             self._transport.write(data[start:end])
             start = end
         self._unwritten = 0
-        self._backlog += data[start:]
+        if self._backlog:
+            self._backlog += data[start:]
+        else:
+            self._backlog = bytearray(data[start:])  # of exactly that size
 
     def _refusal(self, head: bytes, error: BaseException) -> bytes:
         return head[: -len(NIL)] + pack(to_wire(self._noted(error))) + NIL

@@ -1311,6 +1311,22 @@ def test_where_the_budget_is_used_up_others_are_still_answered(tight: Service) -
     assert [answer[1] for answer in answers] == list(range(200))
 
 
+@pytest.mark.parametrize("length", [3, 500])
+def test_where_the_budget_is_used_up_a_long_answer_is_refused_though_it_waits_for_the_disk(
+    holding: HoldingEngine, length: int
+) -> None:
+    """It shows writes that are not durable yet, as all do while others write."""
+    holding.value = [b"A" * 1000] * length
+    service = make_service(holding, budget=Budget(100_000))
+    wire, other = Wire(service), Wire(service)
+    other.send(request(1, "set_many", [[*ANN, "A" * 900]] * 200)[:101_000])
+    assert service.budget.used_up
+    wire.send(request(1, "get_many", [ANN] * length))
+    holding.commit.settle()
+    ((_, _, error, result),) = wire.read()
+    assert (code_of(error), result) == (("unavailable", None) if length == 500 else ("", ["A" * 1000] * length))
+
+
 def test_where_the_budget_is_used_up_nobody_takes_much_more(tight: Service) -> None:
     """L2."""
     used = tight.budget.used

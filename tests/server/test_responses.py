@@ -252,6 +252,14 @@ def test_all_that_is_unsent_counts_from_the_first_pause_on(responses: Responses,
     assert responses.unsent == size - written
 
 
+def test_the_memory_of_what_is_unsent_is_never_much_more_than_that(responses: Responses, slow: Slow) -> None:
+    responses.add(head(1), LONG)
+    while responses.is_owing:
+        assert responses.unsent <= responses.unsent_memory <= 1.5 * responses.unsent + WRITE_SIZE
+        assert responses.unsent_memory - slow.kept >= responses._backlog.__alloc__()
+        slow.take()
+
+
 def test_what_is_answered_meanwhile_waits_behind(responses: Responses, slow: Slow) -> None:
     responses.add(head(1), LONG)
     responses.add(head(2), NIL)
