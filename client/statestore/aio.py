@@ -185,8 +185,7 @@ class AsyncRemoteStorage(Copyable):
         deadline, room = Deadline(self._settings.write_deadline), self._room
         if room.locked():
             try:
-                async with asyncio.timeout(deadline.left()):
-                    await room.acquire()
+                await asyncio.wait_for(room.acquire(), deadline.left())
             except TimeoutError:
                 waited = f"{WRITES_AT_ONCE} other writes had no answer for {deadline.seconds:g} s"
                 raise Unavailable(f"{self._store.where}: {waited}") from None
