@@ -9,7 +9,7 @@ something.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import copy
 from typing import Any, Protocol
 
 import structlog
@@ -43,7 +43,7 @@ log = structlog.get_logger()
 
 GET_NAME, SET_NAME = b"get", b"set"
 GET, SET = COMMANDS[GET_NAME], COMMANDS[SET_NAME]
-GET_IN_SILENCE = replace(GET)  # as a notification it does not take the short cut, which answers
+GET_IN_SILENCE = copy(GET)  # as a notification it does not take the short cut, which answers
 KNOWN_HEADS = 2**16
 _HEADS = [b"\x94\x01" + pack(msgid) + NIL for msgid in range(KNOWN_HEADS)]  # of responses without an error; 3 MB
 
