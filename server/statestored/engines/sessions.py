@@ -171,7 +171,7 @@ class ClientSessions:
         if kind == DONE:
             return self._do(session, *rest)
         if rest or kind not in (OPENED, EXPIRED):
-            raise ValueError(f"an effect with {len(effect)} parts, which is none of a session")
+            raise ValueError(f"an effect of kind {kind if type(kind) is int else '?'} with {len(effect)} parts")
         return self._open(session) if kind == OPENED else self._expire(session)
 
     def _do(self, session: int, seq: int, oldest: int, answer: bytes, fingerprint: int | None = None) -> bool:
