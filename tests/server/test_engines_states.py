@@ -118,7 +118,7 @@ def test_what_was_cleared_is_no_garbage_where_that_is_taken_back() -> None:
 
 def test_an_effect_of_no_known_kind_is_refused() -> None:
     unknown: Any = (6, 1)
-    with pytest.raises(ValueError, match="none of a session"):
+    with pytest.raises(ValueError, match="kind 6"):
         States().apply([unknown], TODAY)
 
 
