@@ -397,8 +397,8 @@ async def _in_thread(function: Callable[[], T]) -> T:
 
     try:
         threading.Thread(target=run, name="statestore-connect", daemon=True).start()
-    except RuntimeError:
-        if not is_interpreter_ending():
+    except RuntimeError as error:
+        if not is_interpreter_ending(error):
             raise
         run()
     return await asyncio.wrap_future(outcome)

@@ -176,7 +176,7 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
     try:
         thread.start()
     except RuntimeError as error:
-        if not is_interpreter_ending():
+        if not is_interpreter_ending(error):
             raise ConnectionLost(f"looking up {address.host}: {error}", sent=False) from error
         ask()
     else:
@@ -190,12 +190,12 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
     return found
 
 
-def is_interpreter_ending() -> bool:
-    """Return whether the main thread has ended: Python 3.12 and newer may start no thread then.
+def is_interpreter_ending(error: RuntimeError) -> bool:
+    """Return whether no thread could be started because the process ends, as Python 3.12 has it from its end on.
 
-    What a thread was to do is done by the caller's then, without a limit of time.
+    What the thread was to do is then done by its caller, without a limit of time.
     """
-    return not threading.main_thread().is_alive()
+    return not threading.main_thread().is_alive() or "interpreter shutdown" in str(error)
 
 
 def reason(error: Exception) -> str:

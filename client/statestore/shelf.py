@@ -18,17 +18,17 @@ from statestore.undo import UndoCopy
 FORMAT_KEY, FORMAT = "format", "statestore 1"
 # The files that one kind of dbm or another keeps for a shelf. Berkeley DB has the last one while it makes a file.
 FILES = ("{}", "{}.db", "{}.dat", "{}.dir", "{}.bak", "{}.pag", "{}-journal", "{}-wal", "{}-shm", "__db.{}.db")
-TRANSACTIONAL = "dbm.sqlite3"  # the one kind that a kill in the middle of a change does not harm
 
 
 class ShelveStorage(MappingStorage):
     """Safe across threads and processes, and against a kill; the file is opened and closed by every call.
 
-    A call that changes something first copies the file, unless it is one of SQLite's (as Python 3.13 makes it): all
-    other kinds of dbm lose senders if they are killed in the middle. So it is for some thousands of senders.
+    A call that changes something first copies the file, and the next call puts the copy back if the process was killed
+    in the middle: most kinds of dbm would lose senders then. So it is for some thousands of senders.
 
     path: the file to use, made if there is none; beside it stand the lock (`.lock`), during a change the copy
-        (`.undo`), and what the machine's dbm adds.
+        (`.undo`), and what the machine's dbm adds. All processes that use it have to run as one user. When you put a
+        backup in its place, remove the copy as well.
     Raises Unavailable if the file cannot be used, or was made by something else.
     """
 
@@ -53,10 +53,9 @@ def _opened(path: str) -> Iterator[MutableMapping[Sender, States]]:
     undo = UndoCopy(Path(path + ".undo"), [shelf_path.with_name(name.format(shelf_path.name)) for name in FILES])
     undo.restore()
     is_new = not any(undo.existing())
-    kind = dbm.whichdb(path)
     if is_new:
         undo.save()  # of nothing: a shelf that was made in part is no shelf
-    elif kind is None:
+    elif dbm.whichdb(path) is None:
         raise Unavailable(f"shelf {path}: a part of it is missing. If there is a {path}.bak, rename it to {path}.dir")
     try:
         with shelve.open(path, "c" if is_new else "w") as shelf:  # noqa: S301  # our own file
@@ -64,15 +63,11 @@ def _opened(path: str) -> Iterator[MutableMapping[Sender, States]]:
                 shelf[FORMAT_KEY] = FORMAT
             elif shelf.get(FORMAT_KEY) != FORMAT:
                 raise Unavailable(f"shelf {path}: not made by this ShelveStorage; give another path")
-            yield _Senders(shelf, _nothing if kind == TRANSACTIONAL else undo.save)
+            yield _Senders(shelf, undo.save)
     except BaseException:
         undo.restore()
         raise
     undo.discard()
-
-
-def _nothing() -> None:
-    pass
 
 
 class _Senders(MutableMapping[Sender, States]):

@@ -1,9 +1,13 @@
 """A copy of a few files, from before the first change to them until the last: so a kill in between changes nothing."""
 
+import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+LIST = "list.json"  # in a copy: the names of the files that are in it; the others did not exist
 
 
 class UndoCopy:
@@ -36,19 +40,26 @@ class UndoCopy:
             return
         self._remove_unnamed()
         self._unnamed.mkdir(mode=0o700)
-        for file in self.existing():
-            shutil.copy2(file, self._unnamed / file.name)
+        names = [file.name for file in self.existing()]
+        for file in self._files:
+            if file.name in names:
+                _copy(file, self._unnamed / file.name)
+        (self._unnamed / LIST).write_text(json.dumps(names))
         self._unnamed.rename(self._copy)
 
     def restore(self) -> None:
-        """Make the files what they were when they were saved, if they were. May be interrupted and repeated."""
+        """Make the files what they were when they were saved, if they were. May be interrupted and repeated.
+
+        Raises OSError, and changes nothing, if another program has removed a part of the copy.
+        """
         if not self.is_saved:
             return
+        names = self._saved_names()
         for file in self._files:
-            saved = self._copy / file.name
-            if saved.exists():
-                shutil.copy2(saved, saved.with_suffix(".put"))
-                os.replace(saved.with_suffix(".put"), file)
+            if file.name in names:
+                incoming = self._copy / f"{file.name}.incoming"
+                _copy(self._copy / file.name, incoming)
+                os.replace(incoming, file)
             else:
                 file.unlink(missing_ok=True)
         self.discard()
@@ -60,6 +71,22 @@ class UndoCopy:
             self._copy.rename(self._unnamed)
             self._remove_unnamed()
 
+    def _saved_names(self) -> set[str]:
+        found = {path.name for path in self._copy.iterdir()}
+        names = set(json.loads((self._copy / LIST).read_text())) if LIST in found else {LIST}
+        if missing := names - found:
+            what = (
+                f"{self._copy} should have {min(missing)}; if you remove that directory, the files are used as they are"
+            )
+            raise FileNotFoundError(errno.ENOENT, what)
+        return names
+
     def _remove_unnamed(self) -> None:
         if self._unnamed.exists():
             shutil.rmtree(self._unnamed)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the contents and the mode, and not the times: programs that remove old files are to find it new."""
+    shutil.copyfile(source, target)
+    shutil.copymode(source, target)

@@ -94,11 +94,13 @@ def test_a_process_at_its_end_looks_a_name_up_without_a_thread(listening: str, m
     [
         "atexit.register(lambda: (last(), asyncio.run(last_async())))",
         "threading.Thread(target=lambda: (threading.main_thread().join(), last(), asyncio.run(last_async()))).start()",
+        "ThreadPoolExecutor(1).submit(lambda: (time.sleep(0.2), last(), asyncio.run(last_async())))",
     ],
 )
 def test_a_process_at_its_end_reaches_a_store_by_its_name(at_the_end: str) -> None:
     script = f"""
-        import asyncio, atexit, sys, threading
+        import asyncio, atexit, sys, threading, time
+        from concurrent.futures import ThreadPoolExecutor
         from statestore import AsyncRemoteStorage, RemoteStorage
 
         def last():

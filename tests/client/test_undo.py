@@ -1,5 +1,6 @@
 """Files that are changed as a whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,21 @@ def test_the_mode_of_a_file_comes_back_with_it(path: Path) -> None:
     path.unlink()
     undo(path).restore()
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("lost", ["file", "file.a", "list.json"])
+def test_a_copy_that_is_not_whole_changes_nothing(path: Path, lost: str) -> None:
+    undo(path).save()
+    change(path)
+    after = contents(path)
+    (path.parent / "file.undo" / lost).unlink()
+    with pytest.raises(FileNotFoundError, match=f"should have {lost}"):
+        undo(path).restore()
+    assert contents(path) == after
+
+
+def test_a_copy_is_as_old_as_its_making(path: Path) -> None:
+    """For programs that remove old files."""
+    os.utime(path, (1, 1))
+    undo(path).save()
+    assert (path.parent / "file.undo" / "file").stat().st_mtime > 1_000_000
