@@ -38,7 +38,12 @@ def create(path: Path) -> BinaryIO:
 
 
 def open_to_read(path: Path, buffering: int = -1) -> BinaryIO:
-    return os.fdopen(open_file(path, os.O_RDONLY), "rb", buffering)
+    """Open a regular file. Raises OSError for anything else, without waiting for a FIFO's other end."""
+    fd = open_file(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(fd, "rb", buffering)
 
 
 def open_file(path: Path, flags: int) -> int:

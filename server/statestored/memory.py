@@ -54,7 +54,8 @@ def _limits_of_groups(own_groups: Path, mounts: Path) -> Iterator[Available]:
         for group in _around(hierarchy):
             for name in hierarchy.limits:
                 with suppress(OSError, ValueError):  # it has no limit: "max", or no such file
-                    yield Available(int((group / name).read_text()), str(group / name))
+                    if (limit := int((group / name).read_text())) > 0:
+                        yield Available(limit, str(group / name))
 
 
 def _around(hierarchy: _Hierarchy) -> Iterator[Path]:
@@ -73,9 +74,12 @@ def _hierarchies(own_groups: Path, mounts: Path) -> Iterator[_Hierarchy]:
     own = _own_groups(own_groups)
     with suppress(OSError):
         for line in mounts.read_text(errors="surrogateescape").splitlines():
-            before, _, after = line.partition(" - ")
-            kind, *_, options = after.split()
-            root, mount_point = map(_unescape, before.split()[3:5])
+            try:
+                before, _, after = line.partition(" - ")
+                kind, *_, options = after.split()
+                root, mount_point = map(_unescape, before.split()[3:5])
+            except ValueError:  # not a line of the form that we know
+                continue
             if kind == "cgroup2" and "" in own:
                 yield _Hierarchy(Path(mount_point), _below(root, own[""]), VERSION_2)
             elif kind == "cgroup" and "memory" in options.split(",") and "memory" in own:
@@ -87,8 +91,9 @@ def _own_groups(path: Path) -> dict[str, str]:
     own: dict[str, str] = {}
     with suppress(OSError):
         for line in path.read_text(errors="surrogateescape").splitlines():
-            _, controllers, group = line.split(":", 2)
-            own |= dict.fromkeys(controllers.split(","), group)
+            with suppress(ValueError):  # not a line of the form that we know
+                _, controllers, group = line.split(":", 2)
+                own |= dict.fromkeys(controllers.split(","), group)
     return own
 
 

@@ -17,10 +17,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from statestore.address import Address, TcpAddress, parse_address
+from statestore.address import Address, TcpAddress, UnixAddress, parse_address
 from statestored.errors import StartError
 from statestored.log import FORMATS, LEVELS
+from statestored.sockets import lock_of_socket
 from statestored.tls import TlsFiles
+from statestored.tokens import lock_of_tokens
 
 PREFIX = "STATESTORED_"
 TOKEN_VARIABLE = PREFIX + "TOKEN"  # in the environment only: a flag would show it to everybody who lists processes
@@ -270,9 +272,13 @@ def own_token(environment: Mapping[str, str]) -> str | None:
 
 
 def files_named(settings: Settings) -> list[Path]:
-    """Return the files that the settings name."""
+    """Return the files that the settings name, and the lock files that are made beside some of them."""
     named = (settings.tokens, settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    return [path for path in named if path is not None]
+    sockets = [Path(each.path) for each in (*settings.listen, settings.admin_listen) if isinstance(each, UnixAddress)]
+    locks = [lock_of_socket(path) for path in sockets]
+    if settings.tokens is not None:
+        locks.append(lock_of_tokens(settings.tokens))
+    return [*(path for path in named if path is not None), *locks]
 
 
 def tls_files(settings: Settings) -> TlsFiles | None:

@@ -183,7 +183,7 @@ class UnixSocket(socket.socket):
         """Raises OSError, with a reason, if another process has the path."""
         super().__init__(socket.AF_UNIX)
         self._path = path
-        self._lock_path = path.with_name(f"{path.name}.lock")
+        self._lock_path = lock_of_socket(path)
         try:
             self._lock = _lock_or_refuse(self._lock_path)
             try:
@@ -207,6 +207,11 @@ class UnixSocket(socket.socket):
         _remove_stale(self._path)
         self.bind(str(self._path))
         return self._path.lstat()
+
+
+def lock_of_socket(path: Path) -> Path:
+    """Return the path of the lock file beside a unix socket."""
+    return path.with_name(f"{path.name}.lock")
 
 
 def bind_unix(address: UnixAddress, setting: str) -> UnixSocket:

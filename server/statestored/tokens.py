@@ -118,7 +118,7 @@ def add_token(
     token = secrets.token_hex(TOKEN_BYTES)
     try:
         path = _follow(path)
-        with file_locked(path.with_name(f".{path.name}.lock"), PATIENCE_SECONDS):
+        with file_locked(lock_of_tokens(path), PATIENCE_SECONDS):
             before, status = _read(path)
             _check_before(path, before, name)
             content = f"{before.rstrip()}\n\n{_table(name, role, namespaces, token)}".lstrip()
@@ -129,6 +129,11 @@ def add_token(
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"cannot write {path}: {error}") from error
     return token
+
+
+def lock_of_tokens(path: Path) -> Path:
+    """Return the path of the lock file beside a file of tokens."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def _follow(path: Path) -> Path:

@@ -14,17 +14,22 @@ from statestored.errors import StartError
 
 log = structlog.get_logger()
 
-# What file systems, version control and desktops put into a directory that is otherwise empty.
-_HARMLESS = {"lost+found", ".snapshot", ".snapshots", ".zfs", ".gitkeep", ".keep", ".DS_Store"}
+# What operators, file systems, version control and desktops put into a directory that is otherwise empty.
+_HARMLESS = {"statestored.toml", "lost+found", ".snapshot", ".snapshots", ".zfs", ".gitkeep", ".keep", ".DS_Store"}
 _NAMES_SHOWN = 3
 
 
 def check_directory(path: Path, directory: os.stat_result) -> None:
-    """Refuse a directory that everybody may change, and root on the directory of another user."""
+    """Refuse a directory that everybody may change, and root on the directory of another user.
+
+    A volume in a container may be open to everybody and belong to root; a user who cannot change that is warned.
+    """
     mode, owner, user = stat.S_IMODE(directory.st_mode), directory.st_uid, os.geteuid()
     is_sticky = bool(mode & stat.S_ISVTX)  # nobody can remove or rename the files of others
     if mode & stat.S_IWOTH and not is_sticky:
-        raise StartError(f"data directory {path} can be changed by every user (mode {mode:04o}): chmod o-w {path}")
+        if user in (owner, 0):
+            raise StartError(f"data directory {path} can be changed by every user (mode {mode:04o}): chmod o-w {path}")
+        log.warning("data directory can be changed by every user", data_dir=str(path), mode=f"{mode:04o}")
     if owner not in (user, 0):
         if user == 0:
             raise StartError(

@@ -151,11 +151,18 @@ def test_if_the_own_group_cannot_be_seen_those_around_it_count(groups: Groups, o
     assert limit(path, MIB) == groups.available()
 
 
-@pytest.mark.parametrize("said", ["", "?", "-", "12 MiB"])
+@pytest.mark.parametrize("said", ["", "?", "-", "12 MiB", "0"])
 def test_a_limit_that_is_no_number_is_none(groups: Groups, said: str) -> None:
     limit(groups.mount(V1), said)
     groups.be_in("4:memory:/")
     assert groups.available() == MACHINE
+
+
+def test_lines_of_another_form_are_passed_over(groups: Groups) -> None:
+    groups.mount("short line - ")
+    path = groups.mount(V1, name="other")
+    groups.be_in("no colons", "4:memory:/")
+    assert limit(path, MIB) == groups.available()
 
 
 @pytest.mark.parametrize(("name", "which"), [("ulimit -v", resource.RLIMIT_AS), ("ulimit -d", resource.RLIMIT_DATA)])

@@ -433,7 +433,8 @@ CERT, KEY, CA = "--tls-cert=/c", "--tls-key=/k", "--tls-client-ca=/a"
 def test_the_files_that_settings_name_are_known(read: Read) -> None:
     assert files_named(read("--listen=127.0.0.1:0")) == []
     named = ["--tokens=t", "--tls-cert=c", "--tls-key=k", "--tls-client-ca=a"]
-    assert files_named(read(*named)) == [Path("t"), Path("c"), Path("k"), Path("a")]
+    found = files_named(read(*named, "--listen=unix:/s", "--admin-listen=unix:/d/a"))
+    assert found == [Path("t"), Path("c"), Path("k"), Path("a"), Path("/s.lock"), Path("/d/a.lock"), Path(".t.lock")]
 
 
 def test_there_need_be_no_tls(read: Read) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -288,3 +289,13 @@ def test_the_form_that_the_module_describes_is_the_one_that_is_read(path: Path) 
     assert about.keys() == {"role", "namespaces", "sha256"}
     path.write_text(described.replace(about["sha256"], DIGEST))
     assert read_tokens(path)[0].opens(b"lists")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "directory"])
+def test_what_is_no_regular_file_is_refused_and_stays(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "tokens.toml"
+    make(path)
+    before = path.stat()
+    with pytest.raises(StartError, match="not a regular file"):
+        add_token(path, "one", Role.WRITE, ())
+    assert os.path.samestat(path.stat(), before)

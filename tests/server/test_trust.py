@@ -40,6 +40,12 @@ def test_a_directory_that_everybody_may_change_is_refused(monkeypatch: pytest.Mo
             check(monkeypatch, user, status(user, mode))
 
 
+def test_a_directory_that_everybody_may_change_and_we_cannot_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an empty volume of Kubernetes is."""
+    logged = check(monkeypatch, OURS, status(ROOTS, 0o777))
+    assert logged == ["data directory can be changed by every user", "data directory can be changed by a group"]
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o2775])
 def test_a_directory_that_a_group_may_change_is_warned_about(monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
     """In Kubernetes it is normal (fsGroup), and where a container has any user and the group 0."""
