@@ -13,6 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,30 @@ def test_certificates_of_the_clients_are_enough_to_listen_to_other_machines(
     address = daemon.address.replace("0.0.0.0", "127.0.0.1")
     assert is_served(address, trusting(authority, authority.issue("client")))
     assert not is_served(address, trusting(authority))
+
+
+def test_clients_that_pipeline_large_calls_over_tls_are_served(
+    make: Make, authority: Authority, server: Identity
+) -> None:
+    """What waits for its turn in the daemon is no reason to close the connection."""
+    daemon = make(*with_tls(server)).start()
+    context, calls, clients = trusting(authority), 30, 6
+    triples = [["lists", f"sender{number}" + "x" * 1000, "Q" * 900] for number in range(100)]
+    with RawClient(daemon.address, context) as client:
+        client.ask("set_many", triples)
+    asked = b"".join(request(number, "get_many", [triple[:2] for triple in triples]) for number in range(calls))
+
+    def ask(_: int) -> list[int]:
+        with RawClient(daemon.address, context) as client:
+            sending = threading.Thread(target=client.send, args=(asked,))
+            sending.start()
+            try:
+                return [client.next()[1] for _ in range(calls)]
+            finally:
+                sending.join()
+
+    with ThreadPoolExecutor(clients) as threads:
+        assert list(threads.map(ask, range(clients))) == [list(range(calls))] * clients
 
 
 def test_a_client_without_tls_is_let_go_where_there_is_tls(make: Make, server: Identity) -> None:

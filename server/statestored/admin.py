@@ -19,6 +19,7 @@ from statestored.sockets import address_of, bind, listen, remove_paths
 from statestored.timeouts import Dropped
 
 SETTING = "--admin-listen"
+PROBES = frozenset((b"/live", b"/ready"))
 SERVER_NAME = "statestored"  # aiohttp tells everybody its own release, and Python's
 SHUTDOWN_SECONDS = 0.5  # for handlers to end that were cancelled; aiohttp's own default is a minute
 
@@ -31,7 +32,7 @@ class Admin:
         self._service = service
         self._metrics = Metrics(service)
         self._runner = web.AppRunner(self._application(), handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
-        self._gate = Gate(self._new_handler, service.note_dropped, Pacer(_note_fault))
+        self._gate = Gate(self._new_handler, service.note_dropped, Pacer(_note_fault), PROBES)
 
     async def listen(self, address: TcpAddress | UnixAddress) -> str:
         """Returns where it listens, with the port that was given for port 0. Raises StartError."""

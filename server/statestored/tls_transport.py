@@ -50,10 +50,9 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._protocol: asyncio.BufferedProtocol | None = None
         self._has_begun = False  # the handshake's first step was made
         self._handshake_size = 0  # bytes received of it
-        self._received = 0  # bytes since the last step
         self._is_trusted = False  # to send what is worth the work
         self._awaits_turn = False
-        self._without_data = 0  # bytes received since the last ones that carried data
+        self._without_data = 0  # bytes taken since the last ones that carried data
         self._is_reading_paused = False  # by the protocol
         self._is_writing_paused = False
         self._full_reads = 0  # one after the other
@@ -84,7 +83,6 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         if self._protocol is None and not self._is_handshake(received):
             return
         self._incoming.write(received)
-        self._received += size
         if self._is_trusted or self._tls.turns.take(self._call_soon):
             self._take_step()
         else:
@@ -111,14 +109,19 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         requests for new keys. So that is done once in a loop iteration, for one of those connections of which the last
         bytes were not mostly data; and one that sends nothing else is closed.
         """
-        received, self._received = self._received, 0
         if self._protocol is None:
             self._continue_handshake()
             self._decrypt()
-            return
+        else:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Decrypt what has come, and judge by it what the connection sends: what waits for the protocol is no sign."""
+        before = self._incoming.pending
         handed_on = self._decrypt()
-        self._is_trusted = handed_on * 8 >= received
-        self._without_data = 0 if handed_on else self._without_data + received
+        taken = before - self._incoming.pending
+        self._is_trusted = handed_on * 8 >= taken
+        self._without_data = 0 if handed_on else self._without_data + taken
         if self._without_data > MAX_WITHOUT_DATA:
             error = ssl.SSLError(f"{self._without_data} bytes without data")
             error.reason = "too much without data"
@@ -222,7 +225,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def _read_on(self) -> None:
         """Hand on what came before a pause, then read on."""
         self._full_reads = 0
-        self._decrypt()
+        if self._protocol is not None:
+            self._hand_on()
         if not (self._is_reading_paused or self._awaits_turn):
             self._transport.resume_reading()
 

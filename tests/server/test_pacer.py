@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from statestored.pacer import BURST_SECONDS, MAX_CHARGED_SECONDS, MIN_REST_SECONDS, REST_FACTOR, Pacer
+from statestored.pacer import BURST_SECONDS, MAX_CHARGED_SECONDS, MIN_REST_SECONDS, REST_FACTOR, Pacer, Urgency
 from tests.server.fakes import some_turns
 
 
@@ -70,7 +70,7 @@ async def use_up_the_burst(pacer: Pacer, rests: Rests) -> None:
 
 async def test_after_each_piece_it_rests_a_multiple_of_the_time_it_took() -> None:
     done: list[float] = []
-    times = [0.0001, 0.0025, 0.0003]
+    times = [0.0001, 0.00045, 0.0003]
     async with running() as (pacer, rests):
         await use_up_the_burst(pacer, rests)
         for seconds in times:
@@ -86,7 +86,7 @@ async def test_in_the_long_run_the_share_holds_whatever_the_pieces_take() -> Non
     async with running() as (pacer, rests):
         began = rests.now
         for number in range(500):
-            pacer.submit(rests.piece(0.00001 + number % 7 / 10_000, []))
+            pacer.submit(rests.piece(0.00001 + number % 5 / 10_000, []))
         await some_turns()
         for _ in range(500):
             await rests.end()
@@ -116,6 +116,18 @@ async def test_a_rest_has_bounds() -> None:
         pacer.submit(rests.piece(0.0, []))
         await rests.end()
         assert rests.begun == pytest.approx([REST_FACTOR * MAX_CHARGED_SECONDS, MIN_REST_SECONDS])
+
+
+async def test_what_is_urgent_comes_first() -> None:
+    done: list[float] = []
+    async with running() as (pacer, rests):
+        pacer.submit(rests.piece(0.1, done))
+        await some_turns()
+        for number, urgency in enumerate((Urgency.LATER, Urgency.USUAL, Urgency.PROBE, Urgency.USUAL, Urgency.PROBE)):
+            pacer.submit(rests.piece(number, done), urgency)
+        for _ in range(5):
+            await rests.end()
+        assert done == [0.1, 2, 4, 1, 3, 0]
 
 
 async def test_what_comes_while_it_rests_waits() -> None:
