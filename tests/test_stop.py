@@ -16,6 +16,7 @@ import pytest
 from statestore.address import TcpAddress, parse_address
 from statestored.app import STOP_SECONDS
 from statestored.errors import Exit
+from statestored.tokens import Role, add_token
 from tests.certificates import Authority
 from tests.daemon import Daemon
 from tests.server.rpc import RawClient, request
@@ -251,6 +252,27 @@ def test_a_daemon_that_loads_stops_as_fast(tmp_path: Path) -> None:
             started = time.monotonic()
             assert daemon.stop() == Exit.STOPPED
             assert time.monotonic() - started < LIMIT
+
+
+def test_a_file_that_hangs_while_it_is_read_again_delays_nothing(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    add_token(tokens, "one", Role.WRITE, ())
+    daemon = Daemon(tmp_path, f"--tokens={tokens}").start()
+    tokens.unlink()
+    os.mkfifo(tokens)
+    daemon.send_signal(signal.SIGHUP)
+    writing: list[int] = []
+
+    def is_being_read() -> bool:
+        with suppress(OSError):  # nobody has opened it to read yet
+            writing.append(os.open(tokens, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writing)
+
+    with daemon:
+        wait_until(is_being_read)
+        assert daemon.stop() == Exit.STOPPED
+        assert "the stop took too long" not in daemon.log()
+    os.close(writing[0])
 
 
 def _settle(daemon: Daemon) -> None:

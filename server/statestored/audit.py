@@ -9,6 +9,7 @@ What must not be in a log stands there as a keyed hash: the same as long as the 
 
 import hashlib
 import logging
+import re
 import secrets
 import time
 from collections import Counter
@@ -69,7 +70,9 @@ def pseudonym(what: str | bytes) -> str:
 
 
 def connection_dropped(why: str, reason: str) -> None:
-    _warn(f"dropped: {why}", "connection dropped", reason=reason)
+    """Log it; each sentence has a limit of its own, so that a flood of one kind does not hide another."""
+    kind = re.sub("[0-9]+", "N", reason)  # such as sizes, of which there are many
+    _warn(f"dropped: {why}: {kind}", "connection dropped", reason=reason)
 
 
 def token_refused(peer: str) -> None:

@@ -51,7 +51,7 @@ class Pacer:
         self._paid_until = 0.0  # when the rests for all pieces so far are over
 
     def submit(self, piece: Piece, urgency: Urgency = Urgency.USUAL) -> None:
-        """Run `piece` before those of less urgency, and behind those that wait already. The caller bounds how many do."""
+        """Run `piece` before those of less urgency. The caller bounds how many wait."""
         self._pieces.put_nowait((urgency, next(self._submitted), piece))
 
     async def run(self) -> None:

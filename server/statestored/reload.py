@@ -1,6 +1,8 @@
 """SIGHUP: tokens and certificates are read again. What cannot be read stays as it was."""
 
 import asyncio
+import concurrent.futures
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -57,7 +59,22 @@ class Reload:
 async def _read_or_note(read: Callable[[], T]) -> T | None:
     """Return what `read` does, or None if the files are missing or wrong."""
     try:
-        return await asyncio.to_thread(read)
+        return await _in_thread(read)
     except StartError as error:
         audit.not_read_again(error)
         return None
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Run it in a thread that the end of the process does not wait for, as it would for those of the executor."""
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="reload", daemon=True).start()
+    return await asyncio.wrap_future(outcome)

@@ -107,3 +107,11 @@ def test_each_reason_has_its_own_line() -> None:
             audit.token_refused("192.0.2.1")
             audit.namespace_refused("shop", b"secret-namespace")
     assert len(logs) == 6
+
+
+def test_a_flood_of_one_kind_does_not_hide_another() -> None:
+    with capture_logs() as logs:
+        for number in range(100):
+            audit.connection_dropped("garbage", f"{number} exceeds max_array_len(1024)")
+        audit.connection_dropped("garbage", "an HTTP request came")
+    assert [entry["reason"] for entry in logs] == ["0 exceeds max_array_len(1024)", "an HTTP request came"]
