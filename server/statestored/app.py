@@ -166,7 +166,8 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         stack.push_async_callback(listener.close)
         for address in await listener.listen():
             stdio.announce(f"listening on {address}")
-        log.info("ready", version=__version__, store_id=service.store_id, **engine.info())
+        figures = {name: value for name, value in engine.info().items() if value != ""}
+        log.info("ready", version=__version__, store_id=service.store_id, **figures)
         service.ready = True
         watch = asyncio.create_task(engine.failure())
         watch.add_done_callback(_fail_stop)

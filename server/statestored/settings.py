@@ -237,6 +237,10 @@ def options() -> Iterator[click.Option]:
 class SettingOption(click.Option):
     """A flag. What is wrong with a value that was given elsewhere is not blamed on it."""
 
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Return the flag alone, without the variable that would do as well."""
+        return click.Parameter.get_error_hint(self, ctx)
+
     def handle_parse_result(self, ctx: click.Context, *rest: Any) -> Any:
         try:
             return super().handle_parse_result(ctx, *rest)

@@ -70,7 +70,9 @@ def read_tokens(path: Path) -> list[Token]:
     name = f"--tokens {path}"
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise StartError(f"{name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise StartError(f"{name} cannot be read: {error}") from error
     tokens = _parse(name, text)
     if not tokens:

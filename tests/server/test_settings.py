@@ -498,3 +498,9 @@ def test_what_the_annotated_file_says_are_the_defaults(read: Read, monkeypatch: 
     monkeypatch.setenv("HOME", "/home/ann")
     for key, value in commented().items():
         assert read(file=f"{key} = {value}") == read(), key
+
+
+def test_a_wrong_flag_is_not_blamed_on_its_variable(read: Read) -> None:
+    with pytest.raises(click.BadParameter) as caught:
+        read("--max-memory=many")
+    assert "STATESTORED" not in caught.value.format_message()
