@@ -1,6 +1,8 @@
 """Both clients: each write, what becomes of its first attempt, and what the server sees and the caller gets."""
 
 import asyncio
+import signal
+import threading
 import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
@@ -140,6 +142,43 @@ def test_what_becomes_of_a_call(connect: Connect, method: str, happens: str, ses
     in_session = 8 if sessions == "lost" and "broken" in happens else SESSIONS[sessions][0]
     if method != "get":
         assert numbers == {(in_session, 1 if has_number else None)}, "one number, in one session"
+
+
+# A signal handler raises an exception while a write waits for its answer
+
+
+class Alarm(Exception):
+    """What the handler raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("session", [None, 7])
+def test_a_write_that_a_signal_handler_ended_after_it_was_sent_is_uncertain(method: str, session: int | None) -> None:
+    caller, over, seen = threading.get_ident(), threading.Event(), []
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        if method == "hello":
+            return None, WELCOME if session is None else WELCOME | KNOWS_SESSIONS | {"session": session}
+        seen.append(method)
+        signal.pthread_kill(caller, signal.SIGUSR1)
+        over.wait(PATIENCE)
+        raise ConnectionError
+
+    def alarm(*_: object) -> None:
+        raise Alarm("too long")
+
+    before = signal.signal(signal.SIGUSR1, alarm)
+    try:
+        with answers(answer) as server, RemoteStorage(server.address) as client:
+            try:
+                with pytest.raises(Unavailable if method == "get" else Uncertain, match="too long"):
+                    CALLS[method][0](client)
+            finally:
+                over.set()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [method]
 
 
 # All attempts are refused
