@@ -300,6 +300,8 @@ class AsyncRemoteStorage(Copyable):
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():
                 raise BadRequest("this AsyncRemoteStorage is in use in another event loop: make one for each loop")
+            if self._loop is not None:
+                self._store.session.unanswered.clear()  # calls of a closed loop can neither send any more nor end
             self._leave_loop()
             self._loop = loop
 

@@ -247,14 +247,14 @@ class Call:
         return self._may_be_sent and not isinstance(failure, TooLong)
 
     def _leaves_session(self, error: StateStoreError) -> bool:
-        """Leave the session if the error says that another client is in it. Return whether to repeat in a new one.
+        """Leave the session if the server did not accept the write's number. Return whether to repeat in a new one.
 
         A number that is another write's was never ours, so no copy of this write was or will be applied. A number that
         the server takes for given up (`uncertain`) may have been, but only if there was an earlier copy.
         """
         if self._session is None or not isinstance(error, NumberReused | Uncertain):
             return False
-        self._store.leave_session(self._session)
+        self._store.leave_session(self._session, error)
         if self._is_in_doubt and isinstance(error, Uncertain):
             return False
         self._is_in_doubt, self._session = False, None

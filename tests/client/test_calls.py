@@ -496,6 +496,17 @@ def test_a_session_is_left_once(store: Store, caplog: pytest.LogCaptureFixture) 
     assert "another client writes in the session of this one" in caplog.messages[0]
 
 
+def test_no_other_client_is_blamed_for_a_session_that_has_expired(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = call(store)
+    store.session.joins(0, 7)
+    asking.parameters(welcome(7))
+    assert not asking.answered(Response(1, Uncertain("the session has expired"), None))
+    assert store.session.id == 0
+    assert caplog.messages == ["there:1: the session has expired; this client goes on in a new session"]
+
+
 def test_a_number_that_is_always_refused_ends_at_the_deadline(store: Store, clock: Clock) -> None:
     asking, sessions = call(store, seconds=10), 0
 
