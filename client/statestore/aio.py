@@ -235,9 +235,16 @@ class AsyncRemoteStorage(Copyable):
     async def _connection_for(self, call: Call, *, is_outdated: bool) -> AsyncConnection:
         """Return the connection, or a new one if there is none, or if this call needs another than the one there is."""
         connection = self._connection
-        if connection is None or connection.lost is not None or is_outdated or call.needs_another(connection.welcome):
+        if connection is None or connection.lost is not None:
             return await self._connected(call)
-        return connection
+        if not is_outdated and not call.needs_another(connection.welcome):
+            return connection
+        try:
+            return await self._connected(call)
+        except Exception as failure:
+            if connection.lost is None and call.goes_on_by(connection.welcome, failure):
+                return connection
+            raise
 
     async def _connected(self, call: Call) -> AsyncConnection:
         """One attempt makes the connection for all who wait for it; it goes on when one of them is cancelled."""

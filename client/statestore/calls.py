@@ -43,7 +43,8 @@ class Call:
     A client repeats these steps:
 
     1. wait as long as `pause()` says, until it says 0;
-    2. take a connection, or make one after `check_turn()`; replace the one that is there if `needs_another()`;
+    2. take a connection, or make one after `check_turn()`; replace the one that is there if `needs_another()`, and keep
+       it if that fails and the call `goes_on_by` it;
     3. take the `refusal()` for the response if there is one; else send `method` with `parameters()`, and wait for the
        response until `patience()` is over;
     4. hand the response to `answered`, or the exception that came of the attempt to `failed`.
@@ -139,6 +140,17 @@ class Call:
         if welcome.session_error is None:
             return not session.is_current(welcome.session)
         return not session.is_refused or self._store.renewal.is_due()
+
+    def goes_on_by(self, welcome: Welcome, failure: Exception) -> bool:
+        """Return whether to stay with a connection that was greeted so, because `failure` kept it from being replaced.
+
+        That a connection without a session could not be replaced is no outage: reads go on by it, and a write takes its
+        `refusal()`. The next replacement is due after a pause.
+        """
+        if self.refusal(welcome) is None or not _may_pass(failure):
+            return False
+        self._store.session.is_refused = True
+        return True
 
     # Step 3
 
@@ -295,6 +307,11 @@ def _is_of_the_store(failure: Exception) -> bool:
     if isinstance(failure, NotSent | Uncertain | TooLong):
         return False
     return isinstance(failure, ConnectionLost | StateStoreError)
+
+
+def _may_pass(failure: Exception) -> bool:
+    """Whether a later attempt to connect may succeed."""
+    return failure.retry if isinstance(failure, StateStoreError) else isinstance(failure, ConnectionLost)
 
 
 def _says_more(error: StateStoreError) -> bool:

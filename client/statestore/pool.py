@@ -145,15 +145,26 @@ class Pool(ProcessBound):
             self.drop_idle()
             connection = None
         if connection is None or call.needs_another(connection.welcome):
-            call.check_turn()
-            replaced = connection
-            connection = place.connection = self._connect(call)
-            if replaced is not None:
-                replaced.close()  # not before: if there is no other, reads go on by it
+            connection = self._replace(place, call)
         refusal = call.refusal(connection.welcome)
         if refusal is not None:
             return refusal
         return place.ask((call.method, call.parameters(connection.welcome), call.deadline, call.patience))
+
+    def _replace(self, place: Place, call: Call) -> Connection:
+        """Return a new connection, or the one that is there if it is to be kept."""
+        replaced = place.connection
+        try:
+            call.check_turn()
+            connection = self._connect(call)
+        except Exception as failure:
+            if replaced is not None and call.goes_on_by(replaced.welcome, failure):
+                return replaced
+            raise
+        place.connection = connection
+        if replaced is not None:
+            replaced.close()  # not before: if there is no other, reads go on by it
+        return connection
 
     def _comes_first(self, call: Call) -> bool:
         """Nobody has waited for longer."""

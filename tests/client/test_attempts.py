@@ -254,6 +254,37 @@ def test_a_client_that_may_not_write_is_told_by_the_server_itself(
         assert server.connections == 1
 
 
+@both_clients
+def test_reads_go_on_while_a_connection_without_a_session_cannot_be_replaced(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the connection that there is; it is no outage."""
+    monkeypatch.setattr("statestore.renewal.PAUSE", (0.0, 0.0))
+    greeted, is_back = [], threading.Event()
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        if method != "hello":
+            return None, CALLS[method][1]
+        greeted.append(method)
+        if is_back.is_set():
+            return None, WELCOME | KNOWS_SESSIONS | {"session": 7}
+        if len(greeted) > 1:
+            raise ConnectionError
+        return None, WELCOME | KNOWS_SESSIONS | {"session_error": "unavailable: no room"}
+
+    settings = {"pool": 1} if connect is blocking else {}
+    with answers(answer) as server, connect(server.address, **settings) as client, ThreadPoolExecutor(1) as threads:
+        assert client.get("m", "a") == "A"
+        store = (client._storage if isinstance(client, Blocking) else client)._store
+        write = threads.submit(client.set, "m", "a", "A")
+        for tries in range(2, 6):
+            wait_until(lambda tries=tries: len(greeted) > tries)
+            assert client.get("m", "a") == "A"
+            assert store.outages == {}
+        is_back.set()
+        assert write.result(PATIENCE) is None
+
+
 # R6: while writes are refused, clients do not crowd the store
 
 
