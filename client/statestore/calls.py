@@ -287,7 +287,7 @@ class Call:
         self._not_before = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  # guards nothing
 
     def _end(self, outage: Outage | None) -> StateStoreError:
-        """The error to raise when the store did not do it, for whatever reason."""
+        """Log that the call failed, if it is the first to fail for this reason, and return the error to raise."""
         failure = self._failure
         text = f"{self._store.where}: {getattr(failure, 'detail', failure)}"
         if self.deadline.passed:

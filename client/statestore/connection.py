@@ -211,7 +211,7 @@ if hasattr(select, "poll"):
     def _readiness(sock: socket.socket) -> Callable[[float], object]:
         """Return what tells whether something comes within so many milliseconds, however many signals do.
 
-        A `recv` would begin anew after each signal.
+        A `recv` would start again after each signal.
         """
         return _poller(sock, select.POLLIN).poll
 

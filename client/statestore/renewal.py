@@ -1,4 +1,4 @@
-"""How often a client replaces a connection by which the store cannot do now what it is asked for."""
+"""When a client replaces a connection because the server refuses its writes for now."""
 
 import random
 import time

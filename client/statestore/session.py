@@ -23,7 +23,7 @@ class Session(ProcessBound):
     """One for each client; its numbers are never given twice, in whatever session.
 
     unanswered: a write with its number, from when it has one until its call has ended, whichever way; in the order of
-    the numbers. Whoever ends a call removes it: `unanswered.pop(write, None)`.
+    the numbers. The client removes it at the end of the call: `unanswered.pop(write, None)`.
     """
 
     def __init__(self) -> None:
