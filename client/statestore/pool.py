@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from statestore.calls import STEP, Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.errors import ShuttingDown, StateStoreError
 from statestore.forks import ProcessBound, detect_fork, reset_after_fork
 from statestore.protocol import Response
 from statestore.renewal import Renewal
@@ -52,15 +51,11 @@ class Place:
         except BaseException:
             connection.close()
             raise
-        if response.error is None or not self._is_to_be_replaced(response.error):
+        if response.error is None or not self._renewal.is_due_after(response.error):
             self.connection = connection
         else:
             connection.close()
         return response
-
-    def _is_to_be_replaced(self, refusal: StateStoreError) -> bool:
-        """Return whether a new connection may do better than the one that brought the refusal."""
-        return refusal.retry and (isinstance(refusal, ShuttingDown) or self._renewal.is_due())
 
 
 class Pool(ProcessBound):

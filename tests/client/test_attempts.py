@@ -207,6 +207,27 @@ def test_a_write_that_was_refused_whenever_it_was_sent_is_not_uncertain(
     assert max(came) < deadline
 
 
+@both_clients
+@pytest.mark.parametrize(("refusal", "pause"), [("shutting_down: soon", PATIENCE), ("unavailable: no room", 0.0)])
+@pytest.mark.parametrize("method", CALLS)
+def test_a_connection_that_brings_a_refusal_is_replaced_for_reads_and_writes(
+    connect: Connect, method: str, refusal: str, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once if the server is about to end, else when the next replacement is due."""
+    monkeypatch.setattr("statestore.renewal.PAUSE", (pause, pause))
+    asked: list[str] = []
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        asked.append(method)
+        if method == "hello":
+            return None, WELCOME | KNOWS_SESSIONS | {"session": 7}
+        return (refusal, None) if len(asked) == 2 else (None, CALLS[method][1])
+
+    with answers(answer) as server, connect(server.address) as client:
+        CALLS[method][0](client)
+    assert asked == ["hello", method, "hello", method]
+
+
 # A server that can give no session now
 
 
