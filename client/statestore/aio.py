@@ -201,7 +201,8 @@ class AsyncRemoteStorage(Copyable):
     async def _call(self, method: str, params: tuple[Any, ...], deadline: Deadline) -> Any:
         """Ask until there is an answer, or the deadline passes."""
         self._enter_loop()
-        closings, is_outdated = self._closings, False
+        closings = self._closings
+        outdated: AsyncConnection | None = None
         call = Call(self._store, method, params, deadline)
         try:
             while True:
@@ -210,8 +211,8 @@ class AsyncRemoteStorage(Copyable):
                 try:
                     if closings != self._closings:
                         raise ConnectionLost("the client was closed", sent=False)
-                    connection = await self._connection_for(call, is_outdated=is_outdated)
-                    refusal, is_outdated = call.refusal(connection.welcome), False
+                    connection = await self._connection_for(call, outdated)
+                    refusal = call.refusal(connection.welcome)
                     if refusal is None:
                         response = await connection.call(method, call.parameters(connection.welcome), call.patience())
                     else:
@@ -223,8 +224,8 @@ class AsyncRemoteStorage(Copyable):
                 else:
                     if call.answered(response):
                         return response.result
-                    if call.writes and refusal is None and connection is self._connection:
-                        is_outdated = self._store.renewal.is_due()
+                    if refusal is None and response.error is not None and connection is self._connection:
+                        outdated = connection if self._store.renewal.is_due_after(response.error) else None
         finally:
             self._store.session.unanswered.pop(call, None)
             if (outage := self._store.outage) is not None:
@@ -232,12 +233,19 @@ class AsyncRemoteStorage(Copyable):
 
     # The one connection.
 
-    async def _connection_for(self, call: Call, *, is_outdated: bool) -> AsyncConnection:
-        """Return the connection, or a new one if there is none, or if this call needs another than the one there is."""
+    async def _connection_for(self, call: Call, outdated: AsyncConnection | None) -> AsyncConnection:
+        """Return the connection, or a new one if there is none, it is `outdated`, or this call needs another."""
         connection = self._connection
-        if connection is None or connection.lost is not None or is_outdated or call.needs_another(connection.welcome):
+        if connection is None or connection.lost is not None:
             return await self._connected(call)
-        return connection
+        if connection is not outdated and not call.needs_another(connection.welcome):
+            return connection
+        try:
+            return await self._connected(call)
+        except Exception as failure:
+            if connection.lost is None and call.goes_on_by(connection.welcome, failure):
+                return connection
+            raise
 
     async def _connected(self, call: Call) -> AsyncConnection:
         """One attempt makes the connection for all who wait for it; it goes on when one of them is cancelled."""
@@ -300,6 +308,8 @@ class AsyncRemoteStorage(Copyable):
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():
                 raise BadRequest("this AsyncRemoteStorage is in use in another event loop: make one for each loop")
+            if self._loop is not None:
+                self._store.session.unanswered.clear()  # calls of a closed loop can neither send any more nor end
             self._leave_loop()
             self._loop = loop
 

@@ -256,7 +256,7 @@ class AsyncConnection(asyncio.Protocol, ProcessBound):
                 continue
             was_sent = msgid not in self._unsent
             self._give_up(msgid, outcome, _late(deadline))
-            if answers == self._answers and (was_sent or self._is_paused):  # nobody else's came either
+            if answers == self._answers and (was_sent or self._is_paused):  # no other answer came
                 self._lose(TimeoutError(_late(deadline)))
                 return
         if waiting:
@@ -340,6 +340,7 @@ async def connect(
         connection.welcome = Welcome.parse(response.result)
         connection.welcome.check_version()
     except ConnectionLost as failure:
+        connection.close()  # it is still open if `hello` could not be sent
         if isinstance(connection.lost, WrongServer):
             raise connection.lost from None
         if isinstance(connection.lost, TimeoutError) and not deadline.passed:

@@ -43,12 +43,14 @@ class Call:
     A client repeats these steps:
 
     1. wait as long as `pause()` says, until it says 0;
-    2. take a connection, or make one after `check_turn()`; replace the one that is there if `needs_another()`;
+    2. take a connection, or make one after `check_turn()`; replace the one that is there if `needs_another()`, and keep
+       it if that fails and the call `goes_on_by` it;
     3. take the `refusal()` for the response if there is one; else send `method` with `parameters()`, and wait for the
        response until `patience()` is over;
     4. hand the response to `answered`, or the exception that came of the attempt to `failed`.
 
-    A write is in doubt from the first attempt that was sent and had no answer until the end of the call. Then it is
+    A write is in doubt from the first attempt that may have been sent and had no answer until the end of the call. An
+    attempt may have been sent from `parameters()` on, unless its failure says that it was not (`NotSent`). Then it is
     sent again only under the number that it was sent with, in the same session; else it is `Uncertain`. An attempt that
     the server refused was not executed (but for the error `uncertain`), and leaves no doubt.
 
@@ -61,6 +63,7 @@ class Call:
         "_failure",
         "_is_in_doubt",
         "_is_last",
+        "_may_be_sent",
         "_not_before",
         "_session",
         "_store",
@@ -81,6 +84,7 @@ class Call:
         self._not_before = 0.0
         self._is_last = False
         self._is_in_doubt = False
+        self._may_be_sent = False  # this attempt
         self._session: int | None = None  # in which it was sent last
 
     # Step 1
@@ -137,6 +141,17 @@ class Call:
             return not session.is_current(welcome.session)
         return not session.is_refused or self._store.renewal.is_due()
 
+    def goes_on_by(self, welcome: Welcome, failure: Exception) -> bool:
+        """Return whether to stay with a connection that was greeted so, because `failure` kept it from being replaced.
+
+        That a connection without a session could not be replaced is no outage: reads go on by it, and a write takes its
+        `refusal()`. The next replacement is due after a pause.
+        """
+        if self.refusal(welcome) is None or not _may_pass(failure):
+            return False
+        self._store.session.is_refused = True
+        return True
+
     # Step 3
 
     def refusal(self, welcome: Welcome) -> Response | None:
@@ -156,6 +171,7 @@ class Call:
         """
         if not self.writes:
             return self.params
+        self._may_be_sent = False
         options: dict[str, Any] = {}
         if self._is_in_doubt and (self._session is None or self._session != welcome.session):
             raise Uncertain("the session in which it was sent is lost")
@@ -168,6 +184,7 @@ class Call:
             options["oldest"] = self._store.session.oldest(number)
         if "not_after" in welcome.features:
             options["not_after"] = welcome.server_time(self.deadline.at)
+        self._may_be_sent = True
         return (*self.params, options) if options else self.params
 
     def patience(self) -> Deadline:
@@ -180,7 +197,7 @@ class Call:
 
     def answered(self, response: Response) -> bool:
         """Return whether `response.result` is what the caller gets; False: try again. Raises the error it gets."""
-        error, writing = response.error, self.writes
+        error, writing, self._may_be_sent = response.error, self.writes, False
         if error is None:
             if fits(self.method, self.params, response.result):
                 self._store.answered(writing=writing)
@@ -217,7 +234,8 @@ class Call:
         if self._failure is None or not isinstance(failure, TimeoutError | NotSent):
             self._failure = failure  # else what was wrong before says more
         was_sent = isinstance(failure, ConnectionLost) and failure.sent
-        self._is_in_doubt = self._is_in_doubt or (was_sent and self.writes)
+        self._is_in_doubt = self._is_in_doubt or self._leaves_in_doubt(failure)
+        self._may_be_sent = False
         again = self._is_repeatable(failure) and not self.deadline.passed
         if _is_of_the_store(failure) and not (outage is None and was_sent and again):
             outage = self._store.unreached(self, failure, is_slip=not isinstance(failure, ConnectionLost))
@@ -227,19 +245,28 @@ class Call:
 
     def closed(self, failure: Exception) -> StateStoreError:
         """Return the error to raise if the client itself was closed meanwhile, which says nothing of the store."""
-        if self._is_in_doubt or (isinstance(failure, ConnectionLost) and failure.sent and self.writes):
+        if self._is_in_doubt or self._leaves_in_doubt(failure):
             return Uncertain(f"{self._store.where}: the client was closed; {self.method} may have been applied")
         return Unavailable(f"{self._store.where}: the client was closed")
 
+    def _leaves_in_doubt(self, failure: Exception) -> bool:
+        """Return whether an attempt that failed so may be applied.
+
+        Not only a lost connection may end it before its answer: a signal handler may raise anything at any moment.
+        """
+        if isinstance(failure, ConnectionLost):
+            return failure.sent and self.writes
+        return self._may_be_sent and not isinstance(failure, TooLong)
+
     def _leaves_session(self, error: StateStoreError) -> bool:
-        """Leave the session if the error says that another client is in it. Return whether to repeat in a new one.
+        """Leave the session if the server did not accept the write's number. Return whether to repeat in a new one.
 
         A number that is another write's was never ours, so no copy of this write was or will be applied. A number that
         the server takes for given up (`uncertain`) may have been, but only if there was an earlier copy.
         """
         if self._session is None or not isinstance(error, NumberReused | Uncertain):
             return False
-        self._store.leave_session(self._session)
+        self._store.leave_session(self._session, error)
         if self._is_in_doubt and isinstance(error, Uncertain):
             return False
         self._is_in_doubt, self._session = False, None
@@ -247,8 +274,9 @@ class Call:
 
     def _is_repeatable(self, failure: Exception) -> bool:
         if isinstance(failure, StateStoreError):
-            return failure.retry
-        if not isinstance(failure, ConnectionLost | TimeoutError):
+            if not failure.retry:
+                return False
+        elif not isinstance(failure, ConnectionLost | TimeoutError):
             return False  # a fault of ours: to a mail server it must be a store that is away, as any other
         return not self._is_in_doubt or self._session is not None
 
@@ -259,7 +287,7 @@ class Call:
         self._not_before = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  # guards nothing
 
     def _end(self, outage: Outage | None) -> StateStoreError:
-        """The error to raise when the store did not do it, for whatever reason."""
+        """Log that the call failed, if it is the first to fail for this reason, and return the error to raise."""
         failure = self._failure
         text = f"{self._store.where}: {getattr(failure, 'detail', failure)}"
         if self.deadline.passed:
@@ -279,6 +307,11 @@ def _is_of_the_store(failure: Exception) -> bool:
     if isinstance(failure, NotSent | Uncertain | TooLong):
         return False
     return isinstance(failure, ConnectionLost | StateStoreError)
+
+
+def _may_pass(failure: Exception) -> bool:
+    """Whether a later attempt to connect may succeed."""
+    return failure.retry if isinstance(failure, StateStoreError) else isinstance(failure, ConnectionLost)
 
 
 def _says_more(error: StateStoreError) -> bool:

@@ -59,6 +59,7 @@ class Connection(ProcessBound):
         """Raises ConnectionLost, WrongServer, or what the server answers to `hello`."""
         self._protocol = ClientProtocol()
         self._tls: Tls | None = None
+        self._may_have_arrived = False  # all of the last request, at the server
         self._socket = connect(address, deadline)
         try:
             self._is_readable = _readiness(self._socket)
@@ -97,20 +98,28 @@ class Connection(ProcessBound):
             deadline: after it nothing is sent. None: there is time enough to look whether the response comes at once.
             patience: called if it does not; returns until when to wait for it.
 
-        Raises NotSent if the connection broke before all of the request was sent, else ConnectionLost; TimeoutError if
-        the deadline has passed, or TooLong for what no message can hold: nothing was sent then.
+        Raises NotSent if the connection broke, or the deadline passed, before all of the request was sent, else
+        ConnectionLost; TooLong for what no message can hold.
         """
         msgid, data = self._protocol.request(method, params)
-        left = None if deadline is None else deadline.left()
-        sent, response = 0, None
+        self._may_have_arrived = False
+        response = None
         try:
+            left = None if deadline is None else deadline.left()
             if self._tls is not None:
                 data = self._tls.encrypt(data)
             # Mostly it takes one send and one receive, and no look whether the socket is ready for them.
+            sent = 0
             if left is None or left > TICK:
+                self._may_have_arrived = True
                 try:
                     sent = self._socket.send(data)
-                    if sent == len(data) and self._is_readable(TICK * 1000):
+                except OSError as error:
+                    self._note_unsent(error)
+                try:
+                    if sent < len(data):
+                        self._may_have_arrived = False
+                    elif self._is_readable(TICK * 1000):
                         detect_fork()  # a signal handler may have forked meanwhile: the answer is its parent's
                         received = self._socket.recv(READ_SIZE)
                         receive = self._protocol.receive if received and self._tls is None else self._take
@@ -120,14 +129,13 @@ class Connection(ProcessBound):
             if response is None:
                 waits_until = patience()
                 self._send_rest(data[sent:], waits_until)
-                sent = len(data)
                 response = self._receive(waits_until)
             if response.msgid != msgid:
                 raise _of_another(response, msgid)
         except (WrongServer, OSError) as error:
-            if sent < len(data):
-                raise NotSent(reason(error)) from error
-            raise ConnectionLost(reason(error), sent=True) from error
+            if self._may_have_arrived:
+                raise ConnectionLost(reason(error), sent=True) from error
+            raise NotSent(reason(error)) from error
         return response
 
     @property
@@ -161,8 +169,23 @@ class Connection(ProcessBound):
     def _send_rest(self, data: bytes, deadline: Deadline) -> None:
         while data:
             _wait(self._socket, deadline, for_writing=True)
-            with contextlib.suppress(BlockingIOError):
+            self._may_have_arrived = True
+            try:
                 data = data[self._socket.send(data, _NOT_WAITING) :]
+            except OSError as error:
+                self._note_unsent(error)
+            else:
+                self._may_have_arrived = not data
+
+    def _note_unsent(self, error: OSError) -> None:
+        """Note that a `send` took nothing. Raises `error` unless the socket was just not ready.
+
+        A signal handler may raise an OSError, too, as soon as `send` has sent all. It has a frame of its own.
+        """
+        is_from_handler = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        self._may_have_arrived = is_from_handler
+        if is_from_handler or not isinstance(error, BlockingIOError):
+            raise error
 
     def _take(self, received: bytes) -> Response | None:
         """The response, if what has come is all of it."""
@@ -188,7 +211,7 @@ if hasattr(select, "poll"):
     def _readiness(sock: socket.socket) -> Callable[[float], object]:
         """Return what tells whether something comes within so many milliseconds, however many signals do.
 
-        A `recv` would begin anew after each signal.
+        A `recv` would start again after each signal.
         """
         return _poller(sock, select.POLLIN).poll
 

@@ -1,7 +1,7 @@
 """A lock between processes, and between the threads of each, by a file that is opened each time.
 
-A cleaner of old files may remove the file. So it is given a new time of change each time; and whoever has the lock sees
-that the file still has its name, for otherwise the next process would make another file, and lock that.
+A cleaner of old files may remove the file. So its time of change is set each time. The holder then checks that the
+file still has its name, because otherwise the next process would make another file, and lock that.
 """
 
 import os

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from statestore.calls import STEP, Call
 from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.errors import ShuttingDown, StateStoreError
 from statestore.forks import ProcessBound, detect_fork, reset_after_fork
 from statestore.protocol import Response
 from statestore.renewal import Renewal
@@ -52,15 +51,11 @@ class Place:
         except BaseException:
             connection.close()
             raise
-        if response.error is None or not self._is_to_be_replaced(response.error):
+        if response.error is None or not self._renewal.is_due_after(response.error):
             self.connection = connection
         else:
             connection.close()
         return response
-
-    def _is_to_be_replaced(self, refusal: StateStoreError) -> bool:
-        """Return whether a new connection may do better than the one that brought the refusal."""
-        return refusal.retry and (isinstance(refusal, ShuttingDown) or self._renewal.is_due())
 
 
 class Pool(ProcessBound):
@@ -145,15 +140,26 @@ class Pool(ProcessBound):
             self.drop_idle()
             connection = None
         if connection is None or call.needs_another(connection.welcome):
-            call.check_turn()
-            replaced = connection
-            connection = place.connection = self._connect(call)
-            if replaced is not None:
-                replaced.close()  # not before: if there is no other, reads go on by it
+            connection = self._replace(place, call)
         refusal = call.refusal(connection.welcome)
         if refusal is not None:
             return refusal
         return place.ask((call.method, call.parameters(connection.welcome), call.deadline, call.patience))
+
+    def _replace(self, place: Place, call: Call) -> Connection:
+        """Return a new connection, or the one that is there if it is to be kept."""
+        replaced = place.connection
+        try:
+            call.check_turn()
+            connection = self._connect(call)
+        except Exception as failure:
+            if replaced is not None and call.goes_on_by(replaced.welcome, failure):
+                return replaced
+            raise
+        place.connection = connection
+        if replaced is not None:
+            replaced.close()  # not before: if there is no other, reads go on by it
+        return connection
 
     def _comes_first(self, call: Call) -> bool:
         """Nobody has waited for longer."""

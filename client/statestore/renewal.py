@@ -1,7 +1,9 @@
-"""How often a client replaces a connection by which the store cannot do now what it is asked for."""
+"""When a client replaces a connection because the server refuses its calls for now."""
 
 import random
 import time
+
+from statestore.errors import ShuttingDown, StateStoreError
 
 PAUSE = (1.0, 1.4)  # seconds; a hundred clients then make at most a hundred connections a second
 
@@ -26,6 +28,10 @@ class Renewal:
             return False
         self.put_off()
         return True
+
+    def is_due_after(self, refusal: StateStoreError) -> bool:
+        """Return whether to replace the connection by which `refusal` came: at once if the server is about to end."""
+        return refusal.retry and (isinstance(refusal, ShuttingDown) or self.is_due())
 
     def put_off(self) -> None:
         """A connection has just been made: another would find nothing else."""

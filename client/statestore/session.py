@@ -23,7 +23,7 @@ class Session(ProcessBound):
     """One for each client; its numbers are never given twice, in whatever session.
 
     unanswered: a write with its number, from when it has one until its call has ended, whichever way; in the order of
-    the numbers. Whoever ends a call removes it: `unanswered.pop(write, None)`.
+    the numbers. The client removes it at the end of the call: `unanswered.pop(write, None)`.
     """
 
     def __init__(self) -> None:
@@ -32,13 +32,14 @@ class Session(ProcessBound):
         reset_after_fork(self)
 
     def after_fork_in_child(self) -> None:
-        """A child's writes are others than its parent's: it has a session of its own.
+        """Use a new session in a child.
 
         Its numbers go on from its parent's: a call that was in the middle when the process forked may have one already.
         """
         self.id = 0  # what to ask for in the next `hello`; 0: a new one
         self.is_refused = False  # the last `hello` that asked for one was given none
         self._given: dict[int, int] = {}  # what was given instead of what was asked for
+        self._left: dict[int, object] = {}
         self.unanswered: dict[object, int] = {}
         self._lock = None if _has_gil() else threading.RLock()
 
@@ -59,10 +60,12 @@ class Session(ProcessBound):
 
     def leave(self, session: int | None) -> bool:
         """Ask for a new session in the next `hello`, unless this one was left before. Return whether it was not."""
-        if session is None or session != self.id:
+        mine = object()
+        if session is None or session != self.id or self._left.setdefault(session, mine) is not mine:
             return False
         self._given = {}
-        self.id = 0
+        if self.id == session:
+            self.id = 0
         return True
 
     def number(self, write: object) -> int:

@@ -74,7 +74,10 @@ class Settings:
                 " instead, or make the client in the process that uses it"
             )
         values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
-        return _unpickled, (values | {"token": self.token and None}, bool(self.token))
+        has_token = bool(self.token)
+        if has_token:
+            values["token"] = None  # an empty one stays: it says that there is none, whatever the environment says
+        return _unpickled, (values, has_token)
 
     @property
     def where(self) -> str:

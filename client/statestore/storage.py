@@ -49,16 +49,17 @@ class RemoteStorage(Copyable, StateStorage):
     STATESTORE_TOKEN where it is unpickled. Nor can it hold an `ssl.SSLContext`.
 
     Every method raises `StateStoreError`: `Unavailable` where the deadline passes, or at once
-    where the store has been away for longer than that. A lost connection is made anew and the request repeated until
+    where the store has been away for longer than that. A lost connection is made again and the request repeated until
     the deadline.
 
     A write is applied once, however often it is repeated, and never after its write deadline. It raises `Uncertain` if
     it was sent and then had no answer: the deadline passed, its session was lost, or it was refused when it was
-    repeated. It was applied then, or may be until its deadline; so it is if an exception of a handler ends the call. If
-    each attempt was refused, it raises `Unavailable`, and was not applied. While the daemon's disk is full, or all its
-    sessions are in use, writes wait for a session, and reads go on. With a daemon that knows no sessions a write is not
-    repeated: it raises `Uncertain` as soon as the connection breaks. If the daemon notices that another client is in
-    the session of this one, as the copy of a virtual machine is, this one goes on in a new session.
+    repeated. It was applied then, or may be until its deadline. The same holds if an exception of a signal handler ends
+    the call. If each attempt was refused, it raises `Unavailable`, and was not applied. While the daemon's disk is
+    full, or all its sessions are in use, writes wait for a session, and reads go on. With a daemon that knows no
+    sessions a write is not repeated: it raises `Uncertain` as soon as the connection breaks. If the daemon notices that
+    another client is in the session of this one, as the copy of a virtual machine is, this one goes on in a new
+    session.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import time
 
 from statestore.address import Address
 from statestore.base import Limits
+from statestore.errors import NumberReused, Uncertain
 from statestore.forks import ProcessBound, reset_after_fork
 from statestore.outage import Outage, is_first
 from statestore.protocol import Welcome, WrongStore
@@ -70,14 +71,17 @@ class Store(ProcessBound):
             self._ends_outage()  # else the log's next word on it is for its first answer
         return self.session.joins(asked, welcome.session)
 
-    def leave_session(self, session: int | None) -> None:
-        """Another client writes in this session, under numbers of ours: go on in a new one."""
-        if self.session.leave(session):
-            log.warning(
-                "%s: another client writes in the session of this one, as a copy of this process or machine would; "
-                "this one goes on in a new session",
-                self.where,
-            )
+    def leave_session(self, session: int | None, refusal: NumberReused | Uncertain) -> None:
+        """Go on in a new session, because the server does not accept a number of ours in this one.
+
+        Only `number_reused` proves that another client writes in it. `uncertain` may also mean that it has expired.
+        """
+        if not self.session.leave(session):
+            return
+        why = refusal.detail
+        if isinstance(refusal, NumberReused):
+            why = "another client writes in the session of this one, as a copy of this process or machine would"
+        log.warning("%s: %s; this client goes on in a new session", self.where, why)
 
     def unreached(self, call: object, failure: Exception, *, is_slip: bool = False) -> Outage:
         """`call` made an attempt that nobody answered."""

@@ -618,6 +618,36 @@ def test_it_can_be_used_in_one_loop_after_the_other(shared_daemon: Daemon, names
         asyncio.run(use(state))
 
 
+def test_writes_that_a_closed_loop_has_broken_off_do_not_hold_up_the_numbers_in_the_next() -> None:
+    numbers: list[tuple[int, int]] = []
+
+    def answer(method: str, params: list[Any]) -> tuple[str | None, Any]:
+        if method == "hello":
+            return None, WELCOME | {"features": ["sessions"], "session": 7}
+        if method == "set":
+            numbers.append((params[-1]["seq"], params[-1]["oldest"]))
+        return None, None
+
+    async def break_off(storage: AsyncRemoteStorage) -> None:
+        """As if a write were under way when the loop is closed: its number stays."""
+        await storage.ping()
+        storage._store.session.number("broken off")
+        assert storage._connection is not None
+        storage._connection.close()
+        await storage._connection.wait_closed()
+
+    async def write(storage: AsyncRemoteStorage) -> None:
+        async with storage:
+            await storage.set("m", "a", "A")
+
+    with answers(answer) as server:
+        storage = AsyncRemoteStorage(server.address)
+        asyncio.run(break_off(storage))
+        asyncio.run(write(storage))
+    assert numbers == [(2, 2)]
+    assert storage._store.session.unanswered == {}
+
+
 async def test_it_cannot_be_used_in_two_loops_at_once(shared_daemon: Daemon, namespace: str) -> None:
     async with storage_at(shared_daemon.address, namespace=namespace) as storage:
         await storage.set("m", "a", "A")

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import msgpack
 import pytest
 
-from statestore import BadRequest, TooLong, Unauthorized
+from statestore import BadRequest, TooLong, Unauthorized, aio_connection
 from statestore.address import parse_address
 from statestore.aio_connection import AsyncConnection, connect
 from statestore.deadline import Deadline
@@ -146,6 +146,30 @@ async def test_a_refused_hello_is_raised_and_the_connection_closed() -> None:
         with pytest.raises(Unauthorized):
             async with connected(server.address):
                 pass
+        await eventually(closed.is_set)
+
+
+async def test_a_connection_whose_hello_could_not_be_sent_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statestore.aio_connection._hang_up_detector", lambda _: lambda: True)
+    made: list[AsyncConnection] = []
+
+    async def note(connection: AsyncConnection, *target: Any) -> None:
+        made.append(connection)
+        await open_target(connection, *target)
+
+    open_target = aio_connection._open_target
+    monkeypatch.setattr(aio_connection, "_open_target", note)
+    closed = threading.Event()
+
+    async def serve(reader: StreamReader, _: StreamWriter) -> None:
+        with suppress(ConnectionResetError):
+            await reader.read()
+        closed.set()
+
+    with Server(serve) as server:
+        with pytest.raises(ConnectionLost, match="the server closed the connection"):
+            await connect(parse_address(server.address), "default", None, Deadline(PATIENCE))
+        assert [connection.lost is not None for connection in made] == [True]
         await eventually(closed.is_set)
 
 

@@ -1,6 +1,8 @@
 """Both clients: each write, what becomes of its first attempt, and what the server sees and the caller gets."""
 
 import asyncio
+import signal
+import threading
 import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
@@ -8,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import msgpack
 import pytest
@@ -142,6 +145,43 @@ def test_what_becomes_of_a_call(connect: Connect, method: str, happens: str, ses
         assert numbers == {(in_session, 1 if has_number else None)}, "one number, in one session"
 
 
+# A signal handler raises an exception while a write waits for its answer
+
+
+class Alarm(Exception):
+    """What the handler raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("session", [None, 7])
+def test_a_write_that_a_signal_handler_ended_after_it_was_sent_is_uncertain(method: str, session: int | None) -> None:
+    caller, over, seen = threading.get_ident(), threading.Event(), []
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        if method == "hello":
+            return None, WELCOME if session is None else WELCOME | KNOWS_SESSIONS | {"session": session}
+        seen.append(method)
+        signal.pthread_kill(caller, signal.SIGUSR1)
+        over.wait(PATIENCE)
+        raise ConnectionError
+
+    def alarm(*_: object) -> None:
+        raise Alarm("too long")
+
+    before = signal.signal(signal.SIGUSR1, alarm)
+    try:
+        with answers(answer) as server, RemoteStorage(server.address) as client:
+            try:
+                with pytest.raises(Unavailable if method == "get" else Uncertain, match="too long"):
+                    CALLS[method][0](client)
+            finally:
+                over.set()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [method]
+
+
 # All attempts are refused
 
 
@@ -165,6 +205,27 @@ def test_a_write_that_was_refused_whenever_it_was_sent_is_not_uncertain(
             client.set("m", "a", "A")
     assert len(came) > 3
     assert max(came) < deadline
+
+
+@both_clients
+@pytest.mark.parametrize(("refusal", "pause"), [("shutting_down: soon", PATIENCE), ("unavailable: no room", 0.0)])
+@pytest.mark.parametrize("method", CALLS)
+def test_a_connection_that_brings_a_refusal_is_replaced_for_reads_and_writes(
+    connect: Connect, method: str, refusal: str, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once if the server is about to end, else when the next replacement is due."""
+    monkeypatch.setattr("statestore.renewal.PAUSE", (pause, pause))
+    asked: list[str] = []
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        asked.append(method)
+        if method == "hello":
+            return None, WELCOME | KNOWS_SESSIONS | {"session": 7}
+        return (refusal, None) if len(asked) == 2 else (None, CALLS[method][1])
+
+    with answers(answer) as server, connect(server.address) as client:
+        CALLS[method][0](client)
+    assert asked == ["hello", method, "hello", method]
 
 
 # A server that can give no session now
@@ -213,6 +274,36 @@ def test_a_client_that_may_not_write_is_told_by_the_server_itself(
             with pytest.raises(Forbidden, match="needs the role write"):
                 CALLS[method][0](client)
         assert server.connections == 1
+
+
+@both_clients
+def test_reads_go_on_while_a_connection_without_a_session_cannot_be_replaced(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the connection that there is; it is no outage."""
+    monkeypatch.setattr("statestore.renewal.PAUSE", (0.0, 0.0))
+    greeted, is_back = [], threading.Event()
+
+    def answer(method: str, _: list[Any]) -> tuple[str | None, Any]:
+        if method != "hello":
+            return None, CALLS[method][1]
+        greeted.append(method)
+        if is_back.is_set():
+            return None, WELCOME | KNOWS_SESSIONS | {"session": 7}
+        if len(greeted) > 1:
+            raise ConnectionError
+        return None, WELCOME | KNOWS_SESSIONS | {"session_error": "unavailable: no room"}
+
+    settings = {"pool": 1} if connect is blocking else {}
+    with answers(answer) as server, connect(server.address, **settings) as client, ThreadPoolExecutor(1) as threads:
+        assert client.get("m", "a") == "A"
+        monkeypatch.setattr("statestore.store.Store.unreached", Mock(side_effect=AssertionError("an outage")))
+        write = threads.submit(client.set, "m", "a", "A")
+        for tries in range(2, 6):
+            wait_until(lambda tries=tries: len(greeted) > tries)
+            assert client.get("m", "a") == "A"
+        is_back.set()
+        assert write.result(PATIENCE) is None
 
 
 # R6: while writes are refused, clients do not crowd the store

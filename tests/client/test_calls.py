@@ -34,7 +34,7 @@ KEY = ("m", "a", "A")
 RESULTS = {"get": "A", "set_all": 1, "compare_and_set": [True, "A"]}
 SESSIONS = frozenset({"sessions", "not_after"})
 LOST, REFUSED = ConnectionLost("reset", sent=True), ConnectionLost("refused", sent=False)
-UNSENT, LATE = NotSent("reset"), TimeoutError("no answer within 2 s")
+UNSENT, LATE = NotSent("reset"), NotSent("no answer within 2 s")
 NO_ROOM, READ_ONLY = Unavailable("no room"), Forbidden("needs the role write")
 
 
@@ -325,6 +325,47 @@ def test_what_no_message_can_hold_is_refused_as_it_is(store: Store) -> None:
     assert store.outage is None
 
 
+class Alarm(Exception):
+    """What the handler of a signal raises to end a call."""
+
+
+# What may end an attempt after it was sent, and whether the write is repeated if it has a number.
+ENDINGS = [(Alarm("x"), False), (MemoryError("x"), False), (TimeoutError("x"), True), (Unavailable("x"), True)]
+
+
+@pytest.mark.parametrize(("ending", "is_repeated"), ENDINGS)
+@pytest.mark.parametrize("session", [None, 7])
+@pytest.mark.parametrize("method", [*sorted(WRITES), "get"])
+def test_a_write_that_may_have_been_sent_is_in_doubt_whatever_ended_its_attempt(
+    store: Store, clock: Clock, method: str, session: int | None, ending: Exception, is_repeated: bool
+) -> None:
+    asking = call(store, method)
+    asking.parameters(welcome(session))
+    if is_repeated and (session is not None or method == "get"):
+        asking.failed(ending)
+        asking.parameters(welcome(session))
+        clock.now += 10
+        ending = UNSENT
+    with pytest.raises(Unavailable if method == "get" else Uncertain):
+        asking.failed(ending)
+
+
+def test_what_ends_an_attempt_before_it_was_sent_leaves_no_doubt(store: Store) -> None:
+    with pytest.raises(Unavailable):
+        call(store).failed(Alarm("while it connects"))
+    again = call(store)
+    again.parameters(welcome())
+    assert not again.answered(Response(1, NO_ROOM, None))
+    with pytest.raises(Unavailable):
+        again.failed(Alarm("after an answer"))
+
+
+def test_a_client_that_is_closed_after_a_write_was_sent_leaves_it_in_doubt(store: Store) -> None:
+    asking = call(store)
+    asking.parameters(welcome())
+    assert type(asking.closed(Alarm("x"))) is Uncertain
+
+
 def test_a_fault_of_ours_is_a_store_that_is_away(store: Store) -> None:
     with pytest.raises(Unavailable, match="division"):
         call(store).failed(ZeroDivisionError("division by zero"))
@@ -453,6 +494,17 @@ def test_a_session_is_left_once(store: Store, caplog: pytest.LogCaptureFixture) 
     assert store.session.id == 8
     assert len(caplog.messages) == 1
     assert "another client writes in the session of this one" in caplog.messages[0]
+
+
+def test_no_other_client_is_blamed_for_a_session_that_has_expired(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = call(store)
+    store.session.joins(0, 7)
+    asking.parameters(welcome(7))
+    assert not asking.answered(Response(1, Uncertain("the session has expired"), None))
+    assert store.session.id == 0
+    assert caplog.messages == ["there:1: the session has expired; this client goes on in a new session"]
 
 
 def test_a_number_that_is_always_refused_ends_at_the_deadline(store: Store, clock: Clock) -> None:

@@ -22,7 +22,7 @@ from statestore import BadRequest, RemoteStorage, Unauthorized, Unavailable
 from statestore.address import parse_address
 from statestore.connection import Connection
 from statestore.deadline import Deadline
-from statestore.protocol import ConnectionLost, Response, WrongServer
+from statestore.protocol import ConnectionLost, NotSent, Response, WrongServer
 from tests.client.servers import WELCOME, Messages, Server, answers, black_hole, found, hanging_look_up, refused, says
 from tests.daemon import Daemon
 
@@ -135,6 +135,45 @@ def test_silence_ends_at_the_deadline() -> None:
         with pytest.raises(ConnectionLost, match=r"no answer within 0\.1 s") as caught:
             ask(connection, "get", ("m", "a"), 0.1)
         assert caught.value.sent
+
+
+class Alarmed:
+    """A socket during whose `send` a signal comes: its handler raises TimeoutError as soon as all was sent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def send(self, data: bytes, *flags: int) -> int:
+        assert self._sock.send(data, *flags) == len(data)
+        raise TimeoutError("the alarm went off")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+@pytest.mark.parametrize("seconds", [PATIENCE, 0.09])
+def test_what_a_signal_handler_raises_after_the_request_was_sent_does_not_mean_that_it_was_not(seconds: float) -> None:
+    """At once, and in the steps that are taken if little time is left."""
+    with answers(lambda *_: (None, WELCOME)) as server, closing(connect(server.address)) as connection:
+        connection._socket = Alarmed(connection._socket)  # type: ignore[assignment]
+        with pytest.raises(ConnectionLost, match="alarm") as caught:
+            ask(connection, "set", ("m", "a", "A"), seconds)
+        assert caught.value.sent
+
+
+@pytest.mark.parametrize("seconds", [PATIENCE, 0.09])
+def test_what_the_system_refuses_to_send_was_not_sent(seconds: float) -> None:
+    with answers(lambda *_: (None, WELCOME)) as server, closing(connect(server.address)) as connection:
+        connection._socket.shutdown(socket.SHUT_WR)
+        with pytest.raises(NotSent, match="broken pipe"):
+            ask(connection, "set", ("m", "a", "A"), seconds)
+
+
+def test_a_request_whose_time_is_over_before_it_is_sent_is_not_sent() -> None:
+    with answers(lambda *_: (None, WELCOME)) as server, closing(connect(server.address)) as connection:
+        late = Deadline(1, time.monotonic() - 2)
+        with pytest.raises(NotSent, match="no answer within 1 s"):
+            connection.call("set", ("m", "a", "A"), late, lambda: late)
 
 
 def test_an_answer_to_another_request_is_nobodys() -> None:

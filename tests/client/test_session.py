@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -221,6 +221,32 @@ def test_a_session_that_is_left_is_replaced_by_a_new_one_for_all() -> None:
     assert session.id == 88
     assert not session.joins(0, 99)
     assert not session.leave(77)  # somebody else of ours has left it before
+    assert session.id == 88
+
+
+class Overtaken(int):
+    """A session that another thread leaves, to join the next one, while this thread looks whether it is current."""
+
+    overtake: Callable[[], object] | None = None
+
+    def __ne__(self, other: object) -> bool:
+        if self.overtake is not None:
+            overtake, self.overtake = self.overtake, None
+            overtake()
+        return int(self) != other
+
+
+def test_of_two_threads_that_leave_a_session_at_once_one_does() -> None:
+    session, current, left = Session(), Overtaken(77), []
+    session.joins(0, current)
+
+    def overtake() -> None:
+        left.append(session.leave(77))
+        session.joins(0, 88)
+
+    current.overtake = overtake
+    left.append(session.leave(77))
+    assert left == [True, False]
     assert session.id == 88
 
 
