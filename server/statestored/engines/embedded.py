@@ -100,6 +100,11 @@ class EmbeddedEngine:
     async def failure(self) -> None:
         await asyncio.shield(self._failure)
 
+    @property
+    def is_missing_files(self) -> bool:
+        """Whether another program removed files, as far as is known, that no snapshot has replaced yet."""
+        return self.saver is not None and self.saver.is_missing_files
+
     def snapshot_soon(self) -> None:
         if self.saver is not None:
             self.saver.ask()

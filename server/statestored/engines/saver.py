@@ -108,6 +108,11 @@ class Saver:
                 if await self._look_for_missing():
                     self.ask()
 
+    @property
+    def is_missing_files(self) -> bool:
+        """Whether another program removed files, as far as is known, that no snapshot has replaced yet."""
+        return bool(self._missing)
+
     async def replace_missing(self) -> None:
         """Write a snapshot if files of the store are missing now, when the daemon stops and nothing is tried again.
 
