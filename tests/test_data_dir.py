@@ -129,6 +129,18 @@ def test_what_was_removed_while_the_daemon_runs_is_written_again(daemon: Daemon,
     assert (daemon.data_dir / IDENTITY).read_text() == store_id
 
 
+@pytest.mark.parametrize("pattern", ["*.journal", "*.snapshot", "[!0]*", "*"])
+def test_what_was_removed_just_before_the_daemon_stops_is_written_again(daemon: Daemon, pattern: str) -> None:
+    """Sooner than the daemon's next look. Otherwise it ended as if all were well, and a new store was made."""
+    write_all(daemon, "FIRST")
+    make_snapshot(daemon)
+    write_all(daemon, "SECOND")
+    for path in daemon.data_dir.glob(pattern):
+        path.unlink()
+    assert daemon.stop() == Exit.STOPPED
+    assert read_all(daemon.start()) == {"SECOND"}
+
+
 def command_would_succeed(data_dir: Path) -> bool:
     """Whether a copy of the directory is sound."""
     copy = data_dir.with_name("copy")

@@ -228,6 +228,41 @@ def test_a_second_signal_ends_a_stop_that_hangs_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - started < STOP_SECONDS / 2
 
 
+# A program whose snapshots take ten times as long as a stop may.
+SLOW_SNAPSHOT = """
+import asyncio
+from statestored import app
+from statestored.engines import saver
+
+saver.WATCH_SECONDS = 3600
+app.STOP_SECONDS = 0.1
+write_states = saver.write_states
+
+async def slowly(*arguments):
+    await asyncio.sleep(1)
+    return await write_states(*arguments)
+
+saver.write_states = slowly
+from statestored.__main__ import main
+main()
+"""
+
+
+def test_a_stop_waits_for_a_snapshot_without_which_acknowledged_writes_are_lost(tmp_path: Path) -> None:
+    with Daemon(tmp_path) as daemon:
+        daemon.stop()
+        daemon.program, program = (sys.executable, "-c", SLOW_SNAPSHOT), daemon.program
+        with RawClient(daemon.start().unix_address) as client:
+            client.ask("set", *ANN, "CONFIRMING")
+        for path in daemon.data_dir.glob("*.journal"):
+            path.unlink()
+        assert daemon.stop() == Exit.STOPPED
+        assert "the stop takes long: a snapshot replaces files" in daemon.log()
+        daemon.program = program
+        with RawClient(daemon.start().unix_address) as client:
+            assert client.ask("get", *ANN) == "CONFIRMING"
+
+
 LOADING = """
 import asyncio
 from statestored.engines import recovery

@@ -123,7 +123,32 @@ class _Stages(AsyncExitStack):
         return await super().__aexit__(kind, error, traceback)
 
 
-async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> None:
+class _StopLimit:
+    """The time that a stop may take, kept by a thread, because the event loop may be what waits.
+
+    What still waits for the disk when the time is over is given up. Nothing is lost by it that a kill would not take,
+    and that is nothing acknowledged: unless files of the store are missing, and only the snapshot that is being written
+    has what was in them. Then the stop goes on until it is done.
+    """
+
+    def __init__(self) -> None:
+        self.engine: EmbeddedEngine | None = None  # once it is open
+
+    def start(self) -> None:
+        timer = threading.Timer(STOP_SECONDS, self._over)
+        timer.daemon = True
+        timer.start()
+
+    def _over(self) -> None:
+        if self.engine is not None and self.engine.is_missing_files:
+            log.warning("the stop takes long: a snapshot replaces files that were removed by another program")
+            self.start()
+            return
+        log.warning("the stop took too long: ended without waiting for the disk")
+        stdio.exit_now(Exit.STOPPED)
+
+
+async def serve(settings: Settings, access: Access, tls: ServerTls | None, limit: _StopLimit | None = None) -> None:
     """Runs until it is cancelled; then everything is closed in the reverse order."""
     async with _Stages() as stack:
         directory = DataDirectory(settings.data_dir, files_named(settings))
@@ -162,6 +187,8 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None) -> No
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to make a snapshot of
         await engine.open()
         stack.push_async_callback(engine.close)
+        if limit is not None:
+            limit.engine = engine
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.snapshot_soon)
         stack.push_async_callback(listener.close)
         for address in await listener.listen():
@@ -190,20 +217,19 @@ def _max_memory(settings: Settings) -> int:
 
 
 async def _until_signalled(settings: Settings, access: Access, tls: ServerTls | None) -> None:
-    serving = asyncio.create_task(serve(settings, access, tls))
-    _stop_on_signals(serving)
+    limit = _StopLimit()
+    serving = asyncio.create_task(serve(settings, access, tls, limit))
+    _stop_on_signals(serving, limit)
     try:
         await serving
     except asyncio.CancelledError:
         log.info("stopped")
 
 
-def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
+def _stop_on_signals(serving: "asyncio.Task[None]", limit: _StopLimit) -> None:
     """End the daemon in order at the first signal, and at once at the second.
 
-    Each stage of the stop ends its connections itself after a while. What it does not bound is the disk: what still
-    waits for that when the stop has taken too long is given up. Nothing is lost by it that a kill would not take, and
-    that is nothing acknowledged. A thread keeps the time, for the loop may be what waits.
+    Each stage of the stop ends its connections itself after a while. What it does not bound is the disk: `limit` does.
     """
     loop = asyncio.get_running_loop()
     seen: list[signal.Signals] = []
@@ -212,18 +238,11 @@ def _stop_on_signals(serving: "asyncio.Task[None]") -> None:
         if seen:
             os._exit(128 + signum)
         seen.append(signum)
-        limit = threading.Timer(STOP_SECONDS, _end_slow_stop)
-        limit.daemon = True
         limit.start()
         serving.cancel()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop, signum)
-
-
-def _end_slow_stop() -> None:
-    log.warning("the stop took too long: ended without waiting for the disk")
-    stdio.exit_now(Exit.STOPPED)
 
 
 def _fail_stop(watch: "asyncio.Task[None]") -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,10 @@ class DataDirectory:
     def look_after(self) -> list[str]:
         """See that the files are still there, and put back the lock file and the identity if they were removed.
 
-        Returns the names of the snapshots and segments that are needed and were removed since the last call. May run
-        beside everything else. Raises Displaced, NoRoom or OSError.
+        Returns the names of the snapshots and segments that are needed and were removed, until `remove_before` says
+        that they are not needed any more. May run beside everything else. Raises Displaced, AttemptFailed or OSError.
         """
+        known = self._known.copy()  # before the names are read: a segment may be added meanwhile
         if self._lock is not None:
             self._lock.check_in_place()
         if not (self.path / IDENTITY).exists():
@@ -101,10 +103,13 @@ class DataDirectory:
             log.error("identity was removed by another program, written again", path=str(self.path / IDENTITY))
         found = {path.name for path in (*self.snapshots(), *self.segments())}
         # `remove_before` sets `_needed_from` before it renames any, and here that is read after the names.
-        missing = [name for name in self._known - found if number_of(Path(name)) >= self._needed_from]
+        missing = [name for name in known - found if number_of(Path(name)) >= self._needed_from]
         self._known.update(found)
-        self._known.difference_update(missing)
         return sorted(missing)
+
+    def expect(self, segment: Path) -> None:
+        """Have `look_after` miss a new segment, even if it is removed before the next call."""
+        self._known.add(segment.name)
 
     def snapshots(self) -> list[Path]:
         """By their numbers."""
@@ -137,7 +142,8 @@ class DataDirectory:
         needless = [path for path in (*self.snapshots(), *self.segments()) if number_of(path) < number]
         self._known.difference_update(path.name for path in needless)
         for path in needless:  # under this name a start removes them
-            files.rename(path, files.temporary_name(path))
+            with suppress(FileNotFoundError):  # another program was faster
+                files.rename(path, files.temporary_name(path))
         files.sync_directory(self.path)
         for path in needless:
             files.remove_in_steps(files.temporary_name(path))
@@ -205,7 +211,7 @@ class DataDirectory:
     def _remove_unfinished(self) -> None:
         for path in files.paths_in(self.path):
             if is_unfinished(path):
-                files.remove(path)
+                files.discard(path)
 
     def _read_identity(self) -> None:
         path = self.path / IDENTITY

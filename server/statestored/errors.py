@@ -1,5 +1,6 @@
 """Why the daemon cannot start, or must not go on, and the exit code of each."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
@@ -38,8 +39,16 @@ class OutputFailed(Exception):
         super().__init__(f"cannot write to standard output: {error.strerror}")
 
 
-class NoRoom(OSError):
-    """The disk is full, or our share of it, or too many files are open: nothing is wrong with what is there."""
+class AttemptFailed(OSError):
+    """An attempt to write a file failed; nothing is wrong with what is there, and a later attempt may succeed."""
+
+
+class NoRoom(AttemptFailed):
+    """The disk is full, or our share of it, or too many files are open."""
+
+
+class TemporaryFileRemoved(AttemptFailed):
+    """Another program, such as a cleaner, removed a temporary file before it got its name."""
 
 
 class DiskFailed(Exception):
@@ -54,3 +63,15 @@ class Displaced(DiskFailed):
 
     def __init__(self, what: str) -> None:
         Exception.__init__(self, f"{what}: stop the daemon before you change its files")
+
+
+class FilesMissing(DiskFailed):
+    """The daemon stops, and files of the store that another program removed could not be replaced by a snapshot."""
+
+    def __init__(self, names: Iterable[str], error: Exception) -> None:
+        files = ", ".join(sorted(names)) or "files of the store"
+        Exception.__init__(
+            self,
+            f"{files}: removed by another program, and the snapshot that should replace them failed ({error}): "
+            "acknowledged writes are lost unless you restore the files before you start again",
+        )

@@ -1,6 +1,6 @@
 """All that is ever done to the files of a data directory, and what it takes for them to survive a loss of power.
 
-Everything raises NoRoom where there is none, on the disk or for one more open file. What fails otherwise is told from
+Everything raises NoRoom if there is none, on the disk or for one more open file. What fails otherwise is told from
 a failed disk here: a write, a sync or a truncation raises DiskFailed, and must not be tried again, for the system may
 have forgotten what it could not write; everything else an OSError.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from statestored.errors import DiskFailed, NoRoom
+from statestored.errors import DiskFailed, NoRoom, TemporaryFileRemoved
 
 TEMPORARY = ".tmp"
 REMOVED_AT_ONCE = 2**24  # bytes
@@ -32,7 +32,7 @@ def create(path: Path) -> BinaryIO:
     try:
         fd = open_file(path, flags)
     except FileExistsError:
-        remove(path)
+        discard(path)
         fd = open_file(path, flags)
     return os.fdopen(fd, "wb", buffering=0)
 
@@ -135,19 +135,37 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+def discard(path: Path) -> None:
+    """Remove a file that nobody needs. Another program may have removed it already."""
+    with suppress(FileNotFoundError):
+        remove(path)
+
+
+@contextmanager
+def needs_temporary(path: Path) -> Iterator[None]:
+    """Raise TemporaryFileRemoved if a file that is missing is `path`, our own temporary file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        what = "removed by another program while it was written"
+        raise TemporaryFileRemoved(error.errno, what, str(path)) from error
+
+
 def remove_in_steps(path: Path) -> None:
     """A large file, so that no sync of another one has to wait until the system has freed all of it.
 
-    What has another name too is to stay there as it is, and only loses this one.
+    What has another name too is to stay there as it is, and only loses this one. Another program may remove the file
+    meanwhile.
     """
-    if not has_other_names(path):
-        with os.fdopen(open_file(path, os.O_WRONLY), "wb", buffering=0) as file:
-            size = path.stat().st_size
-            while size > REMOVED_AT_ONCE:
-                size -= REMOVED_AT_ONCE
-                truncate(file, size)
-                sync_file(file)
-    remove(path)
+    with suppress(FileNotFoundError):
+        if not has_other_names(path):
+            with os.fdopen(open_file(path, os.O_WRONLY), "wb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                while size > REMOVED_AT_ONCE:
+                    size -= REMOVED_AT_ONCE
+                    truncate(file, size)
+                    sync_file(file)
+        remove(path)
 
 
 def has_other_names(path: Path) -> bool:
@@ -171,10 +189,11 @@ def free_space(path: Path) -> int:
 def put_in_place(temporary: Path, path: Path) -> None:
     """Give a file that is synced its name: whatever happens, `path` is the old file or the new one.
 
-    Where it raises NoRoom, it is the old one: whoever goes on after that relies on it.
+    If it raises AttemptFailed, it is the old one, and the caller may go on with that.
     """
     with open_directory(path.parent) as directory:
-        rename(temporary, path)
+        with needs_temporary(temporary):
+            rename(temporary, path)
         sync_directory(directory)
 
 
@@ -200,8 +219,7 @@ def write_durably(
             ready()
             put_in_place(temporary, path)
         except BaseException:
-            with suppress(FileNotFoundError):  # it may have its name already
-                remove(temporary)
+            discard(temporary)  # unless it has its name already
             raise
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from statestored import files
 from statestored.datadir import DataDirectory, number_of
-from statestored.errors import DamagedFile, DiskFailed, NoRoom, TooNew
+from statestored.errors import AttemptFailed, DamagedFile, DiskFailed, Displaced, NoRoom, TooNew
 from statestored.framing import HEADER_SIZE, Frame, Sequence
 from statestored.segment import Origin, SegmentReader, SegmentWriter
 
@@ -134,9 +134,9 @@ class JournalReader:
 
 
 class Journal:
-    """What is appended to. But for `sync`, no two methods may run at the same time.
+    """What is appended to. But for `sync` and `is_in_place`, no two methods may run at the same time.
 
-    All raise NoRoom or DiskFailed, or another OSError where a file cannot be made.
+    All raise AttemptFailed or DiskFailed, or another OSError where a file cannot be made.
     """
 
     def __init__(self, directory: DataDirectory, found: JournalReader) -> None:
@@ -157,7 +157,7 @@ class Journal:
             files.sync_directory(self._directory.path)
             try:
                 self._segment = self._new_segment(self._found.end, self._found.copies())
-            except NoRoom:
+            except AttemptFailed:
                 self._sync_found()  # it is served nevertheless
                 raise
             old = self._directory.segment(self._found.end.segment)
@@ -207,8 +207,19 @@ class Journal:
         old.close()
 
     def is_in_place(self) -> bool:
-        """Return whether what is appended can be found again. Raises Displaced or OSError."""
-        return self._segment is None or self._segment.is_in_place()
+        """Return whether what is appended can be found again. Raises Displaced or OSError.
+
+        May run beside everything else: what is found out about a segment that `rotate` replaces meanwhile, and closes,
+        does not count.
+        """
+        segment = self._segment
+        try:
+            is_in_place = segment is None or segment.is_in_place()
+        except (OSError, ValueError, Displaced):  # ValueError: the segment was closed
+            if segment is self._segment:
+                raise
+            return True
+        return is_in_place or segment is not self._segment
 
     def close(self, time: int) -> None:
         if self._segment is not None:
@@ -233,6 +244,7 @@ class Journal:
         number = self.number + 1
         origin = Origin(number, self._epoch, boot_id(), end.segment, end.offset, end.after)
         segment = SegmentWriter(self._directory.segment(number), self._directory.store_id, origin, copies)
+        self._directory.expect(segment.path)
         self.number, self.is_fresh = number, segment.end == HEADER_SIZE
         return segment
 

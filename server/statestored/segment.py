@@ -52,7 +52,7 @@ class Origin:
 
 
 class SegmentWriter:
-    """A segment from its making on. All methods raise NoRoom or DiskFailed."""
+    """A segment from its making on. All methods raise AttemptFailed or DiskFailed."""
 
     def __init__(self, path: Path, store_id: uuid.UUID, origin: Origin, copies: Iterable[Frame]) -> None:
         """It has its name, and is on the disk with all the copies in it, when this returns."""
@@ -72,8 +72,7 @@ class SegmentWriter:
             files.put_in_place(temporary, path)
         except BaseException:
             self._file.close()
-            if temporary.exists():
-                files.remove(temporary)
+            files.discard(temporary)
             raise
 
     def append(self, sequence: Sequence, time: int, payload: bytes) -> None:

@@ -76,12 +76,13 @@ class SnapshotWriter:
     def finish(self, entries: int, last: Sequence) -> None:
         """Footer, sync, read back, rename, sync of the directory: in this order, so that the name stands for all of it.
 
-        Raises DamagedFile, too, where it cannot be read back.
+        Raises AttemptFailed, DiskFailed, or DamagedFile if it cannot be read back.
         """
         self.add(Kind.FOOTER, Footer(self._blocks, entries, last)._asdict())
         self.flush()
         self._file.close()
-        verify_snapshot(self._temporary, self._store_id)
+        with files.needs_temporary(self._temporary):
+            verify_snapshot(self._temporary, self._store_id)
         files.put_in_place(self._temporary, self._path)
 
     def __enter__(self) -> Self:
@@ -90,8 +91,7 @@ class SnapshotWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if kind is not None:
             self._file.close()
-            if self._temporary.exists():
-                files.remove(self._temporary)
+            files.discard(self._temporary)
 
     def _append(self, data: bytes) -> None:
         self._unwritten.append(data)

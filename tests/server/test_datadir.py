@@ -308,7 +308,7 @@ def test_a_directory_that_is_a_link_is_followed(tmp_path: Path) -> None:
 # Files that others remove
 
 
-def test_files_that_are_needed_and_were_removed_are_named_once(tmp_path: Path) -> None:
+def test_files_that_are_needed_and_were_removed_are_named_until_a_snapshot_replaces_them(tmp_path: Path) -> None:
     new_store(tmp_path)
     for number in (1, 2, 3):
         (tmp_path / f"0000000{number}.journal").touch()
@@ -321,8 +321,38 @@ def test_files_that_are_needed_and_were_removed_are_named_once(tmp_path: Path) -
         assert directory.look_after() == []
         for path in (directory.segment(4), directory.segment(2), directory.snapshot(2)):
             path.unlink()
-        assert directory.look_after() == ["00000002.journal", "00000002.snapshot", "00000004.journal"]
+        for _ in range(2):
+            assert directory.look_after() == ["00000002.journal", "00000002.snapshot", "00000004.journal"]
+        directory.snapshot(5).touch()
+        directory.remove_before(5)
         assert directory.look_after() == []
+
+
+def test_a_segment_that_is_removed_before_anyone_has_seen_it_is_missed(tmp_path: Path) -> None:
+    new_store(tmp_path)
+    with opened(tmp_path) as directory:
+        directory.segment(1).touch()
+        directory.expect(directory.segment(1))
+        directory.segment(1).unlink()
+        assert directory.look_after() == ["00000001.journal"]
+
+
+@pytest.mark.parametrize("step", ["rename", "remove_in_steps"])
+def test_a_needless_file_that_another_program_removes_first_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    carry_out = getattr(files, step)
+
+    def removed_first(path: Path, *others: Path) -> None:
+        path.unlink()
+        carry_out(path, *others)
+
+    with opened(tmp_path) as directory:
+        directory.segment(1).touch()
+        directory.snapshot(2).touch()
+        monkeypatch.setattr(files, step, removed_first)
+        directory.remove_before(2)
+        assert sorted(tmp_path.glob("0*")) == [directory.snapshot(2)]
 
 
 def test_files_that_the_daemon_removes_itself_are_not_missed(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from statestored.engines import saver as saver_module
 from statestored.engines.commits import Fsync, now
 from statestored.engines.embedded import EmbeddedEngine, EmbeddedSpace
 from statestored.engines.saver import Saver, SnapshotSchedule
-from statestored.errors import DamagedFile, DiskFailed, Displaced, NoRoom
+from statestored.errors import DamagedFile, DiskFailed, Displaced, FilesMissing, NoRoom, TemporaryFileRemoved
 from statestored.framing import FRAME_SIZE
 from statestored.journal import Journal
+from statestored.segment import SegmentWriter
 from statestored.snapshot import SnapshotWriter, verify_snapshot
 from tests.server.fakes import NEVER, Disk, Gate, settled, some_turns
 from tests.server.models import small_buckets
@@ -609,9 +610,9 @@ async def test_what_another_program_removes_is_written_again(tmp_path: Path, rem
             last = "00000002.snapshot" if is_fresh and removed == ".snapshot" else "00000003.snapshot"
             await eventually(lambda: (tmp_path / last).exists() and engine.saver._one_at_a_time.locked() is False)
             assert len(names(tmp_path)) == 2
-    assert {entry["event"] for entry in logs if entry["log_level"] == "error"} == {
-        "files were removed by another program, a snapshot replaces them"
-    }
+    errors = [entry for entry in logs if entry["log_level"] == "error"]
+    assert {entry["event"] for entry in errors} == {"files were removed by another program, a snapshot replaces them"}
+    assert sorted(name for entry in errors for name in entry["files"]) == gone
     async with opened(tmp_path) as again:
         assert space(again).get(*ANN) == (b"FIRST" if is_fresh else b"SECOND")
 
@@ -623,7 +624,7 @@ async def test_a_removal_during_a_snapshot_is_made_good_by_the_next(tmp_path: Pa
         running = asyncio.create_task(engine.saver.snapshot())
         await eventually(lambda: verifies.waiting)
         (tmp_path / "00000002.journal").unlink()
-        await eventually(lambda: engine.saver._removals == 1)
+        await eventually(lambda: engine.saver._missing == {"00000002.journal"})
         verifies.open()
         await running
         await eventually(lambda: (tmp_path / "00000003.snapshot").exists())
@@ -644,6 +645,117 @@ async def test_what_cannot_be_written_again_for_want_of_room_is_so_later(
         await eventually(lambda: names(tmp_path)[-1:] == ["00000002.snapshot"])
     async with opened(tmp_path) as again:
         assert space(again).get(*ANN) == b"FIRST"
+
+
+@pytest.mark.parametrize("fsync", Fsync)
+@pytest.mark.parametrize("removed", [".journal", ".snapshot", ""])
+async def test_what_was_removed_just_before_the_daemon_stops_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str, fsync: Fsync
+) -> None:
+    monkeypatch.setattr(saver_module, "WATCH_SECONDS", 3600.0)
+    async with opened(tmp_path, fsync=fsync) as engine:
+        await put(engine, b"FIRST")
+        await engine.saver.snapshot()
+        await put(engine, b"SECOND")
+        for name in names(tmp_path):
+            if removed in name:
+                (tmp_path / name).unlink()
+    async with opened(tmp_path) as again:
+        assert space(again).get(*ANN) == b"SECOND"
+
+
+async def test_a_look_that_the_stop_breaks_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Gate(monkeypatch, DataDirectory, "snapshots")
+    async with opened(tmp_path) as engine:
+        await put(engine, b"FIRST")
+        looks.shut()
+        (tmp_path / "00000001.journal").unlink()
+        await eventually(lambda: looks.waiting)
+        asyncio.get_running_loop().call_later(0.01, looks.open)
+    async with opened(tmp_path) as again:
+        assert space(again).get(*ANN) == b"FIRST"
+
+
+async def test_a_stop_that_cannot_write_again_what_was_removed_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end that says that all is well would hide that acknowledged writes are lost."""
+    monkeypatch.setattr(saver_module, "WATCH_SECONDS", 3600.0)
+    with closing(DataDirectory(tmp_path)) as directory:
+        directory.open()
+        engine = EmbeddedEngine(directory, Fsync.ALWAYS, NEVER, 1000)
+        await engine.open()
+        await put(engine, b"FIRST")
+        (tmp_path / "00000001.journal").unlink()
+        Disk(monkeypatch).fill()
+        with pytest.raises(FilesMissing, match=r"00000001\.journal: removed by another program.*No space left"):
+            await engine.close()
+
+
+async def test_writes_do_not_wait_for_a_look_on_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Gate(monkeypatch, SegmentWriter, "is_in_place")
+    async with opened(tmp_path) as engine:
+        with looks:
+            await eventually(lambda: looks.waiting)
+            await put(engine, b"FIRST")
+            assert looks.waiting == 1
+
+
+async def test_a_look_at_a_segment_that_is_replaced_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Gate(monkeypatch, SegmentWriter, "is_in_place")
+    async with opened(tmp_path) as engine:
+        with looks:
+            await eventually(lambda: looks.waiting)
+            await put(engine, b"FIRST")
+            await engine.saver.snapshot()  # removes the segment, and another file gets its name
+            (tmp_path / "00000001.journal").touch()
+        before = len(looks.passed)
+        await eventually(lambda: len(looks.passed) > before)
+        (tmp_path / "00000001.journal").unlink()
+        assert not engine.commits._failed
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "journal"])
+async def test_a_temporary_file_that_another_program_removes_is_a_failed_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    put_in_place = files.put_in_place
+    removals = 2
+
+    def removed_before(temporary: Path, path: Path) -> None:
+        nonlocal removals
+        if path.suffix == f".{kind}" and removals:
+            removals -= 1
+            temporary.unlink()
+        put_in_place(temporary, path)
+
+    async with opened(tmp_path) as engine:
+        await put(engine, b"FIRST")
+        monkeypatch.setattr(files, "put_in_place", removed_before)
+        with capture_logs() as logs:
+            engine.snapshot_soon()
+            await eventually(lambda: unsaved(engine) == 0)
+        assert engine.info()["snapshot_failures"] == 2
+        assert all("removed by another program" in entry["error"] for entry in logs if "error" in entry)
+        await put(engine, b"SECOND")
+    async with opened(tmp_path) as again:
+        assert space(again).get(*ANN) == b"SECOND"
+
+
+async def test_a_snapshot_that_is_removed_before_it_is_read_back_is_a_failed_attempt(
+    tmp_path: Path, verifies: Gate
+) -> None:
+    async with opened(tmp_path) as engine:
+        await put(engine, b"FIRST")
+        with verifies:
+            saving = asyncio.create_task(engine.saver.snapshot())
+            await eventually(lambda: verifies.waiting)
+            (tmp_path / "00000002.snapshot.tmp").unlink()
+        with pytest.raises(TemporaryFileRemoved):
+            await saving
+        await engine.saver.snapshot()
 
 
 @pytest.mark.parametrize("replace", [replace_directory, replace_segment], ids=["directory", "segment"])

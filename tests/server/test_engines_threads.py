@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from statestored.engines.threads import in_thread
-from statestored.errors import DamagedFile, DiskFailed, NoRoom
+from statestored.errors import DamagedFile, DiskFailed, NoRoom, TemporaryFileRemoved
 from tests.server.fakes import some_turns
 from tests.server.waiting import PATIENCE, eventually
 
@@ -34,7 +34,14 @@ def fail(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("error", [NoRoom(errno.ENOSPC, "No space left on device"), DiskFailed(OSError("x"))])
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoRoom(errno.ENOSPC, "No space left on device"),
+        TemporaryFileRemoved(errno.ENOENT, "removed"),
+        DiskFailed(OSError("x")),
+    ],
+)
 async def test_failures_that_have_a_name_keep_it(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         await in_thread(fail, error)

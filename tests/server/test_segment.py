@@ -7,14 +7,14 @@ import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from statestored import files, framing, segment
-from statestored.errors import DamagedFile, DiskFailed, Displaced, NoRoom, TooNew
+from statestored.errors import DamagedFile, DiskFailed, Displaced, NoRoom, TemporaryFileRemoved, TooNew
 from statestored.files import temporary_name
 from statestored.framing import FRAME_SIZE, HEADER_SIZE, Frame, Kind, Sequence, pack_frame, pack_header
 from statestored.segment import MAGIC, RESERVE, Origin, SegmentReader, SegmentWriter
@@ -311,6 +311,23 @@ def test_one_that_cannot_be_made_is_not_there(
     with pytest.raises(type(error)):
         SegmentWriter(path, STORE, ORIGIN, COPIES)
     assert list(path.parent.iterdir()) == []
+
+
+def test_one_whose_temporary_file_another_program_removes_may_be_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_file = files.sync_file
+
+    def removed_meanwhile(file: BinaryIO) -> None:
+        sync_file(file)
+        temporary_name(path).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_file", removed_meanwhile)
+        with pytest.raises(TemporaryFileRemoved, match=f"removed by another program.*{path.name}.tmp"):
+            SegmentWriter(path, STORE, ORIGIN, COPIES)
+    assert list(path.parent.iterdir()) == []
+    SegmentWriter(path, STORE, ORIGIN, COPIES).close()
 
 
 def test_a_sealed_one_ends_exactly_where_the_next_says(path: Path) -> None:

@@ -29,7 +29,7 @@ from statestored.engines.base import Held
 from statestored.engines.states import MS_A_DAY, Effect, States
 from statestored.engines.threads import in_thread
 from statestored.engines.turns import Turns
-from statestored.errors import NoRoom
+from statestored.errors import AttemptFailed, NoRoom
 from statestored.journal import Journal
 
 log = structlog.get_logger()
@@ -160,19 +160,14 @@ class GroupCommit:
     async def rotate(self) -> tuple[int, int]:
         """From now on batches go into a segment that has none. Returns its number, and the size of the journal before.
 
-        That is the last one where it has none, so that snapshots that fail do not leave one each. Raises NoRoom or
-        DiskFailed.
+        That is the last one where it has none, so that snapshots that fail do not leave one each. Raises AttemptFailed
+        or DiskFailed.
         """
         await self._in_thread(self._journal.sync)  # so that there is little left to sync while batches wait
         async with self._turns:
             if not (self._journal.is_fresh and await self._in_thread(self._journal.is_in_place)):
                 await self._in_thread(self._journal.rotate)
             return self._journal.number, self._journal.size
-
-    async def is_journal_in_place(self) -> bool:
-        """Return whether what is written can be found again. Raises DiskFailed, such as Displaced."""
-        async with self._turns:
-            return await self._in_thread(self._journal.is_in_place)
 
     async def close(self) -> None:
         """After all is durable. Raises DiskFailed."""
@@ -285,9 +280,10 @@ class GroupCommit:
 
     # Where there is no room
 
-    def _refuse(self, error: NoRoom) -> None:
+    def _refuse(self, error: AttemptFailed) -> None:
         """Take back what is not settled, and refuse it."""
-        self._refused_because = f"the data directory has no room ({error.strerror}): nothing can be written"
+        what = "has no room" if isinstance(error, NoRoom) else "has no new segment"
+        self._refused_because = f"the data directory {what} ({error.strerror}): nothing can be written"
         self._refusing.set()
         log.error("writes are refused", error=str(error))
         self.reverts += 1
@@ -310,7 +306,7 @@ class GroupCommit:
         try:
             async with self._turns:
                 await self._in_thread(attempt)
-        except NoRoom as error:
+        except AttemptFailed as error:
             if not self._refused_because:
                 self._refuse(error)
             return
@@ -338,7 +334,7 @@ class GroupCommit:
     async def _rotate_if_there_is_room(self) -> None:
         try:
             await self._in_thread(self._journal.rotate)
-        except NoRoom as error:  # then the old one takes more
+        except AttemptFailed as error:  # then the old one takes more
             if not self._rotation_failed:  # clients that write can have it tried 20 times a second
                 log.warning("no new segment of the journal", error=str(error))
             self._rotation_failed = True
@@ -359,10 +355,10 @@ class GroupCommit:
         self._unmarked.clear()
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        """Raises NoRoom, or DiskFailed when everything has been given up: before anybody else has a turn."""
+        """Raises AttemptFailed, or DiskFailed when everything has been given up: before anybody else has a turn."""
         try:
             return await in_thread(function, *arguments, executor=self._thread)
-        except (NoRoom, asyncio.CancelledError):
+        except (AttemptFailed, asyncio.CancelledError):
             raise
         except BaseException as error:
             self.give_up(error)

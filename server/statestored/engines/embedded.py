@@ -32,7 +32,7 @@ from statestored.engines.saver import Saver, SnapshotSchedule
 from statestored.engines.sessions import DONE, EXPIRED, OPENED, packed
 from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import Table
-from statestored.errors import NoRoom, StartError
+from statestored.errors import AttemptFailed, StartError
 
 T = TypeVar("T")
 
@@ -83,22 +83,27 @@ class EmbeddedEngine:
         self._tasks = [self._go(work) for work in works]
 
     async def close(self) -> None:
+        """Raises DiskFailed, such as FilesMissing, if acknowledged writes may not be there at the next start."""
         if not self._tasks:
             return  # it was not opened
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
-        durable = asyncio.create_task(self._until_durable())
-        await asyncio.wait((durable, self._failure), return_when=asyncio.FIRST_COMPLETED)
+        saved = asyncio.create_task(self._save_all())
+        await asyncio.wait((saved, self._failure), return_when=asyncio.FIRST_COMPLETED)
         if self._failure.done():
-            durable.cancel()
+            saved.cancel()
             self._failure.result()
-        with suppress(Unavailable):  # what was not acknowledged was refused at last
-            await durable
+        await saved
         await self.commits.close()
 
     async def failure(self) -> None:
         await asyncio.shield(self._failure)
+
+    @property
+    def is_missing_files(self) -> bool:
+        """Whether another program removed files, as far as is known, that no snapshot has replaced yet."""
+        return self.saver is not None and self.saver.is_missing_files
 
     def snapshot_soon(self) -> None:
         if self.saver is not None:
@@ -191,7 +196,7 @@ class EmbeddedEngine:
         try:
             self.commits.check()
             self._directory.save_identity()
-        except (NoRoom, Unavailable) as error:
+        except (AttemptFailed, Unavailable) as error:
             raise StartError(f"data directory {self._directory.path}: a new store cannot be made: {error}") from error
 
     async def _end_leases(self) -> None:
@@ -240,8 +245,12 @@ class EmbeddedEngine:
         if not self._failure.done():
             self._failure.set_exception(error)
 
-    async def _until_durable(self) -> None:
-        await self.commits.durable()
+    async def _save_all(self) -> None:
+        """See that all acknowledged writes are on the disk, and in files that are still there."""
+        with suppress(Unavailable):  # what was not acknowledged was refused at last
+            await self.commits.durable()
+        if self.saver is not None:
+            await self.saver.replace_missing()
 
     def _make_room(self) -> None:
         """For one more namespace: those that hold nothing and that nobody uses go. Raises Full."""

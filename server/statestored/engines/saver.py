@@ -16,7 +16,7 @@ from statestored.engines.commits import GroupCommit, now
 from statestored.engines.snapshots import write_states
 from statestored.engines.states import States
 from statestored.engines.threads import in_thread
-from statestored.errors import DamagedFile, DiskFailed, NoRoom
+from statestored.errors import AttemptFailed, DamagedFile, DiskFailed, FilesMissing, NoRoom
 from statestored.journal import Journal
 from statestored.snapshot import SnapshotWriter, read_begin_time
 
@@ -63,8 +63,8 @@ class Saver:
         self._asked = asyncio.Event()
         self._saved_changes = 0  # so many of the states' changes are in the last snapshot, ...
         self._saved_size = 0  # ... and so many bytes of the journal
-        self._removals = 0  # how often files of the store were removed by another program
-        self._replaced_removals = 0  # so many of them are made good by the last snapshot
+        self._missing: set[str] = set()  # files that another program removed, and no snapshot has replaced
+        self._snapshots = 0  # that were made since the start
         snapshots = directory.snapshots()
         self._snapshot_size = sum(path.stat().st_size for path in snapshots)
         self._room_needed = self._snapshot_size
@@ -90,7 +90,7 @@ class Saver:
             try:
                 await self.snapshot()
                 since, pause = time.monotonic(), RETRY_AFTER
-            except (NoRoom, Unavailable, DamagedFile) as error:
+            except (AttemptFailed, Unavailable, DamagedFile) as error:
                 self._failures += 1
                 log.error("snapshot failed", error=str(error), next_attempt_in=pause)
                 await self._until_asked(pause)
@@ -104,18 +104,47 @@ class Saver:
         """
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            try:
-                is_lost = not await self._commits.is_journal_in_place()
-                removed = await in_thread(self._directory.look_after)
-            except NoRoom:  # for the identity, or for one more open file: there may be some the next time
-                continue
-            except DiskFailed as error:
-                self._commits.give_up(error)
-                raise
-            if removed or (is_lost and self._removals == self._replaced_removals):
-                log.error("files were removed by another program, a snapshot replaces them", files=removed)
-                self._removals += 1
-                self.ask()
+            with suppress(AttemptFailed):  # to write the identity, or to open a file: the next one may succeed
+                if await self._look_for_missing():
+                    self.ask()
+
+    @property
+    def is_missing_files(self) -> bool:
+        """Whether another program removed files, as far as is known, that no snapshot has replaced yet."""
+        return bool(self._missing)
+
+    async def replace_missing(self) -> None:
+        """Write a snapshot if files of the store are missing now, when the daemon stops and nothing is tried again.
+
+        Raises FilesMissing if that fails, or another DiskFailed.
+        """
+        try:
+            await self._look_for_missing()
+            if self._missing:
+                await self.snapshot()
+        except (AttemptFailed, Unavailable, DamagedFile) as error:
+            raise FilesMissing(self._missing, error) from error
+
+    async def _look_for_missing(self) -> bool:
+        """Return whether another program has removed files since the last look. Raises AttemptFailed or DiskFailed."""
+        snapshots = self._snapshots
+        try:
+            missing = await in_thread(self._missing_files)
+        except DiskFailed as error:
+            self._commits.give_up(error)
+            raise
+        if snapshots != self._snapshots:  # a snapshot has replaced what was missing when the look began
+            return False
+        removed = missing - self._missing
+        if removed:
+            log.error("files were removed by another program, a snapshot replaces them", files=sorted(removed))
+            self._missing |= removed
+        return bool(removed)
+
+    def _missing_files(self) -> set[str]:
+        """May take long on a slow disk, and runs beside everything else: no write waits for it."""
+        self._journal.is_in_place()  # raises Displaced; if the segment is just missing, so says the directory
+        return set(self._directory.look_after())
 
     async def _until_asked(self, seconds: float) -> None:
         """Or so many seconds."""
@@ -126,11 +155,11 @@ class Saver:
     async def snapshot(self) -> None:
         """If anything has changed since the last one, or files have been removed by another program.
 
-        Raises NoRoom, DamagedFile where it cannot be read back, Unavailable where writes that it has were taken back,
+        Raises AttemptFailed, DamagedFile if it cannot be read back, Unavailable if writes that it has were taken back,
         or DiskFailed.
         """
         async with self._one_at_a_time:
-            if self._states.changes == self._saved_changes and self._removals == self._replaced_removals:
+            if self._states.changes == self._saved_changes and not self._missing:
                 return
             try:
                 await self._make()
@@ -142,7 +171,7 @@ class Saver:
         """Write it, and remove what it makes needless once it is in its place."""
         started, begun = time.monotonic(), now()
         await self._look_for_room()
-        changes, reverts, removals = self._states.changes, self._commits.reverts, self._removals
+        changes, reverts, missing = self._states.changes, self._commits.reverts, self._missing.copy()
         number, journal_size = await self._commits.rotate()
         path, store_id = self._directory.snapshot(number), self._directory.store_id
         with await in_thread(SnapshotWriter, path, store_id, begun) as writer:
@@ -157,7 +186,9 @@ class Saver:
                 raise
         await in_thread(self._directory.remove_before, number)
         self._saved_size = journal_size
-        self._saved_changes, self._replaced_removals = changes, removals
+        self._saved_changes = changes
+        self._missing -= missing
+        self._snapshots += 1
         self._snapshot_size = writer.size
         self._room_needed = writer.size
         self._last_begun, self._seconds = begun, time.monotonic() - started

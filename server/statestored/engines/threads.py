@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
-from statestored.errors import DiskFailed, NoRoom
+from statestored.errors import AttemptFailed, DiskFailed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -14,17 +14,17 @@ T = TypeVar("T")
 async def in_thread(function: Callable[..., T], *arguments: object, executor: Executor | None = None) -> T:
     """Who is cancelled meanwhile learns of it when the function has returned: its files are still open until then.
 
-    Raises what the function does, even then; but an OSError that is not NoRoom as DiskFailed.
+    Raises what the function does, even then; but an OSError that is not AttemptFailed as DiskFailed.
     """
     running = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
-        if (error := running.exception()) is not None and not isinstance(failure := _as_failure(error), NoRoom):
+        if (error := running.exception()) is not None and not isinstance(failure := _as_failure(error), AttemptFailed):
             raise failure from error
         raise
-    except NoRoom:
+    except AttemptFailed:
         raise
     except OSError as error:
         raise _as_failure(error) from error
@@ -33,4 +33,4 @@ async def in_thread(function: Callable[..., T], *arguments: object, executor: Ex
 
 
 def _as_failure(error: BaseException) -> BaseException:
-    return DiskFailed(error) if isinstance(error, OSError) and not isinstance(error, NoRoom) else error
+    return DiskFailed(error) if isinstance(error, OSError) and not isinstance(error, AttemptFailed) else error
