@@ -354,10 +354,10 @@ async def test_a_hundred_asynchronous_clients_make_few_connections_while_writes_
 
 
 def check_few(greeted: list[float], at_first: int) -> None:
-    """at_first: how many connections the clients need at all."""
-    later = greeted[at_first:]
-    assert later, "they go on looking"
-    assert max(sum(start <= at < start + 1 for at in later) for start in later) <= 200
+    """at_first: how many connections the clients need at all. Each makes at most one more a second, however late."""
+    later = len(greeted) - at_first
+    assert later > 0, "they go on looking"
+    assert later <= CLIENTS * (SECONDS + 1)
 
 
 # Another coroutine's write was refused

@@ -674,7 +674,7 @@ def test_two_stores_behind_one_list_of_addresses_are_found_out(
 def test_the_log_has_one_line_when_the_store_goes_and_one_when_it_is_back(
     daemon: Daemon, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "statestore"), RemoteStorage(daemon.address, deadline=0.1) as storage:
+    with caplog.at_level(logging.INFO, "statestore"), RemoteStorage(daemon.address, deadline=0.5) as storage:
         storage.get("m", "a")
         for _ in range(2):
             caplog.clear()

@@ -330,8 +330,9 @@ async def test_a_kind_of_address_that_the_machine_does_not_know_is_left_out(
 async def test_an_address_of_a_name_that_is_in_use_ends_it(names: dict[str, list[str]]) -> None:
     """Another program answers there: clients of this name would come to either of them."""
     names["here.example"] = ["127.0.0.1", "127.0.0.2"]
-    (other,) = await bind(TcpAddress("127.0.0.2", 0), "--listen")
+    free, other = await bind(TcpAddress("here.example", 0), "--listen")
     port = port_of(other)
+    free.close()
     with pytest.raises(StartError) as refusal:
         await bind(TcpAddress("here.example", port), "--listen")
     said = str(refusal.value)
