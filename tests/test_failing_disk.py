@@ -291,7 +291,7 @@ def check_full_disk(daemon: Daemon, make_full: Callable[[], None], free: Callabl
 
 
 def check_writes_are_refused(daemon: Daemon, client: RawClient) -> None:
-    """Whoever operates it is told, by every means."""
+    """The operator is told, by every means."""
     assert "the data directory has no room" in client.ask("info")["writes_refused"]
     assert "\nstatestored_writes_refused 1.0\n" in get(f"{daemon.admin}/metrics")
     assert get(f"{daemon.admin}/ready").startswith("ready, but writes are refused: the data directory has no room")

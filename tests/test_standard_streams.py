@@ -1,4 +1,4 @@
-"""Whoever reads what the daemon and its commands print may stop reading, go away, or never have been there."""
+"""The reader of what the daemon and its commands print may stop reading, go away, or never have been there."""
 
 import itertools
 import json

@@ -90,7 +90,7 @@ def _send(sock: socket.socket, data: bytes) -> None:
 
 @pytest.fixture
 def peers(tmp_path: Path) -> Iterator[Callable[..., Peers]]:
-    """Of a daemon of this test's own, which holds what was acknowledged and enough for large answers."""
+    """Return a daemon of this test's own, with an acknowledged write, and enough for large answers."""
     with ExitStack() as stack:
 
         def start(*arguments: str) -> Peers:

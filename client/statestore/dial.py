@@ -163,7 +163,7 @@ def _look_up(address: TcpAddress, deadline: Deadline) -> Iterable[tuple[Any, ...
     Raises ConnectionLost.
     """
     answer: list[Any] = []
-    # Of bytes the name is taken as it is. Of a str a codec is loaded first, which a process at its end cannot do.
+    # A name in bytes is used as it is. For a str a codec is loaded first, which a process at its end cannot do.
     host = address.host.encode() if address.host.isascii() else address.host
 
     def ask() -> None:

@@ -494,7 +494,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _size(reply: Reply) -> int:
-    """Of a packed answer, also of one that is held until writes that it shows are durable."""
+    """Return the size of a packed answer, also of one that is held until writes that it shows are durable."""
     packed = reply.packed if isinstance(reply, Held) else reply
     return len(packed) if isinstance(packed, bytes) else 0
 

@@ -483,7 +483,7 @@ def test_a_write_that_the_server_takes_for_given_up_is_repeated_unless_it_was_se
 
 
 def test_a_session_is_left_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever was refused in it after that has the new one before it."""
+    """A call that is refused in it after that finds the new one."""
     first, second = call(store), call(store)
     store.session.joins(0, 7)
     for each in (first, second):

@@ -174,7 +174,7 @@ def test_a_process_may_have_a_limit_of_its_own(name: str, which: int) -> None:
 
 
 def test_a_real_group_is_found() -> None:
-    """Of the machine's own hierarchy, of the version that it has."""
+    """The machine's own hierarchy is used, of the version that it has."""
     with Group(limit=64 * MIB) as outer, Group(within=outer) as group:
         found = asked(preexec_fn=group.join)
         assert found.size == 64 * MIB
