@@ -18,7 +18,7 @@ import pytest
 from tests.daemon import Daemon
 from tests.server.rpc import RawClient
 
-# The gate allows a hundredth; the rest is for the connections that the loop has to notice, and for the daemon's own
+# The gate allows a two-hundredth; the rest is for the connections that the loop has to notice, and for the daemon's own
 # timers. Without the gate the first two floods took all of it and half of it.
 MOST_OF_A_THREAD = 0.15
 FLOOD_SECONDS = 1.5

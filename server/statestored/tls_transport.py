@@ -21,7 +21,7 @@ from statestored.tls import CHUNK_SIZE, ServerTls, reason_of
 FULL_READS = 4  # of one connection, then the others have their turn; so 16 KiB, as without TLS
 # Before the handshake is complete; certificates of a client and its authorities have some KiB.
 MAX_HANDSHAKE_SIZE = 2**15
-# Bytes received one after the other that carry no data. Of the largest record, 18 KiB, all may come but the last one.
+# Bytes taken one after the other that carry no data: more than the largest record, 18 KiB, of which a part is missing.
 MAX_WITHOUT_DATA = 20 * 2**10
 # Bytes that OpenSSL keeps for a connection in the middle of large requests and answers: measured. An idle one: 19 KiB.
 MEMORY = 48 * 2**10

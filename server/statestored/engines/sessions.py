@@ -5,7 +5,7 @@ was carried out, it gets the answer of that one time (this is RIFL; Lee et al., 
 
 Sessions change by effects, as the tables do, and in the same batches. A write that changed nothing has none, and is
 remembered in memory only: after a restart no copy of it can come but one that its client still waits for, and to carry
-that out anew comes to the same as if it had come late. (If another client that shares the session has used the number
+that out again comes to the same as if it had come late. (If another client that shares the session has used the number
 meanwhile, the copy is refused instead. That is as good, because the write has changed nothing.)
 
 With each answer goes the fingerprint of its write. If the same number comes with another fingerprint, it is another
