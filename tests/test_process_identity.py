@@ -248,6 +248,72 @@ def test_a_call_in_the_middle_of_which_its_process_forks_is_made_in_both(daemon:
     )
 
 
+def test_a_fork_at_any_line_that_has_to_do_with_a_socket_leaves_two_clients(daemon: Daemon) -> None:
+    """Each line of these files that a first call and one on its connection run is interrupted by a fork once."""
+    run(
+        """
+    FILES = ("dial.py", "connection.py")
+    forked_at = set()
+
+    class Forks:
+        child = None
+
+        def __call__(self, frame, event, _):
+            if not frame.f_code.co_filename.endswith(FILES):
+                return None
+            line = frame.f_code.co_filename, frame.f_lineno
+            if event == "line" and line not in forked_at:
+                forked_at.add(line)
+                sys.settrace(None)
+                self.child = fork()
+            return self
+
+    def call(name):
+        storage = new_storage()
+        for _ in range(2):
+            try:
+                storage.set("m", name, "A")
+            except Exception as error:
+                # The parent sent it, in its session: what came of it only the parent can tell.
+                assert forks.child == 0 and type(error).__name__ == "Uncertain", repr(error)
+            else:
+                assert storage.get("m", name) == "A"
+        storage.close()
+
+    children = []
+    while True:
+        forks = Forks()
+        code = 1
+        try:
+            sys.settrace(forks)
+            try:
+                call(f"straddling {len(forked_at)}")
+            finally:
+                sys.settrace(None)
+            if forks.child == 0:
+                call(f"child {len(forked_at)}")
+            code = 0
+        finally:
+            if forks.child == 0:
+                if code:
+                    print(repr(sys.exception()), file=sys.stderr, flush=True)
+                os._exit(code)
+        if forks.child is None:
+            break
+        children.append(forks.child)
+        if len(children) == 8:
+            join(*children)
+            children.clear()
+    join(*children)
+    assert len(forked_at) > 80, len(forked_at)
+    """,
+        daemon.address,
+        "",
+        "os.fork",
+        "blocking",
+    )
+
+
 @FORKS
 def test_a_child_that_is_forked_within_a_coroutine_is_its_own(daemon: Daemon, fork: str) -> None:
     """It leaves its parent's loop alone, and its parent goes on."""

@@ -113,6 +113,7 @@ class Connection(ProcessBound):
             if left is None or left > TICK:
                 self._may_have_arrived = True
                 try:
+                    detect_fork()  # no signal handler runs from here to `send`
                     sent = self._socket.send(data)
                 except OSError as error:
                     self._note_unsent(error)
@@ -171,6 +172,7 @@ class Connection(ProcessBound):
             _wait(self._socket, deadline, for_writing=True)
             self._may_have_arrived = True
             try:
+                detect_fork()  # no signal handler runs from here to `send`
                 data = data[self._socket.send(data, _NOT_WAITING) :]
             except OSError as error:
                 self._note_unsent(error)

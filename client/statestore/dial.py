@@ -132,15 +132,14 @@ def connect(address: Address, deadline: Deadline) -> ClientSocket:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 sock.setsockopt(socket.SOL_SOCKET, option, _TICK_OPTION)
+            sock.settimeout(None)
+            return sock
         except OSError as error:
             sock.close()
             failure = ConnectionLost(reason(error), sent=False)
         except BaseException:
             sock.close()
             raise
-        else:
-            sock.settimeout(None)
-            return sock
     raise failure
 
 
