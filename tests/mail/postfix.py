@@ -173,6 +173,7 @@ class Postfix:
         self._home.chmod(0o755)
         for part in ("etc", "queue", "data"):
             (self._home / part).mkdir()
+            (self._home / part).chmod(0o755)
         (self._home / "etc" / "main.cf").write_text(main)
         (self._home / "etc" / "master.cf").write_text(MASTER.format(port=self.port))
         shutil.chown(self._home / "data", "postfix")

@@ -124,6 +124,15 @@ def test_one_whose_path_is_gone_is_removed_all_the_same(path: Path) -> None:
         bind_unix(address(path), "--listen").close()
 
 
+@pytest.fixture
+def umask_of_many() -> Iterator[None]:
+    """The umask of threads that each change it, and set it to what they found: those of a process share one."""
+    before = os.umask(0o177)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask_of_many")
 def test_of_many_that_replace_a_stale_one_at_once_one_has_it(path: Path) -> None:
     leave_socket(path)
     start, bound = threading.Barrier(8), list[socket.socket]()
