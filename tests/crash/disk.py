@@ -91,6 +91,31 @@ class Disk:
             case _:
                 pass
 
+    def put(self, number: int, name: str, content: bytes) -> None:
+        """Place a file on the disk that is there for certain, and has the name before any step that is still open."""
+        self.files[number] = File(content)
+        self.entries[name] = self._durable[name] = number
+
+    def fail_sync(self, number: int, rng: Random) -> None:
+        """End a sync with an error: the system has forgotten what the sync covered of a file, as Linux does.
+
+        No later sync writes that. How much of it the disk has is random. Names are kept for the next sync.
+        """
+        of, covered = self._syncs.pop(number)
+        if of is not None:
+            self.files[of].forget(covered, rng)
+
+    def after_power_loss(self, rng: Random) -> "Disk":
+        """Return one of the disks that may be found if the power fails now. Files keep their numbers."""
+        directories = self.directories(rng)
+        entries = directories[-1] if rng.random() < 0.3 else rng.choice(directories)
+        found = Disk({})
+        found.files = {
+            number: File(self.files[number].after_power_loss(rng)) for number in sorted(set(entries.values()))
+        }
+        found.entries, found._durable = dict(entries), dict(entries)
+        return found
+
     def shown(self) -> Image:
         """As the system shows it, and as the next start finds it where the daemon is killed and the power stays."""
         return {name: bytes(self.files[file].content) for name, file in self.entries.items()}
@@ -163,6 +188,25 @@ class File:
             _change(durable, change)
         self._durable, self._unsynced, self._shapes = bytes(durable), self._unsynced[synced:], None
 
+    def forget(self, covered: int, rng: Random) -> None:
+        """Leave the first so many changes as they are on the disk now, which is random: no sync writes them later."""
+        forgotten = max(covered - self.changes + len(self._unsynced), 0)
+        synced = File(self._durable)
+        synced._unsynced = self._unsynced[:forgotten]
+        self._durable, self._unsynced, self._shapes = synced.after_power_loss(rng), self._unsynced[forgotten:], None
+
+    def after_power_loss(self, rng: Random) -> bytes:
+        """Return one of the contents that may be on the disk. The oldest and the newest ones are likely."""
+        if not self._unsynced:
+            return self._durable
+        contents, touched, sizes = self._history()
+        size, cut = sizes[-1] if rng.random() < 0.3 else rng.choice(sizes)
+        shape = self._shape(size, cut, contents, touched)  # the others are not needed, and take long to find
+        chance = rng.random()
+        if chance < 0.15:
+            return shape.oldest()
+        return shape.newest() if chance < 0.3 else shape.random(rng)
+
     def shapes(self) -> list["Shape"]:
         """All that may be on the disk, in the order in which its sizes came."""
         if self._shapes is None:
@@ -170,6 +214,11 @@ class File:
         return self._shapes
 
     def _find_shapes(self) -> list["Shape"]:
+        contents, touched, sizes = self._history()
+        return [self._shape(size, cut, contents, touched) for size, cut in sizes]
+
+    def _history(self) -> tuple[list[bytes], list[range], list[tuple[int, int]]]:
+        """What the file held after each change, which sectors that touched, and its sizes, each with the last cut."""
         contents = [self._durable]  # after each change
         for change in self._unsynced:
             content = bytearray(contents[-1])
@@ -180,8 +229,8 @@ class File:
         for number, change in enumerate(self._unsynced, 1):
             cuts.append(number if isinstance(change, Truncated) else cuts[-1])
         # Sizes between two truncations differ in nothing else.
-        kinds = dict.fromkeys((len(content), cut) for content, cut in zip(contents, cuts, strict=True))
-        return [self._shape(size, cut, contents, touched) for size, cut in kinds]
+        sizes = dict.fromkeys((len(content), cut) for content, cut in zip(contents, cuts, strict=True))
+        return contents, touched, list(sizes)
 
     def _shape(self, size: int, cut: int, contents: list[bytes], touched: list[range]) -> "Shape":
         """Of this size, which it had after the truncation `cut` (0: none) and before any later one."""

@@ -1,0 +1,298 @@
+"""The simulated disk fails as the real one does, at the calls where a plan wants it, and always in the same way."""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+from tests.simulation.disk import DIRECTORY, PARENT, DirectoryState, SimulatedDisk
+from tests.simulation.disk_faults import Call
+from tests.simulation.kernel import Kernel, Machine, Process
+
+T = TypeVar("T")
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+SEEDS = range(20)
+
+
+class Rig:
+    """A machine with a disk. `call` runs a function there as a process, and returns what it returns."""
+
+    def __init__(self, seed: int = 1, *, has_directory: bool = True) -> None:
+        self.kernel = Kernel(seed)
+        self.disk = SimulatedDisk(self.kernel, has_directory=has_directory)
+        self.machine = Machine(self.kernel, "server", self.disk)
+
+    def start(self, function: Callable[[], object]) -> Process:
+        process = Process(self.kernel, "daemon", self.machine)
+        process.spawn(function)
+        return process
+
+    def call(self, function: Callable[[], T]) -> T:
+        results: list[T] = []
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except Exception as error:
+                errors.append(error)
+
+        process = self.start(run)
+        self.kernel.run(self.kernel.now + 60.0)
+        process.kill(quiet=True)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def run_until_killed(self, function: Callable[[], object], **when: object) -> None:
+        process = self.start(function)
+        self.disk.faults.on_call(lambda: process.kill(quiet=True), **when)  # type: ignore[arg-type]
+        self.kernel.run(self.kernel.now + 60.0)
+        assert not process.alive
+
+    def shown(self, name: str = "a") -> bytes | None:
+        return self.disk.model.shown().get(name)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def write_all(disk: SimulatedDisk, fd: int, data: bytes) -> None:
+    offset = 0
+    while offset < len(data):
+        offset += disk.write(fd, data[offset:], offset)
+
+
+def write_file(disk: SimulatedDisk, data: bytes = b"content", *, is_synced: bool = True) -> int:
+    fd = disk.open("a", CREATE)
+    write_all(disk, fd, data)
+    if is_synced:
+        disk.sync(fd)
+        disk.sync(disk.open_directory(DIRECTORY))
+    return fd
+
+
+def test_a_power_loss_takes_nothing_that_was_synced_and_may_take_all_else() -> None:
+    found = set()
+    for seed in SEEDS:
+        rig = Rig(seed)
+        rig.call(lambda: write_file(rig.disk))  # noqa: B023
+        rig.disk.power_loss()
+        assert rig.shown() == b"content"
+
+        rig.call(lambda: rig.disk.write(rig.disk.open("a", os.O_WRONLY), b"CHANGED", 0))  # noqa: B023
+        rig.disk.power_loss()
+        found.add(rig.shown())
+    assert found == {b"content", b"CHANGED"}
+
+
+def test_a_name_that_was_not_synced_may_be_lost() -> None:
+    found = set()
+    for seed in SEEDS:
+        rig = Rig(seed)
+
+        def write(rig: Rig = rig) -> None:
+            fd = write_file(rig.disk, is_synced=False)
+            rig.disk.sync(fd)
+
+        rig.call(write)
+        rig.disk.power_loss()
+        found.add(rig.shown())
+    assert found == {b"content", None}
+
+
+def test_a_new_directory_may_be_lost_until_its_parent_is_synced() -> None:
+    found = set()
+    for seed in SEEDS:
+        rig = Rig(seed, has_directory=False)
+
+        def make(rig: Rig = rig) -> None:
+            rig.disk.make_directory(exist_ok=False)
+            write_file(rig.disk)
+
+        rig.call(make)
+        rig.disk.power_loss()
+        found.add((rig.disk.directory, rig.shown()))
+    assert found == {(DirectoryState.MISSING, None), (DirectoryState.DURABLE, b"content")}
+
+    rig = Rig(has_directory=False)
+    rig.call(lambda: (rig.disk.make_directory(exist_ok=False), rig.disk.sync(rig.disk.open_directory(PARENT))))
+    assert rig.disk.directory is DirectoryState.DURABLE
+
+
+def test_what_a_failed_sync_forgot_is_not_written_by_the_next_one() -> None:
+    found = set()
+    for seed in SEEDS:
+        rig = Rig(seed)
+        rig.disk.put("a", b"old")
+
+        def change(rig: Rig = rig) -> None:
+            fd = rig.disk.open("a", os.O_WRONLY)
+            write_all(rig.disk, fd, b"new")
+            rig.disk.faults.fail_next("sync")
+            with pytest.raises(OSError, match="Input/output"):
+                rig.disk.sync(fd)
+            rig.disk.sync(fd)
+
+        rig.call(change)
+        assert rig.shown() == b"new"  # in the cache
+        rig.disk.power_loss()
+        found.add(rig.shown())
+    assert found == {b"old", b"new"}
+
+
+def test_a_nearly_full_disk_cuts_a_write_short_and_takes_what_replaces_bytes(rig: Rig) -> None:
+    def write() -> None:
+        disk = rig.disk
+        fd = disk.open("a", CREATE)
+        write_all(disk, fd, bytes(10))
+        disk.faults.fill(10.0, room=5)
+        with pytest.raises(OSError, match="No space"):
+            write_all(disk, fd, b"x" * 20)
+        assert rig.shown() == b"x" * 15
+        write_all(disk, fd, b"y" * 15)
+        with pytest.raises(OSError, match="No space"):
+            disk.open("b", CREATE)
+        disk.truncate(fd, 12)
+        assert disk.free_space == 3
+        disk.remove("a")
+        assert disk.free_space == 15
+
+    rig.call(write)
+
+
+def test_a_full_disk_has_room_again_when_its_time_is_over(rig: Rig) -> None:
+    def write() -> None:
+        fd = rig.disk.open("a", CREATE)
+        rig.disk.faults.fill(1.0)
+        with pytest.raises(OSError, match="No space"):
+            rig.disk.write(fd, b"content", 0)
+        rig.kernel.block(1.0)
+        write_all(rig.disk, fd, b"content")
+
+    rig.call(write)
+
+
+@pytest.mark.parametrize("call", ["open", "read", "write", "truncate", "rename", "remove"])
+def test_the_next_call_of_a_kind_fails_and_no_other(rig: Rig, call: Call) -> None:
+    def use() -> None:
+        disk = rig.disk
+        fd = write_file(disk)
+        calls: dict[str, Callable[[], object]] = {
+            "open": lambda: disk.open("a", os.O_RDONLY),
+            "read": lambda: disk.read(fd, 1, 0),
+            "write": lambda: disk.write(fd, b"x", 0),
+            "truncate": lambda: disk.truncate(fd, 1),
+            "rename": lambda: disk.rename("a", "b"),
+            "remove": lambda: disk.remove("b"),
+        }
+        disk.faults.fail_next(call)
+        for name, function in calls.items():
+            if name == call:
+                with pytest.raises(OSError, match="Input/output"):
+                    function()
+            function()
+
+    rig.call(use)
+
+
+@pytest.mark.parametrize(("before", "content"), [(True, b"1"), (False, b"12")])
+def test_a_kill_at_the_nth_call_of_a_kind_comes_before_or_after_its_effect(
+    rig: Rig, before: bool, content: bytes
+) -> None:
+    def write() -> None:
+        fd = rig.disk.open("a", CREATE)
+        for offset in range(5):
+            rig.disk.write(fd, b"12345"[offset : offset + 1], offset)
+            rig.disk.sync(fd)
+
+    rig.run_until_killed(write, number=2, call="write", before=before)
+    assert rig.shown() == content
+
+
+@pytest.mark.parametrize(("before", "is_durable"), [(True, False), (False, True)])
+def test_a_power_loss_after_a_sync_finds_it_done(before: bool, is_durable: bool) -> None:
+    found = set()
+    for seed in SEEDS:
+        rig = Rig(seed)
+        rig.disk.put("a", b"old")
+
+        def write(rig: Rig = rig) -> None:
+            fd = rig.disk.open("a", os.O_WRONLY)
+            write_all(rig.disk, fd, b"new")
+            rig.disk.sync(fd)
+            rig.disk.write(fd, b"too late", 0)
+
+        rig.run_until_killed(write, number=1, call="sync", before=before)
+        rig.disk.power_loss()
+        found.add(rig.shown())
+    assert found == ({b"new"} if is_durable else {b"old", b"new"})
+
+
+def test_calls_are_counted_from_the_next_rename_on(rig: Rig) -> None:
+    def use() -> None:
+        write_file(rig.disk)
+        rig.disk.rename("a", "b")
+        for name in "cdefg":
+            rig.disk.open(name, CREATE)
+
+    rig.run_until_killed(use, number=3, after_next="rename")
+    assert sorted(rig.disk.model.shown()) == ["b", "c", "d"]
+
+
+def test_a_lock_keeps_others_out_until_its_process_ends(rig: Rig) -> None:
+    def lock() -> None:
+        rig.disk.lock(rig.disk.open_directory(DIRECTORY), "exclusive")
+        rig.kernel.block(None)
+
+    process = rig.start(lock)
+    rig.kernel.run(rig.kernel.now + 1.0)
+
+    def try_again() -> None:
+        fd = rig.disk.open_directory(DIRECTORY)
+        with pytest.raises(BlockingIOError):
+            rig.disk.lock(fd, "shared")
+        rig.kernel.at(rig.kernel.now, process.kill, True)
+        rig.kernel.block(0.1)
+        rig.disk.lock(fd, "shared")
+        rig.disk.lock(rig.disk.open_directory(DIRECTORY), "shared")
+        with pytest.raises(BlockingIOError):
+            rig.disk.lock(fd, "exclusive")
+
+    rig.call(try_again)
+
+
+def test_a_slow_disk_takes_longer(rig: Rig) -> None:
+    def sync() -> float:
+        fd = rig.disk.open("a", CREATE)
+        before = rig.kernel.now
+        for _ in range(10):
+            rig.disk.sync(fd)
+        return rig.kernel.now - before
+
+    def sync_slowly() -> float:
+        rig.disk.remove("a")
+        rig.disk.faults.slow_down(60.0, factor=5.0)
+        return sync()
+
+    assert rig.call(sync) < 0.1 < rig.call(sync_slowly)
+
+
+def test_the_same_seed_does_the_same() -> None:
+    def digest(seed: int) -> tuple[int, bytes | None]:
+        rig = Rig(seed)
+
+        def write() -> None:
+            fd = write_file(rig.disk)
+            for offset in range(200):
+                rig.disk.write(fd, b"some more bytes", 512 * offset)
+
+        rig.call(write)
+        rig.disk.power_loss()
+        return rig.kernel.digest, rig.shown()
+
+    assert digest(1) == digest(1)
+    assert digest(1) != digest(2)
