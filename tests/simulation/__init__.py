@@ -1,0 +1,1 @@
+"""The whole system in one process and in virtual time, decided by a seed."""
