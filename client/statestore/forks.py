@@ -34,13 +34,14 @@ class ProcessBound:
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled: it belongs to the process that made it")
 
 
-_inherited: "set[weakref.ref[Inherited]]" = set()
+# A dict, because the order of a set would depend on addresses in memory.
+_inherited: "dict[weakref.ref[Inherited], None]" = {}
 
 
 def reset_after_fork(thing: Inherited) -> None:
     """Call `thing.after_fork_in_child` in every child from now on, for as long as `thing` lives."""
-    # `discard` is a call into C: in a callback in Python the exception of a signal handler would be lost.
-    _inherited.add(weakref.ref(thing, _inherited.discard))
+    # `pop` is a call into C: in a callback in Python the exception of a signal handler would be lost.
+    _inherited[weakref.ref(thing, _inherited.pop)] = None
 
 
 class Descriptor:
@@ -133,8 +134,8 @@ _starting: "dict[int, threading.RLock]" = {}
 def _start_afresh() -> None:
     """The first thread that comes here does it, and the others wait for it.
 
-    Things with sockets come first: what the child said on them would be taken for its parent's. If an exception of a
-    signal handler ends this, the mark is not set, and the next use begins again.
+    Things with sockets come first: what the child said on them would be taken for its parent's. Otherwise the newest
+    comes first. If an exception of a signal handler ends this, the mark is not set, and the next use begins again.
     """
     with _starting.setdefault(os.getpid(), threading.RLock()):
         if not _fork_lock._is_owned():

@@ -295,5 +295,5 @@ class LikeADict(RuleBasedStateMachine):
         """What others store for a sender does not matter, save for set_all: addresses are each run's own."""
         return sender if not sender or sender == "None" else self.run + sender
 
-    def used_modules(self) -> set[str]:
-        return {module for module, _ in self.model}
+    def used_modules(self) -> list[str]:
+        return list(dict.fromkeys(module for module, _ in self.model))

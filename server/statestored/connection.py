@@ -40,8 +40,8 @@ FIRST_BYTES = b"\x93\x94\xdc\xdd"  # of a message: those of an array of three or
 _NOBODY = asyncio.BufferedProtocol()
 
 
-class Connections(set["Connection"]):
-    """Those that are open.
+class Connections(dict["Connection", None]):
+    """The connections that are open, in the order in which they were made.
 
     ending: the daemon is about to: nobody is let in any more.
     strangers: those that have to show a token, and did not yet; who came first stands first.
@@ -56,8 +56,11 @@ class Connections(set["Connection"]):
         self.watch = Watch()
         self.turns = HeavyTurns()
 
+    def add(self, connection: Connection) -> None:
+        self[connection] = None
+
     def remove(self, connection: Connection) -> None:
-        super().remove(connection)
+        del self[connection]
         self.strangers.pop(connection, None)
         self.turns.forget(connection)
         self.watch.discard(connection)

@@ -55,22 +55,22 @@ class Since:
 
 
 class Watch:
-    """Those whose state may not last; `now` is the number of looks so far."""
+    """Those whose state may not last, in the order in which they were added; `now` is the number of looks so far."""
 
     def __init__(self) -> None:
         self.now = 0
-        self._watched: set[Watched] = set()
+        self._watched: dict[Watched, None] = {}
 
     def add(self, watched: Watched) -> int:
         """Returns `now`."""
-        self._watched.add(watched)
+        self._watched[watched] = None
         return self.now
 
     def discard(self, watched: Watched) -> None:
-        self._watched.discard(watched)
+        self._watched.pop(watched, None)
 
     def tick(self) -> None:
         self.now += 1
         for watched in list(self._watched):
             if not watched.look(self.now):
-                self._watched.discard(watched)
+                self.discard(watched)

@@ -201,8 +201,9 @@ def _token(name: str, about: Any) -> Token:
     check_name(name)
     if not isinstance(about, dict):
         raise ValueError(f"{name} must be a table: [{name}]")
-    for key in about.keys() - _KEYS:
-        raise ValueError(f"[{name}] knows no {key!r}, only {', '.join(sorted(_KEYS))}")
+    unknown = next((key for key in about if key not in _KEYS), None)
+    if unknown is not None:
+        raise ValueError(f"[{name}] knows no {unknown!r}, only {', '.join(sorted(_KEYS))}")
     role, namespaces, digest = about.get("role"), about.get("namespaces"), about.get("sha256")
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"[{name}] role must be one of {', '.join(ROLES)}")

@@ -1,6 +1,5 @@
 """Faults of the daemon and of the client. Each puts one in; the tests must notice (K3)."""
 
-import fcntl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -9,10 +8,10 @@ import pytest
 
 from statestore.calls import Call
 from statestore.connection import Connection
-from statestore.pool import Place, Question
-from statestore.protocol import ClientProtocol, Response, Welcome
+from statestore.pool import Place, Pool, Question
+from statestore.protocol import ClientProtocol, ConnectionLost, Response, Welcome
 from statestore.session import Session
-from statestored import writes
+from statestored import connection, intake, locks, writes
 from statestored.engines import embedded, leases
 from statestored.engines.base import Number, Reply
 from statestored.engines.embedded import EmbeddedEngine
@@ -90,9 +89,9 @@ def not_after_ignored(patch: Patch) -> None:
     def run_whenever(caller: Any, command: Any, params: Any, options: Any) -> Reply:
         return run_with(caller, command, params, {name: options[name] for name in options if name != writes.NOT_AFTER})
 
-    patch.setattr("statestored.connection.run_with", run_whenever)
-    patch.setattr("statestored.intake.run_with", run_whenever)
-    patch.setattr("statestored.intake.set_once_together", lambda *_: None)
+    patch.setattr(connection, "run_with", run_whenever)
+    patch.setattr(intake, "run_with", run_whenever)
+    patch.setattr(intake, "set_once_together", lambda *_: None)
 
 
 def heads_swapped(patch: Patch) -> None:
@@ -130,7 +129,7 @@ def failed_sync_ignored(patch: Patch) -> None:
 
 def directory_not_locked(patch: Patch) -> None:
     """D9."""
-    patch.setattr(fcntl, "flock", lambda *_: None)
+    patch.setattr(vars(locks)["fcntl"], "flock", lambda *_: None)
 
 
 # The client
@@ -170,7 +169,7 @@ def writes_without_a_number_repeated(patch: Patch) -> None:
 
 def dead_connections_written_to(patch: Patch) -> None:
     """It is not looked whether the server has hung up before a write is sent."""
-    patch.setattr(Connection, "is_stale", False)
+    patch.setattr(Connection, "is_stale", property(lambda _: False))
 
 
 def oldest_passes_the_unanswered(patch: Patch) -> None:
@@ -178,21 +177,28 @@ def oldest_passes_the_unanswered(patch: Patch) -> None:
 
 
 def reply_taken_by_whoever_is_next(patch: Patch) -> None:
-    """A connection goes on after an interrupted call, and nobody looks at the id of what comes."""
-    receive, ask, kept = ClientProtocol.receive, Place.ask, list[Connection]()
+    """A connection is kept after a call that was interrupted or ran out of time, and the ids of answers are ignored."""
+    receive = ClientProtocol.receive
 
     def receive_whatever(protocol: ClientProtocol, data: bytes) -> Response | None:
         response = receive(protocol, data)
         return response and Response(protocol._last_msgid, response.error, response.result)
 
-    def ask_on_kept(place: Place, question: Question) -> Response | None:
-        if kept and place.connection is not None:
-            place.connection = kept.pop()
-        return ask(place, question)
+    def ask_and_keep(place: Place, question: Question) -> Response | None:
+        connection = place.connection
+        if connection is None:
+            return None
+        try:
+            return connection.call(*question)
+        except ConnectionLost as lost:
+            if not isinstance(lost.__cause__, TimeoutError):
+                place.connection = None
+                connection.close()
+            raise
 
     patch.setattr(ClientProtocol, "receive", receive_whatever)
-    patch.setattr(Connection, "close", lambda connection: kept.append(connection))
-    patch.setattr(Place, "ask", ask_on_kept)
+    patch.setattr(Place, "ask", ask_and_keep)
+    patch.setattr(Pool, "drop_idle", lambda _: None)
 
 
 # No fault

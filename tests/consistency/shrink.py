@@ -27,7 +27,7 @@ def shrink(history: Sequence[Operation]) -> list[Operation]:
 
 def _of_one_module(history: Sequence[Operation]) -> list[Operation]:
     """Where that is enough; of what is done to all modules nothing is known then of the others."""
-    for module in {operation.arguments[0] for operation in history if operation.method != "set_all"}:
+    for module in dict.fromkeys(operation.arguments[0] for operation in history if operation.method != "set_all"):
         of_it = [
             replace(operation, result=ANY if operation.answered else None)
             if operation.method == "set_all"

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sequential
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 
+from statestore.errors import StateStoreError
 from statestored import files, framing, segment, snapshot
 from statestored.datadir import DataDirectory
 from statestored.engines import recovery, snapshots
@@ -45,8 +45,12 @@ def answer_in_the_next_batch(patch: Patch) -> None:
     commit = GroupCommit.commit
 
     def commit_later(commits: GroupCommit, effects: Sequential[Effect]) -> Batch | None:
+        def commit_now(_: None, error: StateStoreError | None) -> None:
+            if error is None:
+                commit(commits, effects)
+
         if effects[0][0] == DONE:
-            commits.batch.then(lambda _, error: None if error else commit(commits, effects), None)
+            commits.batch.then(commit_now, None)
             return commits.batch
         return commit(commits, effects)
 
@@ -134,15 +138,9 @@ def names_found_not_synced(patch: Patch) -> None:
     begin = Journal.begin
 
     def begin_at_once(journal: Journal) -> None:
-        sync, skipped = files.sync_directory, list[Path | int]()
-
-        def sync_but_once(directory: Path | int) -> None:
-            if skipped:
-                sync(directory)
-            skipped.append(directory)
-
         with pytest.MonkeyPatch.context() as unsynced:
-            unsynced.setattr(files, "sync_directory", sync_but_once)
+            # The first sync is left out. It restores the function at once, before any other thread can call it.
+            unsynced.setattr(files, "sync_directory", lambda _: unsynced.undo())
             begin(journal)
 
     patch.setattr(Journal, "begin", begin_at_once)
@@ -160,7 +158,7 @@ def snapshot_renamed_before_synced(patch: Patch) -> None:
 
     def finish_and_sync(writer: SnapshotWriter, entries: int, last: Sequence) -> None:
         finish(writer, entries, last)
-        with writer._path.open("rb") as file:
+        with files.open_to_read(writer._path) as file:
             files.sync_file(file)
 
     patch.setattr(SnapshotWriter, "flush", flush_unsynced)
@@ -226,13 +224,14 @@ def copies_synced_too_late(patch: Patch) -> None:
 def batch_applied_twice(patch: Patch) -> None:
     """Each one again after the next."""
     replay = recovery.replay_batch
-    last: list[Frame] = []
+    last: list[tuple[States, Frame]] = []
 
     def replay_again(path: Any, frame: Frame, states: States) -> None:
         replay(path, frame, states)
-        if last and last[0].end == frame.offset:
-            replay(path, last[0], states)
-        last[:] = [frame]
+        for into, before in last:
+            if into is states and before.end == frame.offset:
+                replay(path, before, states)
+        last[:] = [(states, frame)]
 
     patch.setattr(recovery, "replay_batch", replay_again)
 

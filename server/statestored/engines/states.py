@@ -31,8 +31,9 @@ class States:
         self.changes = 0
         self.memory = 0
         self.garbage: list[Bucket] = []  # cleared, and to be freed little by little: all at once takes too long
-        self._changed: set[Table | ClientSessions] = set()  # since the last cut
-        self._cut: set[Table | ClientSessions] = set()  # before that, and not settled
+        # Dicts, because the order of a set would depend on addresses in memory.
+        self._changed: dict[Table | ClientSessions, None] = {}  # since the last cut
+        self._cut: dict[Table | ClientSessions, None] = {}  # before that, and not settled
 
     def table(self, namespace: bytes) -> Table:
         table = self.tables.get(namespace)
@@ -65,26 +66,26 @@ class States:
             changed = where.apply(effects)
         if changed:
             self.changes += changed
-            self._changed.add(where)
+            self._changed[where] = None
         return changed > 0
 
     def cut(self) -> None:
         """What was applied since the last cut is about to be written. What was cut before is settled."""
         for each in self._changed:
             each.cut()
-        self._cut, self._changed = self._changed, set()
+        self._cut, self._changed = self._changed, {}
 
     def settle(self) -> None:
         """What was cut has been written, and stays."""
         for each in self._cut:
             self.garbage += each.settle()
-        self._cut = set()
+        self._cut = {}
 
     def revert(self) -> None:
         """All that is not settled is taken back."""
-        for each in self._changed | self._cut:
+        for each in self._cut | self._changed:
             each.revert()
-        self._changed, self._cut = set(), set()
+        self._changed, self._cut = {}, {}
         self.measure()
 
     def measure(self) -> None:
