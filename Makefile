@@ -8,9 +8,12 @@ ROUNDS ?= 1000
 RUNS ?= 100
 INPUTS ?= 1000000
 GUIDED ?= 10000
+SEEDS ?= 1000
+FIRST ?= 1
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lowest torture demo bench lint format clean
+.PHONY: help run test test-lowest simulate torture demo bench lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -27,6 +30,9 @@ test-lowest: $(VENV)/dev tests/foreign/node_modules ## Run the unit tests with t
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-lowest
 	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(VENV)-lowest/bin/python -m pytest --numprocesses 4 --dist worksteal $(PYTEST_ARGS) tests/client tests/server
+
+simulate: $(VENV)/dev ## The whole system in one process, in virtual time: SEEDS=1000 from FIRST=1 on, in JOBS=2 processes
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
 
 torture: $(VENV)/dev $(VENV)/fuzz ## The long tests: kills, interrupts, histories, real mail, fuzzed input, hostile clients
 	tests/install-tools.sh
