@@ -1,0 +1,231 @@
+"""A TCP connection between two simulated processes: in order, with any latency and in any pieces.
+
+What arrives while its way is blocked is kept by the sender's system, which sends it again later, also after the sender
+has closed the connection. So what a client has given up may still arrive, behind what it has sent since on another
+connection: a late duplicate.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from tests.simulation.kernel import Process
+
+if TYPE_CHECKING:
+    from tests.simulation.network import Network
+
+Address = tuple[str, int]
+
+WINDOWS = (4096, 65536, 262144)  # bytes that the other side need not have read
+RETRANSMISSION = (0.05, 0.3)  # seconds until lost segments are sent again, for the first time; then twice as many
+MAX_RETRANSMISSION = 2.0  # seconds
+KEEPALIVE_SECONDS = 50.0  # `statestored.sockets.KEEP_ALIVE`: until a connection to nobody is given up
+
+
+class Mark(Enum):
+    """What a segment may be besides data."""
+
+    FIN = auto()
+    RST = auto()
+
+
+Segment = bytes | Mark
+
+
+class Connection:
+    """A TCP connection: two ends, and what is on the way between them."""
+
+    def __init__(
+        self, network: Network, number: int, client: tuple[Process, Address], server: tuple[Process, Address]
+    ) -> None:
+        self.network = network
+        self.number = number
+        self.window = network.rng.choice(WINDOWS)
+        self.is_silent = False
+        self.client = End(self, *client)
+        self.server = End(self, *server)
+        self.client.peer, self.server.peer = self.server, self.client
+
+    def __str__(self) -> str:
+        return f"#{self.number}"
+
+    def silence(self) -> None:
+        """Lose everything that either side sends from now on, without telling anybody, as a forgetful router does.
+
+        The server's system notices after a while, because it asks whether its peers are there.
+        """
+        self.is_silent = True
+        self.network.kernel.after(KEEPALIVE_SECONDS, self.server.fail, errno.ETIMEDOUT)
+
+
+class End:
+    """One side of a connection: what its system knows of it.
+
+    Attributes:
+        process, address: Whose it is, and its address.
+        received: What has arrived and is not read.
+        eof: The other side sends no more.
+        error: The errno of what ended the connection, or 0. What arrived before can still be read, as on Linux.
+        closed: The process has closed this side, or has ended.
+        in_flight: How many bytes the other side has not read.
+        needs_room: The process waits until more can be sent; to be set by whoever waits.
+        on_readable, on_room: Called in the hub when something has arrived, or when more can be sent.
+        delayed_until: What it sends is held back until then.
+    """
+
+    peer: End
+
+    def __init__(self, connection: Connection, process: Process, address: Address) -> None:
+        self.connection = connection
+        self.process = process
+        self.address = address
+        self.received = bytearray()
+        self.eof = False
+        self.error = 0
+        self.closed = False
+        self.in_flight = 0
+        self.needs_room = False
+        self.on_readable: Callable[[], object] | None = None
+        self.on_room: Callable[[], object] | None = None
+        self.delayed_until = 0.0
+        self._network = connection.network
+        self._kernel = connection.network.kernel
+        self._last_arrival = 0.0
+        self._held: list[Segment] = []  # lost on the way, to be sent again
+        self._retransmission = 0.0
+        process.resources[self] = None
+
+    @property
+    def room(self) -> int:
+        """How many bytes can be sent."""
+        return self.connection.window - self.in_flight
+
+    def send(self, data: bytes) -> None:
+        network, kernel = self._network, self._kernel
+        kernel.digest = zlib.crc32(data, kernel.digest)
+        if network.tap is not None:
+            network.tap("sends", self, data)
+        self.in_flight += len(data)
+        if len(data) > 1 and network.rng.random() < network.pieces:
+            cut = network.rng.randrange(1, len(data))
+            self._post(data[:cut])
+            data = data[cut:]
+        self._post(data)
+
+    def read(self, size: int) -> bytes:
+        data = bytes(self.received[:size])
+        del self.received[:size]
+        peer = self.peer
+        peer.in_flight -= len(data)
+        if peer.needs_room:
+            peer.needs_room = False
+            self._kernel.after(self._network.latency(), peer._has_room)
+        return data
+
+    def close(self, *, with_reset: bool = False) -> None:
+        """Close it. As the system does it, the peer gets a reset if it has sent something that nobody reads."""
+        if self.closed:
+            return
+        self.closed = True
+        self.on_readable = self.on_room = None
+        self.process.resources.pop(self, None)
+        if self is self.connection.server:
+            self._network.enter_time_wait(self.address)
+        if self.error:
+            return
+        if self.received or with_reset:
+            self._held.clear()  # after a reset nothing is sent again
+            self._post(Mark.RST)
+        else:
+            self._post(Mark.FIN)
+
+    def fail(self, error: int) -> None:
+        """Break the connection on this side only; the other side learns of it when it sends something."""
+        if not (self.error or self.closed):
+            self.error = error
+            self._held.clear()
+            self._tell_readable()
+
+    def reset(self) -> None:
+        """As if the peer had reset the connection; so does a box between the two that has forgotten it."""
+        self.fail(errno.ECONNRESET)
+
+    def delay(self, seconds: float) -> None:
+        """Hold back what it has sent and has not arrived, and what it sends, even if it is closed meanwhile."""
+        self.delayed_until = max(self.delayed_until, self._kernel.now + seconds)
+
+    def process_ended(self, *, power_lost: bool) -> None:
+        """Called by the kernel."""
+        if power_lost:
+            self.closed = True
+            self.on_readable = self.on_room = None
+            self._held.clear()
+        else:
+            self.close()
+
+    # The way to the peer
+
+    def _post(self, segment: Segment) -> None:
+        kernel = self._kernel
+        self._last_arrival = arrival = max(self._last_arrival + 1e-9, kernel.now + self._network.latency())
+        kernel.at(arrival, self._arrive, segment)
+
+    def _arrive(self, segment: Segment) -> None:
+        if not self._held and self._can_pass():
+            self.peer._take(segment)
+        elif segment is not Mark.RST:  # which is sent once
+            self._held.append(segment)
+            if len(self._held) == 1:
+                self._retransmission = self._network.rng.uniform(*RETRANSMISSION)
+                self._kernel.after(self._retransmission, self._retransmit)
+
+    def _can_pass(self) -> bool:
+        return self._kernel.now >= self.delayed_until and self._network.can_pass(self.address[0], self.peer.address[0])
+
+    def _retransmit(self) -> None:
+        if not self._held:
+            return
+        if not (self.process.machine.is_reachable and self._can_pass()):
+            self._retransmission = min(2 * self._retransmission, MAX_RETRANSMISSION)
+            self._kernel.after(self._retransmission, self._retransmit)
+            return
+        held, self._held = self._held, []
+        for segment in held:
+            self.peer._take(segment)
+
+    def _take(self, segment: Segment) -> None:
+        if self.connection.is_silent:
+            return
+        if self._network.tap is not None:
+            self._network.tap("receives", self, segment)
+        if self.closed or self.error:
+            if not isinstance(segment, Mark):
+                self._post(Mark.RST)
+        elif segment is Mark.RST:
+            self.reset()
+        else:
+            if segment is Mark.FIN:
+                self.eof = True
+            else:
+                self.received += segment
+            self._tell_readable()
+
+    def _tell_readable(self) -> None:
+        if self.on_readable is not None:
+            self.on_readable()
+        if self.error and self.on_room is not None:
+            self.on_room()
+
+    def _has_room(self) -> None:
+        if self.on_room is not None:
+            self.on_room()
+
+
+def os_error(number: int) -> OSError:
+    """Return an exception of the class that belongs to this errno."""
+    return OSError(number, os.strerror(number))
