@@ -53,6 +53,19 @@ def test_a_wait_ends_at_its_timeout_or_when_it_is_woken(kernel: Kernel, process:
     assert ends == [(False, 2.0), (True, 3.0)]
 
 
+def test_a_thread_that_waits_for_almost_nothing_again_and_again_does_not_stop_the_clock(
+    kernel: Kernel, process: Process
+) -> None:
+    def wait() -> None:
+        while stand_ins.monotonic() < end:
+            stand_ins.sleep(1e-15)
+
+    end = process.machine.monotonic() + 1e-4
+    process.spawn(wait)
+    kernel.run(FOREVER)
+    assert kernel.events < 2000
+
+
 def test_a_wake_of_an_earlier_wait_does_not_end_a_later_one(kernel: Kernel, process: Process) -> None:
     ends: list[tuple[bool, float]] = []
 
