@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.simulation.network import Network
 
 START = 100.0  # the virtual time at which a run begins; the trace counts from here
+SHORTEST_WAIT = 1e-7  # seconds; if a wait took none, a thread that waits again and again would stop the clock
 MAX_KILLS = 100  # of one greenlet that catches GreenletExit and goes on
 
 
@@ -107,7 +108,7 @@ class Kernel:
     # Greenlets
 
     def block(self, timeout: float | None) -> bool:
-        """Suspend the calling greenlet. Return whether it was woken, rather than `timeout` seconds over.
+        """Suspend the calling greenlet. Return whether it was woken before `timeout` seconds were over.
 
         Raises:
             GreenletExit: the process has ended.
@@ -119,7 +120,7 @@ class Kernel:
         thread.ticket += 1
         thread.running_loop = _get_running_loop()
         if timeout is not None:
-            thread.due = due = self.now + timeout if timeout > 0.0 else self.now
+            thread.due = due = self.now + (timeout if timeout > SHORTEST_WAIT else SHORTEST_WAIT)
             thread.asleep = process.machine.asleep
             self.at(due, self._resume, thread, thread.ticket, False)
         woken: bool = self._hub.switch()

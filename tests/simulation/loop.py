@@ -167,10 +167,11 @@ class Loop(asyncio.BaseEventLoop):
     def _discard(self) -> None:
         """Close what is left of coroutines, so that nothing of them runs when the collector comes, in a later run."""
         for task in asyncio.all_tasks(self):
-            coroutine = task.get_coro()
+            coroutine: Any = task.get_coro()
             for _ in range(MAX_CLOSES):
-                with suppress(Exception, GreenletExit):
+                with suppress(Exception, GreenletExit):  # of the cleaning up, which finds no process
                     coroutine.close()
+                if coroutine.cr_frame is None:
                     break
         self._ready.clear()
         self._scheduled.clear()

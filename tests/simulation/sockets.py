@@ -267,9 +267,10 @@ class Poll:
         self._events = events | select.POLLERR | select.POLLHUP | select.POLLNVAL
 
     def poll(self, milliseconds: float | None = None) -> list[tuple[int, int]]:
-        """Takes a little time if nothing is found, or one that asks again and again would stop the clock.
+        """Return what is found, within this time. None: without a limit.
 
-        In an event loop, whose iterations take time anyway, a question that does not wait takes none.
+        If nothing is found this takes a little time, or a thread that asks again and again would stop the clock. The
+        iterations of an event loop take time anyway, so that a call which does not wait takes none there.
         """
         sock = self._socket
         if sock is None:
