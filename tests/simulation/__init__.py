@@ -1,1 +1,1 @@
-"""The whole system in one process and in virtual time, decided by a seed."""
+"""The whole system in one process and in virtual time: clients, network, daemon and disk, decided by a seed."""
