@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.simulation.disk import DIRECTORY, PARENT, DirectoryState, SimulatedDisk
+from tests.simulation.disk import DIRECTORY, PARENT, DirectoryState, Disk
 from tests.simulation.disk_faults import Call
 from tests.simulation.kernel import Kernel, Machine, Process
 
@@ -20,7 +20,7 @@ class Rig:
 
     def __init__(self, seed: int = 1, *, has_directory: bool = True) -> None:
         self.kernel = Kernel(seed)
-        self.disk = SimulatedDisk(self.kernel, has_directory=has_directory)
+        self.disk = Disk(self.kernel, has_directory=has_directory)
         self.machine = Machine(self.kernel, "server", self.disk)
 
     def start(self, function: Callable[[], object]) -> Process:
@@ -40,16 +40,17 @@ class Rig:
 
         process = self.start(run)
         self.kernel.run(self.kernel.now + 60.0)
-        process.kill(quiet=True)
+        process.kill()
         if errors:
             raise errors[0]
         return results[0]
 
     def run_until_killed(self, function: Callable[[], object], **when: object) -> None:
         process = self.start(function)
-        self.disk.faults.on_call(lambda: process.kill(quiet=True), **when)  # type: ignore[arg-type]
+        self.disk.faults.on_call(lambda: process.kill(), **when)  # type: ignore[arg-type]
         self.kernel.run(self.kernel.now + 60.0)
         assert not process.alive
+        assert not self.kernel.failures
 
     def shown(self, name: str = "a") -> bytes | None:
         return self.disk.model.shown().get(name)
@@ -60,13 +61,13 @@ def rig() -> Rig:
     return Rig()
 
 
-def write_all(disk: SimulatedDisk, fd: int, data: bytes) -> None:
+def write_all(disk: Disk, fd: int, data: bytes) -> None:
     offset = 0
     while offset < len(data):
         offset += disk.write(fd, data[offset:], offset)
 
 
-def write_file(disk: SimulatedDisk, data: bytes = b"content", *, is_synced: bool = True) -> int:
+def write_file(disk: Disk, data: bytes = b"content", *, is_synced: bool = True) -> int:
     fd = disk.open("a", CREATE)
     write_all(disk, fd, data)
     if is_synced:
@@ -119,7 +120,12 @@ def test_a_new_directory_may_be_lost_until_its_parent_is_synced() -> None:
     assert found == {(DirectoryState.MISSING, None), (DirectoryState.DURABLE, b"content")}
 
     rig = Rig(has_directory=False)
-    rig.call(lambda: (rig.disk.make_directory(exist_ok=False), rig.disk.sync(rig.disk.open_directory(PARENT))))
+
+    def make_durable() -> None:
+        rig.disk.make_directory(exist_ok=False)
+        rig.disk.sync(rig.disk.open_directory(PARENT))
+
+    rig.call(make_durable)
     assert rig.disk.directory is DirectoryState.DURABLE
 
 
@@ -255,7 +261,7 @@ def test_a_lock_keeps_others_out_until_its_process_ends(rig: Rig) -> None:
         fd = rig.disk.open_directory(DIRECTORY)
         with pytest.raises(BlockingIOError):
             rig.disk.lock(fd, "shared")
-        rig.kernel.at(rig.kernel.now, process.kill, True)
+        rig.kernel.at(rig.kernel.now, process.kill)
         rig.kernel.block(0.1)
         rig.disk.lock(fd, "shared")
         rig.disk.lock(rig.disk.open_directory(DIRECTORY), "shared")

@@ -13,7 +13,7 @@ from statestored.errors import DiskFailed, NoRoom, StartError
 from statestored.framing import Frame, Sequence
 from statestored.journal import Journal, JournalReader
 from statestored.snapshot import SnapshotWriter, verify_snapshot
-from tests.simulation.disk import SimulatedDisk
+from tests.simulation.disk import Disk
 from tests.simulation.disk_faults import Call
 from tests.simulation.filesystem import DATA_DIRECTORY, DataPath, Fcntl, Os
 from tests.simulation.kernel import Kernel, Machine, Process
@@ -39,7 +39,7 @@ class Rig:
 
     def __init__(self, seed: int = 1, *, has_directory: bool = True) -> None:
         self.kernel = Kernel(seed)
-        self.disk = SimulatedDisk(self.kernel, has_directory=has_directory)
+        self.disk = Disk(self.kernel, has_directory=has_directory)
         self.machine = Machine(self.kernel, "server", self.disk)
         self.acknowledged: list[bytes] = []
 
@@ -60,13 +60,14 @@ class Rig:
 
         process = self.start(run)
         self.run()
-        process.kill(quiet=True)
+        process.kill()
         if errors:
             raise errors[0]
         return results[0]
 
     def run(self) -> None:
         self.kernel.run(self.kernel.now + 60.0)
+        assert not self.kernel.failures
 
     def append(self, *payloads: bytes) -> None:
         """What a daemon does from its start to a stop: `payloads` are batches, each of which it syncs."""
@@ -140,10 +141,10 @@ def test_a_kill_and_a_power_loss_at_any_call_lose_nothing_acknowledged(call: Cal
         rig = Rig(number)
         rig.call(lambda: rig.append(b"first"))  # noqa: B023
         process = rig.start(lambda: rig.append(b"second", b"third"))  # noqa: B023
-        rig.disk.faults.on_call(lambda: process.kill(quiet=True), number, call, before=is_before)  # noqa: B023
+        rig.disk.faults.on_call(lambda: process.kill(), number, call, before=is_before)  # noqa: B023
         rig.run()
         if process.alive:
-            process.kill(quiet=True)
+            process.kill()
         else:
             kills += 1
         if number % 2:
@@ -173,7 +174,7 @@ def test_a_second_process_does_not_get_the_directory(rig: Rig) -> None:
     rig.run()
     with pytest.raises(StartError, match=r"in use by another statestored \(process 1 on sim\)"):
         rig.call(lambda: rig.append(b"first"))
-    process.kill(quiet=True)
+    process.kill()
     rig.call(lambda: rig.append(b"first"))
     assert rig.payloads() == [b"first"]
 
@@ -245,6 +246,17 @@ def test_a_large_file_is_removed_in_steps(rig: Rig, monkeypatch: pytest.MonkeyPa
 def test_a_file_of_tokens_can_be_placed_and_read(rig: Rig) -> None:
     rig.disk.put("tokens", "[näme]\n".encode())
     assert rig.call((DataPath(DATA_DIRECTORY) / "tokens").read_text) == "[näme]\n"
+
+
+def test_a_run_can_end_in_the_middle_of_any_call() -> None:
+    for calls in range(1, 150):
+        rig = Rig()
+        process = rig.start(lambda: rig.append(b"first"))  # noqa: B023
+        rig.kernel.run(rig.kernel.now + 60.0, lambda: rig.disk.faults.calls == calls)  # noqa: B023
+        rig.kernel.end()
+        assert process.threads == []
+        assert not rig.kernel.failures
+    assert rig.disk.faults.calls < calls
 
 
 def test_the_same_seed_gives_the_same_trace(monkeypatch: pytest.MonkeyPatch) -> None:

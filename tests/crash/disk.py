@@ -170,7 +170,7 @@ class File:
     def __init__(self, content: bytes = b"") -> None:
         self.content = bytearray(content)
         self.changes = 0
-        self._durable = content
+        self._durable = bytearray(content)
         self._unsynced: list[Written | Truncated] = []
         self._shapes: list[Shape] | None = None  # as far as they are known
 
@@ -183,22 +183,22 @@ class File:
     def sync(self, covered: int) -> None:
         """The first so many changes are on the disk."""
         synced = max(covered - self.changes + len(self._unsynced), 0)
-        durable = bytearray(self._durable)
         for change in self._unsynced[:synced]:
-            _change(durable, change)
-        self._durable, self._unsynced, self._shapes = bytes(durable), self._unsynced[synced:], None
+            _change(self._durable, change)
+        self._unsynced, self._shapes = self._unsynced[synced:], None
 
     def forget(self, covered: int, rng: Random) -> None:
         """Leave the first so many changes as they are on the disk now, which is random: no sync writes them later."""
         forgotten = max(covered - self.changes + len(self._unsynced), 0)
-        synced = File(self._durable)
+        synced = File(bytes(self._durable))
         synced._unsynced = self._unsynced[:forgotten]
-        self._durable, self._unsynced, self._shapes = synced.after_power_loss(rng), self._unsynced[forgotten:], None
+        self._durable = bytearray(synced.after_power_loss(rng))
+        self._unsynced, self._shapes = self._unsynced[forgotten:], None
 
     def after_power_loss(self, rng: Random) -> bytes:
         """Return one of the contents that may be on the disk. The oldest and the newest ones are likely."""
         if not self._unsynced:
-            return self._durable
+            return bytes(self._durable)
         contents, touched, sizes = self._history()
         size, cut = sizes[-1] if rng.random() < 0.3 else rng.choice(sizes)
         shape = self._shape(size, cut, contents, touched)  # the others are not needed, and take long to find
@@ -219,7 +219,7 @@ class File:
 
     def _history(self) -> tuple[list[bytes], list[range], list[tuple[int, int]]]:
         """What the file held after each change, which sectors that touched, and its sizes, each with the last cut."""
-        contents = [self._durable]  # after each change
+        contents = [bytes(self._durable)]  # after each change
         for change in self._unsynced:
             content = bytearray(contents[-1])
             _change(content, change)

@@ -8,7 +8,6 @@ import errno
 import os
 from dataclasses import dataclass
 from enum import Enum
-from random import Random
 from typing import Literal, NamedTuple
 
 from tests.crash.disk import Disk as DiskModel
@@ -51,7 +50,7 @@ class Status(NamedTuple):
     links: int
 
 
-class SimulatedDisk:
+class Disk:
     """The disk of one machine.
 
     Every method that a system call leads to is called by a simulated process, blocks it for a while, and raises OSError
@@ -68,7 +67,7 @@ class SimulatedDisk:
         self.faults = DiskFaults(kernel)
         self.sync_seconds = 0.001
         self.losses = 0
-        self._random = Random(f"disk/{kernel.seed}")
+        self._random = kernel.stream("disk")
         self._descriptors: dict[int, Descriptor] = {}
         self._next_file, self._next_descriptor, self._next_sync = 1, 3, 0
 
@@ -88,7 +87,7 @@ class SimulatedDisk:
         short otherwise changes all later power losses.
         """
         self.losses += 1
-        chance = Random(f"power loss {self.losses}/{self._kernel.seed}")
+        chance = self._kernel.stream(f"power loss {self.losses}")
         self._descriptors.clear()
         self.model = self.model.after_power_loss(chance)
         if self.directory is DirectoryState.MADE:

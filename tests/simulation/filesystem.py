@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from greenlet import GreenletExit
 
-from tests.simulation.disk import DIRECTORY, PARENT, SimulatedDisk, Status
+from tests.simulation.disk import DIRECTORY, PARENT, Disk, Status
 from tests.simulation.kernel import World
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ USER = 1000  # the user and the group that run every daemon and own every file
 DEVICE = 1
 
 
-def current_disk() -> SimulatedDisk:
+def current_disk() -> Disk:
     """Return the disk of the machine whose process is running.
 
     Raises GreenletExit if no process is: then the run is over, and what is left of the processes is unwound.
@@ -34,7 +34,7 @@ def current_disk() -> SimulatedDisk:
     process = World.kernel.current
     if process is None:
         raise GreenletExit
-    disk: SimulatedDisk | None = process.machine.disk
+    disk: Disk | None = process.machine.disk
     assert disk is not None, f"{process.name} runs on a machine without a disk"
     return disk
 
@@ -120,7 +120,7 @@ class DataPath(PosixPath):
 class OpenFile(io.RawIOBase):
     """What `os.fdopen` returns for a descriptor of a simulated disk, unbuffered. It is written by `os.pwrite` only."""
 
-    def __init__(self, disk: SimulatedDisk, fd: int) -> None:
+    def __init__(self, disk: Disk, fd: int) -> None:
         super().__init__()
         self._disk = disk
         self._fd = fd
