@@ -1,4 +1,4 @@
-"""The simulation: seeds that are the same every time, seeds of the day, what once failed, and defects put in on purpose."""
+"""The simulation: fixed seeds, seeds of the day, what once failed, and defects that are put in on purpose."""
 
 import os
 import re

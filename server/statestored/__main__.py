@@ -12,7 +12,8 @@ def main() -> None:
     # notice one that it has no handler for, and be killed ten seconds later.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stdio.exit_now(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing was read yet that could be read again
+    for signum in (signal.SIGHUP, signal.SIGUSR1):  # there is nothing yet to read again, or to write a snapshot of
+        signal.signal(signum, signal.SIG_IGN)
     try:
         from statestored.cli import main as start
     except ModuleNotFoundError as error:

@@ -184,7 +184,6 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None, limit
         admin = Admin(service)
         stack.push_async_callback(admin.close)
         stdio.announce(f"admin on {await admin.listen(settings.admin_listen)}")
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to make a snapshot of
         await engine.open()
         stack.push_async_callback(engine.close)
         if limit is not None:

@@ -136,7 +136,7 @@ def _checked(check: Callable[[str], None], value: str) -> str:
 
 
 def _offline(work: Callable[[Path], Checked], directory: Path) -> Exit:
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_DFL)  # nobody is to take an end by a signal for a success
     set_up_logging("error", "text")
     code, report = work(directory)

@@ -28,12 +28,16 @@ def test_a_library_that_is_missing_is_named_with_what_to_install(library: str) -
     assert "pip install 'statestored[server]'" in done.stderr
 
 
+GOES_ON = f"statestored {__version__}\n"
+
+
 @pytest.mark.parametrize(
-    ("signum", "then"), [("SIGTERM", ""), ("SIGINT", ""), ("SIGHUP", f"statestored {__version__}\n")]
+    ("signum", "then"),
+    [("SIGTERM", ""), ("SIGINT", ""), ("SIGHUP", GOES_ON), ("SIGUSR1", GOES_ON)],
 )
 def test_signals_while_it_still_starts(signum: str, then: str) -> None:
     """Asked to stop it is successful, also as the first process of a container, to which a signal without a handler
-    means nothing. Asked to read its files again it goes on, for it has not read them yet.
+    means nothing. Asked to read its files again, or to write a snapshot, it goes on: it has not read anything yet.
     """
     source = f"""
         import os, signal, sys

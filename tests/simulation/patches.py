@@ -121,7 +121,6 @@ def _replace_surroundings() -> None:
     """What is left out: the admin address, standard output, limits of the system, the garbage collector."""
     _replace(app, Admin=_NoAdmin, stdio=SimpleNamespace(announce=_announce, exit_now=_exit))
     _replace(app, descriptors=SimpleNamespace(make_room=lambda connections, _handshakes: connections))
-    _replace(app, signal=Like(app.signal, signal=lambda number, _handler: _current_process().ignore(number)))
     _replace(access, read_tokens=lambda tokens: tokens.read())
     _replace(collector, gc=_NoCollector())
 

@@ -17,7 +17,7 @@ from tests.consistency.linearizability import Undecided, linearize
 from tests.consistency.shrink import shrink
 from tests.simulation import loop, patches
 from tests.simulation.clients import Actor, Client, History, Reader
-from tests.simulation.disk import SimulatedDisk
+from tests.simulation.disk import Disk
 from tests.simulation.kernel import START, Kernel, Machine, Process
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan, loses_acknowledged_writes
@@ -52,7 +52,7 @@ class System:
         self.rng = random.Random(f"system/{plan.seed}")
         self.network = Network(self.kernel)
         self.network.slowest = plan.latency
-        self.disk = SimulatedDisk(self.kernel, has_directory=False)
+        self.disk = Disk(self.kernel, has_directory=False)
         self.disk.sync_seconds = plan.sync_time
         self.server = Machine(self.kernel, "server", self.disk)
         self.machines = [Machine(self.kernel, f"machine{number}") for number in range(plan.clients)]
@@ -79,6 +79,8 @@ class System:
         self.starts += 1
         daemon = self.daemon = Process(self.kernel, f"daemon{self.starts}", self.server)
         daemon.on_exit = self._daemon_ended
+        for ignored in (signal.SIGHUP, signal.SIGUSR1):  # as `statestored.__main__` does it
+            daemon.ignore(ignored)
 
         async def serve() -> str:
             serving = asyncio.current_task()
