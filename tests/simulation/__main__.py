@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 
 from tests.command import say
 from tests.simulation import worker
@@ -17,6 +18,7 @@ from tests.simulation.plan import Plan, PlanError, plan_of
 from tests.simulation.run import Outcome
 from tests.simulation.worker import Result
 
+REGRESSIONS = Path(__file__).with_name("regressions.txt")
 CHUNK = 10  # seeds that a process is given at once
 LINE_EVERY = 60.0  # seconds
 MOST_SHOWN = 5  # failures that are shrunk and shown; of the others only the seed is named
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = worker.run(options.plan, keep_trace=True)
         say(*_explain(outcome), f"digest {outcome.digest:08x}")
         return 1 if outcome.failures else 0
+    if options.regressions:
+        return _run_regressions()
     total = Total()
     failed = list(islice(_failures(options, total), 1 if options.until_found else None))
     say(*total.table())
@@ -50,6 +54,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--twice", type=_count, default=100, help="one seed in so many runs twice (default: %(default)s)"
     )
     parser.add_argument("--plan", type=_plan, help="run this plan, or that of this seed, and show the trace")
+    parser.add_argument("--regressions", action="store_true", help="run the plans that once failed")
     parser.add_argument("--fault", choices=worker.faults(), help="a defect to put into the product first")
     parser.add_argument("--until-found", action="store_true", help="end at the first failure")
     return parser.parse_args(arguments)
@@ -74,6 +79,26 @@ def _plan(text: str) -> Plan:
         return Plan.from_json(text)
     except PlanError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _run_regressions() -> int:
+    worker.set_up()
+    failed = 0
+    for why, plan in regressions():
+        outcome = worker.run(plan)
+        say(f"{'FAILED' if outcome.failures else 'passed'}: {why}", *outcome.failures)
+        failed += bool(outcome.failures)
+    return 1 if failed else 0
+
+
+def regressions() -> Iterator[tuple[str, Plan]]:
+    """Each plan that once failed, and why it did. Raises PlanError."""
+    why = ""
+    for line in REGRESSIONS.read_text().splitlines():
+        if line.startswith("#"):
+            why = line.removeprefix("# ")
+        elif line:
+            yield why, Plan.from_json(line)
 
 
 class Total:

@@ -318,6 +318,7 @@ class Client:
             self.running -= 1
             if not self.running:
                 storage[0].close()
+                self._check_nothing_is_kept(storage[0])
 
         for actor in self.actors:
             self.process.spawn(work, actor)
@@ -326,6 +327,7 @@ class Client:
         async def main() -> None:
             async with AsyncRemoteStorage(**self._options) as storage:
                 await asyncio.gather(*(actor.work(storage) for actor in self.actors))
+            self._check_nothing_is_kept(storage)
 
         def ended(code: object) -> None:
             self.running = 0
@@ -334,6 +336,14 @@ class Client:
 
         self.process.on_exit = ended
         loop.run(self.process, main)
+
+
+    def _check_nothing_is_kept(self, storage: RemoteStorage | AsyncRemoteStorage) -> None:
+        """When all calls have ended and the storage is closed, it keeps no call and no connection."""
+        kept = [*storage._store.session.unanswered]
+        open_sockets = [sock for sock in self._kernel.network.descriptors.values() if sock.process is self.process]
+        if kept or open_sockets:
+            self._kernel.fail(f"{self.process.name} keeps {len(kept)} calls and {len(open_sockets)} sockets")
 
 
 class Reader(Client):

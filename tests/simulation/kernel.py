@@ -98,6 +98,11 @@ class Kernel:
         if self.keep_trace:
             self.trace.append(line)
 
+    def show(self, who: str, what: str, detail: str = "") -> None:
+        """Add a line that says no more than others do, only more clearly: it does not count for the digest."""
+        if self.keep_trace:
+            self.trace.append(f"{self.now - START:12.6f}  {who:10}  {what:14} {detail}")
+
     def fail(self, what: str, error: BaseException | None = None) -> None:
         """Note that the run has found a failure, and where the error was raised if there is one."""
         self.note("checker", "FAILURE", what)

@@ -21,6 +21,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.kernel import START, Kernel, Machine, Process
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan, loses_acknowledged_writes
+from tests.simulation.wire import WireTrace
 
 ADDRESSES = (TcpAddress("10.0.0.9", 7828), TcpAddress("10.0.1.9", 7828))
 TOKEN = "a-token-of-the-simulation"
@@ -52,6 +53,8 @@ class System:
         self.rng = random.Random(f"system/{plan.seed}")
         self.network = Network(self.kernel)
         self.network.slowest = plan.latency
+        if keep_trace:
+            self.network.tap = WireTrace(self.kernel)
         self.disk = Disk(self.kernel, has_directory=False)
         self.disk.sync_seconds = plan.sync_time
         self.server = Machine(self.kernel, "server", self.disk)
