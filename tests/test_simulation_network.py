@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import inspect
 import select
 import socket
 import struct
@@ -277,6 +278,23 @@ def test_what_a_client_gave_up_arrives_behind_what_it_sent_again(bed: Bed) -> No
     assert (bed.received_by(1), bed.received_by(2)) == (b"old", b"new")
 
 
+def test_a_stranded_client_can_send_again_before_the_first_copy_arrives(bed: Bed) -> None:
+    def talk() -> None:
+        old = connected()
+        old.send(b"one")
+        bed.network.connections()[0].strand(5.0)
+        with pytest.raises(ConnectionResetError):
+            old.recv(10)
+        old.close()
+        new = connected()
+        new.send(b"two")
+        assert new.recv(10)
+
+    bed.call(talk)
+    assert bed.received[0][0] == 2
+    assert (bed.received_by(1), bed.received_by(2)) == (b"one", b"two")
+
+
 def test_what_is_sent_into_a_block_arrives_when_it_is_over_also_from_a_closed_connection(bed: Bed) -> None:
     def talk() -> None:
         sock = connected()
@@ -505,6 +523,65 @@ def test_a_cancelled_attempt_to_connect_leaves_no_connection(bed: Bed) -> None:
     bed.network.block(bed.client, bed.server, 3.0)
     bed.call_async(main)
     assert bed.network.connections() == []
+
+
+def test_a_socket_that_is_closed_while_it_connects_leaves_no_connection(bed: Bed) -> None:
+    def talk() -> None:
+        sock = Socket()
+        sock.begin_to_connect(SERVER, lambda _error: bed.kernel.fail("it was told"))
+        while not bed.network.connections():
+            bed.kernel.block(1e-6)
+        sock.close()
+
+    bed.call(talk)
+    assert bed.network.connections() == []
+
+
+def test_a_full_backlog_makes_clients_try_again(bed: Bed) -> None:
+    done: list[float] = []
+    address = SERVER[0], 1
+
+    def serve() -> None:
+        sock = Socket()
+        sock.bind(address)
+        sock.listen(1)
+        bed.kernel.block(2.0)
+        sock.backlog.popleft()  # accepts
+
+    def connect() -> None:
+        Socket().connect(address)
+        done.append(bed.kernel.now - START)
+
+    Process(bed.kernel, "other daemon", bed.server).spawn(serve)
+    client = Process(bed.kernel, "client", bed.client)
+    for _ in range(2):
+        client.spawn(connect)
+    bed.run()
+    assert done == pytest.approx([0.0, 3.0], abs=0.01)
+
+
+def test_at_the_end_of_a_run_nothing_is_left_of_a_coroutine(bed: Bed) -> None:
+    steps: list[str] = []
+
+    async def main() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            steps.append("finally")
+            await asyncio.sleep(100)
+            steps.append("never")
+
+    coroutine = main()
+
+    async def run_both() -> None:
+        task = asyncio.create_task(coroutine)
+        await asyncio.wait([task])
+
+    loop.run(Process(bed.kernel, "client", bed.client), run_both)
+    bed.run(1.0)
+    bed.kernel.end()
+    assert steps == ["finally"]
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 def test_an_error_in_a_callback_of_a_loop_is_a_failure(bed: Bed) -> None:

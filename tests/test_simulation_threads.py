@@ -111,3 +111,18 @@ def test_a_queue_gives_each_item_to_one_thread_and_is_empty_after_a_timeout(kern
 
     run(kernel, main)
     assert got == ["a", "b", 2.0]
+
+
+def test_a_thread_that_has_given_up_takes_no_item_from_another(kernel: Kernel) -> None:
+    got: list[str] = []
+    items: SimpleQueue[str] = SimpleQueue()
+
+    def main() -> None:
+        with pytest.raises(queue.Empty):
+            items.get(timeout=1.0)
+        Thread(target=lambda: got.append(items.get())).start()
+        kernel.block(1.0)
+        items.put("a")
+
+    run(kernel, main)
+    assert got == ["a"]

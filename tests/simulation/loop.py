@@ -171,7 +171,7 @@ class Loop(asyncio.BaseEventLoop):
             for _ in range(MAX_CLOSES):
                 with suppress(Exception, GreenletExit):  # of the cleaning up, which finds no process
                     coroutine.close()
-                if coroutine.cr_frame is None:
+                if getattr(coroutine, "cr_frame", None) is None:  # it has ended
                     break
         self._ready.clear()
         self._scheduled.clear()

@@ -1,8 +1,9 @@
 """A TCP connection between two simulated processes: in order, with any latency and in any pieces.
 
-What arrives while its way is blocked is kept by the sender's system, which sends it again later, also after the sender
-has closed the connection. So what a client has given up may still arrive, behind what it has sent since on another
-connection: a late duplicate.
+Late duplicates are possible: what a client has given up may still arrive, behind what it has sent since on another
+connection. What is lost because its way is blocked is sent again later by the sender's system, also after the sender
+has closed the connection. And the network itself can hold back what is on its way (`End.delay`), even if the sender's
+side is reset meanwhile (`Connection.strand`).
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ class Connection:
         self.is_silent = True
         self.network.kernel.after(KEEPALIVE_SECONDS, self.server.fail, errno.ETIMEDOUT)
 
+    def strand(self, seconds: float) -> None:
+        """Reset the client's side, while what it has sent is on its way for some time more.
+
+        If the client sends it again on another connection, what arrives by this one is a late duplicate.
+        """
+        self.client.delay(seconds)
+        self.client.reset()
+
 
 class End:
     """One side of a connection: what its system knows of it.
@@ -75,7 +84,7 @@ class End:
         in_flight: How many bytes the other side has not read.
         needs_room: The process waits until more can be sent; to be set by whoever waits.
         on_readable, on_room: Called in the hub when something has arrived, or when more can be sent.
-        delayed_until: What it sends is held back until then.
+        delayed_until: The network holds back what it sends until then.
     """
 
     peer: End
@@ -156,7 +165,7 @@ class End:
         self.fail(errno.ECONNRESET)
 
     def delay(self, seconds: float) -> None:
-        """Hold back what it has sent and has not arrived, and what it sends, even if it is closed meanwhile."""
+        """Let the network hold back what is on its way to the peer, and what is sent from now on."""
         self.delayed_until = max(self.delayed_until, self._kernel.now + seconds)
 
     def process_ended(self, *, power_lost: bool) -> None:
@@ -176,7 +185,9 @@ class End:
         kernel.at(arrival, self._arrive, segment)
 
     def _arrive(self, segment: Segment) -> None:
-        if not self._held and self._can_pass():
+        if self._kernel.now < self.delayed_until:
+            self._kernel.at(self.delayed_until, self._arrive, segment)
+        elif not self._held and self._can_pass():
             self.peer._take(segment)
         elif segment is not Mark.RST:  # which is sent once
             self._held.append(segment)
@@ -185,7 +196,7 @@ class End:
                 self._kernel.after(self._retransmission, self._retransmit)
 
     def _can_pass(self) -> bool:
-        return self._kernel.now >= self.delayed_until and self._network.can_pass(self.address[0], self.peer.address[0])
+        return self._network.can_pass(self.address[0], self.peer.address[0])
 
     def _retransmit(self) -> None:
         if not self._held:
