@@ -139,8 +139,9 @@ class Troubles:
             connection.silence()
 
     def _late_copies(self, rng: random.Random) -> None:
+        """What is on its way arrives when the clients have most likely sent it again."""
         for connection in self._some_connections(rng):
-            connection.client.delay(rng.choice((0.3, 1.2, 4.0)))
+            connection.strand(rng.choice((0.05, 0.3, 1.2, 4.0)))
 
     def _some_connections(self, rng: random.Random) -> list[Connection]:
         return [connection for connection in self._system.network.connections() if rng.random() < 0.5]
