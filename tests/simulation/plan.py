@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 VERSION = 1
+VARIANTS = 4  # of the random streams that are tried for a smaller plan
 
 
 class PlanError(ValueError):
@@ -253,7 +254,17 @@ def loses_acknowledged_writes(plan: Plan) -> bool:
 
 
 def smaller(plan: Plan) -> Iterator[Plan]:
-    """Plans with something left out, the boldest first."""
+    """Plans with something left out, the boldest first, each with several random streams.
+
+    Whatever is left out gives everything after it other random numbers, so that the same fault may need other ones.
+    """
+    for candidate in _with_less(plan):
+        yield candidate
+        for variant in range(1, VARIANTS):
+            yield replace(candidate, seed=f"{plan.seed.partition('.')[0]}.{variant}")
+
+
+def _with_less(plan: Plan) -> Iterator[Plan]:
     for size in (len(plan.events) // 2, 4, 2, 1):
         if size:
             for start in range(0, len(plan.events), size):

@@ -13,7 +13,7 @@ from tests.simulation.faults import FAULTS, seeded
 from tests.simulation.plan import Plan, plan_of, smaller
 from tests.simulation.run import Outcome
 
-MOST_RUNS = 200  # to shrink a plan
+MOST_RUNS = 600  # to shrink a plan
 
 
 @dataclass(frozen=True, slots=True)
