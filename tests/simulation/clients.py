@@ -58,6 +58,7 @@ class History:
         self.refused = 0  # calls that were certainly not carried out
         self.unanswered = 0  # writes that may have been
         self.calls = 0
+        self.clients_running = 0  # so many have calls to make
 
     def senders(self) -> list[str]:
         return [f"s{number}" for number in range(self.plan.senders)]
@@ -291,7 +292,9 @@ class Client:
     def __init__(self, history: History, name: str, machine: Machine, address: str, token: str | None) -> None:
         self.process = Process(history.kernel, name, machine)
         self.actors: list[Actor] = []
-        self.running = 0  # actors
+        self.is_running = False
+        self._actors_running = 0
+        self._history = history
         self._kernel = history.kernel
         self._plan = history.plan
         self._options: dict[str, Any] = {
@@ -302,11 +305,22 @@ class Client:
         }
 
     def start(self, actors: list[Actor], *, blocking: bool) -> None:
-        self.actors, self.running = actors, len(actors)
+        self.actors, self._actors_running = actors, len(actors)
+        self._begin()
         if blocking:
             self._start_threads()
         else:
             self._start_loop()
+
+    def end(self) -> None:
+        """Its process has ended, or all its calls have."""
+        if self.is_running:
+            self.is_running = False
+            self._history.clients_running -= 1
+
+    def _begin(self) -> None:
+        self.is_running = True
+        self._history.clients_running += 1
 
     def _start_threads(self) -> None:
         storage: list[RemoteStorage] = []
@@ -315,8 +329,9 @@ class Client:
             if not storage:
                 storage.append(RemoteStorage(pool=2, **self._options))
             actor.work_blocking(storage[0])
-            self.running -= 1
-            if not self.running:
+            self._actors_running -= 1
+            if not self._actors_running:
+                self.end()
                 storage[0].close()
                 self._check_nothing_is_kept(storage[0])
 
@@ -330,7 +345,7 @@ class Client:
             self._check_nothing_is_kept(storage)
 
         def ended(code: object) -> None:
-            self.running = 0
+            self.end()
             if code is not None:
                 self._kernel.fail(f"{self.process.name} raised {code!r}")
 
@@ -352,7 +367,7 @@ class Reader(Client):
     def start_reading(self, history: History) -> None:
         actor = Actor(history, self.process.name, self.process, 0, is_reader=True)
         self._options["deadline"] = 30.0
-        self.running = 1
+        self._begin()
 
         async def main() -> None:
             async with AsyncRemoteStorage(**self._options) as storage:
@@ -362,7 +377,7 @@ class Reader(Client):
                 await self._compare(storage)
 
         def ended(code: object) -> None:
-            self.running = 0
+            self.end()
             if code is not None:
                 self._kernel.fail(f"the reader raised {code!r}")
 

@@ -169,10 +169,6 @@ class System:
 
     # Clients
 
-    @property
-    def running(self) -> int:
-        return sum(client.running for client in self.clients)
-
     def start_clients(self) -> None:
         self.clients = [self._new_client(number) for number in range(self.plan.clients)]
         for number, client in enumerate(self.clients):
@@ -181,13 +177,13 @@ class System:
     def crash_client(self, number: int) -> None:
         """Its calls under way have no answer; another process goes on, with a session of its own."""
         client = self.clients[number]
-        if not client.running or not client.process.alive:
+        if not client.is_running or not client.process.alive:
             return
         self.kernel.note("trouble", "crash", client.process.name)
         for actor in client.actors:
             actor.crashed()
         client.process.kill()
-        client.running = 0
+        client.end()
         self.clients[number] = self._new_client(number)
         self._start(number, self.clients[number], [actor.calls_left for actor in client.actors])
 
@@ -275,15 +271,15 @@ def _check_nothing_is_kept(system: System) -> None:
 
 
 def _run_until_done(system: System, who: str) -> None:
-    kernel = system.kernel
+    kernel, history = system.kernel, system.history
 
     def is_over() -> bool:
         if kernel.events > MOST_EVENTS and not kernel.failures:
             kernel.fail(f"more than {MOST_EVENTS} events: something spins")
-        return bool(kernel.failures) or not system.running
+        return bool(kernel.failures) or not history.clients_running
 
     kernel.run(kernel.now + LIMIT, is_over)
-    if system.running and not kernel.failures:
+    if history.clients_running and not kernel.failures:
         kernel.fail(f"{who} not come to an end within {LIMIT:g} s")
 
 
