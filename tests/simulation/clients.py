@@ -352,7 +352,6 @@ class Client:
         self.process.on_exit = ended
         loop.run(self.process, main)
 
-
     def _check_nothing_is_kept(self, storage: RemoteStorage | AsyncRemoteStorage) -> None:
         """When all calls have ended and the storage is closed, it keeps no call and no connection."""
         kept = [*storage._store.session.unanswered]

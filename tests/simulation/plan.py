@@ -60,9 +60,9 @@ POWER_LOSSES = frozenset({Trouble.POWER, Trouble.POWER_AT_CALL, Trouble.POWER_AT
 
 # How often each is chosen, in comparison with the others.
 WEIGHTS = {
-    Trouble.POWER: 4,
-    Trouble.POWER_AT_CALL: 5,
-    Trouble.POWER_AT_KIND: 3,
+    Trouble.POWER: 3,
+    Trouble.POWER_AT_CALL: 4,
+    Trouble.POWER_AT_KIND: 8,
     Trouble.POWER_AFTER_RENAME: 3,
     Trouble.KILL: 2,
     Trouble.KILL_AT_CALL: 3,
@@ -195,7 +195,7 @@ def plan_of(seed: int) -> Plan:
     calls = rng.choice((10, 25, 40))
     think = rng.choice((0.001, 0.01, 0.05))
     lasts = max(calls * (think + 0.006), 0.3) * 1.5
-    fsync = rng.choices(FSYNC, (5, 3, 2))[0]
+    fsync = rng.choices(FSYNC, (6, 3, 1))[0]
     snapshots = rng.random() < 0.5  # many of them: then a power loss often comes just after one
     return Plan(
         seed=str(seed),
@@ -217,7 +217,7 @@ def plan_of(seed: int) -> Plan:
         flush_every=rng.choice((200, 2**20)),
         bucket_size=rng.choice((2, 2730)),
         snapshot_interval=rng.choice((0.05, 0.5) if snapshots else (0.0, 3.0)),
-        sync_time=rng.choice((0.0002, 0.002, 0.02)),
+        sync_time=rng.choice((0.0002, 0.005, 0.05)),
         latency=rng.choice((0.0002, 0.002, 0.02)),
         max_sessions=rng.choice((10_000, 10_000, 10_000, 6)),
         session_lifetime=rng.choice((3600.0, 3600.0, 0.2, 2.0)),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.simulation.run import System
 
 NEXT_CALLS = 60  # of the disk, among which one is chosen for a kill
-NEXT_CALLS_OF_KIND: dict[Call, int] = {"write": 20, "sync": 12, "rename": 3, "remove": 4, "truncate": 3, "open": 12}
+NEXT_CALLS_OF_KIND: dict[Call, int] = {"sync": 12, "write": 20, "rename": 3, "remove": 4, "truncate": 3, "open": 12}
 AFTER_RENAME = 12  # calls
 START_CALLS = 40  # of the disk, that a start makes, or some more
 SLOW_LATENCY = 0.2  # seconds
@@ -61,7 +61,7 @@ class Troubles:
         self._disk.on_call(action, rng.randint(1, NEXT_CALLS), before=rng.random() < 0.5)
 
     def _at_kind(self, rng: random.Random, action: Callable[[], None]) -> None:
-        kind = rng.choice(list(NEXT_CALLS_OF_KIND))
+        (kind,) = rng.choices(list(NEXT_CALLS_OF_KIND), (5, 2, 1, 1, 1, 1))
         number = rng.randint(1, NEXT_CALLS_OF_KIND[kind])
         self._disk.on_call(action, number, kind, before=rng.random() < 0.5)
 
