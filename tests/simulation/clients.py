@@ -203,6 +203,7 @@ class Actor:
             was_closed=self.client.closings > self._closings,
             was_revoked=self._history.token.was_revoked_since(called),
             was_hopeless=self._silent_for >= deadline,
+            may_lack_room=self._history.may_lack_room,
             is_session_safe=self._history.are_sessions_safe,
         )
 

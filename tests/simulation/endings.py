@@ -14,6 +14,7 @@ EARLY = 1e-6  # seconds; what adding up times may lose to rounding
 # call may raise what the last attempt of its client was told: attempts are up to 1.4 seconds apart.
 TOKEN_IS_KNOWN_AFTER = 2.0
 
+NO_ROOM = "has no room"  # what the daemon says if it refuses a write because the disk is full
 OWN_CAUSES = (OSError, StateStoreError, ConnectionLost)  # TimeoutError is an OSError; any other cause is a fault
 
 
@@ -28,6 +29,7 @@ class Circumstances:
         was_closed: The storage was closed during the call.
         was_revoked: The token was not valid during the call, or shortly before.
         was_hopeless: When it began, the client had had no answer for as long as the call may take.
+        may_lack_room: The plan has a full disk.
         is_session_safe: No session expires or is evicted, so only the loss of a synced write can end one.
     """
 
@@ -38,6 +40,7 @@ class Circumstances:
     was_closed: bool
     was_revoked: bool
     was_hopeless: bool
+    may_lack_room: bool
     is_session_safe: bool
 
     @property
@@ -51,6 +54,8 @@ def objection_to(error: StateStoreError, met: Circumstances) -> str | None:
         return f"the cause is {cause!r}"
     if met.is_calm and not met.was_closed:
         return "nothing has gone wrong yet"
+    if NO_ROOM in error.detail and not met.may_lack_room:
+        return "the disk was never full"
     kind = type(error)  # not isinstance: WrongServer is an Unavailable
     if kind is Unauthorized:
         return None if met.was_revoked else "the token was valid"

@@ -13,7 +13,7 @@ from statestore.base import START
 from tests.consistency.history import Operation
 from tests.simulation.endings import TokenRecord
 from tests.simulation.kernel import Kernel
-from tests.simulation.plan import Plan
+from tests.simulation.plan import FULL_DISKS, Plan
 
 MODULES = ("a", "b")
 LONG_LIFETIME = 1000.0  # seconds, of a session; no run lasts so long
@@ -56,7 +56,9 @@ class History:
         self.unanswered = 0  # writes that may have been carried out
         self.clients_running = 0  # clients that still have calls to make
         self.token = TokenRecord()
-        self.first_trouble_at = math.inf
+        self.first_trouble_at = 0.0 if plan.cold else math.inf  # if the daemon does not run yet, that is trouble enough
+        self.writes_end_at = 0.0  # from then on no write that had no answer is carried out
+        self.may_lack_room = any(event.trouble in FULL_DISKS for event in plan.events)
         self.are_sessions_safe = _are_sessions_safe(plan)
 
     def clients_began(self) -> None:
@@ -68,7 +70,9 @@ class History:
         return [f"s{number}" for number in range(self.plan.senders)]
 
     def add(self, actor: str, call: Call, called: float, returned: float, *, answered: bool, result: Any) -> None:
-        """Add the operations of a call."""
+        """Add the operations of a call. If it had no answer, it may be carried out until `returned`."""
+        if not answered:
+            self.writes_end_at = max(self.writes_end_at, returned)
         for sender, method, arguments, told in operations_of(call, result, self.senders(), answered=answered):
             operation = Operation(actor, method, sender, arguments, called, returned, answered, told)
             self.operations.append(operation)

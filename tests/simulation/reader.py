@@ -1,5 +1,7 @@
 """The reader: a client that reads everything after the end of all troubles, and compares the methods' answers."""
 
+import asyncio
+
 from statestore import AsyncRemoteStorage
 from statestore.base import START
 from tests.simulation import loop
@@ -20,9 +22,9 @@ class Reader(Client):
 
         async def main() -> None:
             async with AsyncRemoteStorage(**self._options) as storage:
-                for sender in history.senders():
-                    for module in MODULES:
-                        await actor.ask(storage, Call("get", sender, (module,)))
+                await self._get_all(storage, actor)
+                await asyncio.sleep(max(history.writes_end_at - history.kernel.now, 0.0))
+                await self._get_all(storage, actor)
                 await self._compare(storage, actor.seen)
 
         def ended(code: object) -> None:
@@ -33,8 +35,13 @@ class Reader(Client):
         self.process.on_exit = ended
         loop.run(self.process, main)
 
+    async def _get_all(self, storage: AsyncRemoteStorage, actor: Actor) -> None:
+        for sender in self._history.senders():
+            for module in MODULES:
+                await actor.ask(storage, Call("get", sender, (module,)))
+
     async def _compare(self, storage: AsyncRemoteStorage, gotten: dict[tuple[str, str], str]) -> None:
-        """Compare the answers of all reading methods, which must agree because no client writes any more.
+        """Compare the answers of all reading methods, which must agree because no write is carried out any more.
 
         gotten: the states that `get` returned, by module and sender.
         """
