@@ -12,7 +12,7 @@ from tests.simulation.plan import Event, Plan, Trouble, plan_of
 
 SENDERS = ["s0", "s1"]
 SWAP = Call("compare_and_set", "s0", ("a", "x", "y"))
-PLAN = replace(plan_of(1), senders=2, cold=False, events=(Event(0.5, Trouble.FULL_DISK, 1),))
+PLAN = replace(plan_of(1), senders=2, cold=False, latency=0.002, events=(Event(0.5, Trouble.FULL_DISK, 1),))
 
 
 @pytest.mark.parametrize(
@@ -44,15 +44,15 @@ def test_of_a_large_call_only_the_checked_senders_count() -> None:
     ]
 
 
-def test_the_first_trouble_counts_from_the_first_client_and_a_cold_start_is_one() -> None:
+def test_the_first_trouble_counts_from_the_first_client_and_a_cold_start_or_a_slow_network_is_one() -> None:
     kernel = Kernel("test")
-    history, cold = History(kernel, PLAN), History(kernel, replace(PLAN, cold=True))
+    history, cold, slow = (History(kernel, replace(PLAN, **more)) for more in ({}, {"cold": True}, {"latency": 0.02}))
     began = kernel.now
-    for each in (history, cold):
+    for each in (history, cold, slow):
         each.clients_began()
     kernel.now += 3.0
     history.clients_began()
-    assert (history.first_trouble_at, cold.first_trouble_at) == (began + 0.5, 0.0)
+    assert (history.first_trouble_at, cold.first_trouble_at, slow.first_trouble_at) == (began + 0.5, 0.0, 0.0)
 
 
 def test_it_knows_until_when_writes_without_an_answer_may_be_carried_out() -> None:
