@@ -1,136 +1,57 @@
-"""Clients: processes whose actors make one call after the other, and note what comes of each.
-
-No two calls write the same state, so a state that is read says which call wrote it.
-"""
+"""Clients: processes whose actors make one call after the other, and note how each ends."""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
-from unittest.mock import ANY
 
 from statestore import AsyncRemoteStorage, RemoteStorage
 from statestore.base import START, Entry
 from statestore.errors import StateStoreError
-from tests.consistency.history import Operation
 from tests.simulation import loop
-from tests.simulation.kernel import Kernel, Machine, Process
-from tests.simulation.plan import Plan
+from tests.simulation.endings import LATE, Circumstances, objection_to
+from tests.simulation.history import MODULES, Call, History, large_pairs
+from tests.simulation.kernel import Machine, Process
 from tests.simulation.stand_ins import sleep
 
-MODULES = ("a", "b")
 READ_DEADLINE = 1.0  # seconds
-LATE = 0.15  # seconds that a call may take beyond its deadline
 REFUSED_PAUSE = 0.25  # seconds before the next call, or an actor would be done before the store is back
 CANCEL_AFTER = (0.0, 0.0005, 0.01, 0.2)  # seconds
-CLOCK_ERROR = 0.02  # seconds by which a client may take the server's clock to be behind
-LARGE = 40  # senders in a large bulk call
 
-READS = frozenset({"get", "get_many", "scan", "count"})
+# Seconds by which a write may be applied after its deadline: the clocks have the seconds since 1970, of which a float
+# keeps fractions of 0.24 microseconds, and a deadline goes through several sums of them.
+CLOCK_ERROR = 1e-5
+
 WEIGHTS = {"get": 25, "get_many": 15, "set": 30, "set_many": 5, "compare_and_set": 25, "set_all": 5}
 BULK_WEIGHTS = {"scan": 4, "count": 3, "clear": 2, "set_many_large": 3, "get_many_large": 3}
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What an actor asks of its storage. arguments: without the sender. senders: of the whole call."""
-
-    method: str
-    sender: str = ""
-    arguments: tuple[str, ...] = ()
-
-    @property
-    def reads(self) -> bool:
-        return self.method.removesuffix("_large") in READS
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.sender} {', '.join(self.arguments)}".rstrip()
-
-
-class History:
-    """What all clients did, for the checker; and how often what came of it."""
-
-    def __init__(self, kernel: Kernel, plan: Plan) -> None:
-        self.kernel = kernel
-        self.plan = plan
-        self.operations: list[Operation] = []
-        self.refused = 0  # calls that were certainly not carried out
-        self.unanswered = 0  # writes that may have been
-        self.calls = 0
-        self.clients_running = 0  # so many have calls to make
-
-    def senders(self) -> list[str]:
-        return [f"s{number}" for number in range(self.plan.senders)]
-
-    def add(self, actor: str, call: Call, called: float, returned: float, *, answered: bool, result: Any) -> None:
-        """Note a call, as operations of one sender each."""
-        for sender, method, arguments, told in _operations(call, result, self.senders(), answered=answered):
-            operation = Operation(actor, method, sender, arguments, called, returned, answered, told)
-            self.operations.append(operation)
-
-
-_Parts = Iterator[tuple[str, str, tuple[str, ...], Any]]  # sender, method, arguments and result
-
-
-def _operations(call: Call, result: Any, senders: list[str], *, answered: bool) -> _Parts:
-    """What a call means for each sender.
-
-    Of a call that concerns several entries no more is asked here than that it does to each what it should. An entry
-    that is missing from a scan may have been made meanwhile, so nothing follows from it.
-    """
-    match call.method:
-        case "get_many":
-            for module, state in zip(call.arguments, result, strict=True):
-                yield call.sender, "get", (module,), state
-        case "get_many_large":
-            for (module, sender), state in zip(_large_pairs(senders), result, strict=True):
-                if sender in senders:
-                    yield sender, "get", (module,), state
-        case "set_many":
-            for module, state in zip(MODULES, call.arguments, strict=True):
-                yield call.sender, "set", (module, state), None
-        case "set_many_large":
-            for module, sender in _large_pairs(senders):
-                if sender in senders:
-                    yield sender, "set", (module, f"{call.arguments[0]}{module}"), None
-        case "clear":
-            for sender in senders:
-                yield sender, "set_all", (START,), ANY if answered else None
-        case "scan":
-            for entry in result:
-                if entry.sender in senders:
-                    yield entry.sender, "get", (entry.module,), entry.state
-        case "count":
-            pass
-        case "compare_and_set":
-            yield call.sender, call.method, call.arguments, tuple(result) if answered else None
-        case method:
-            yield call.sender, method, call.arguments, result
-
-
-def _large_pairs(senders: list[str]) -> list[tuple[str, str]]:
-    """Pairs of module and sender, far more than the senders that are checked."""
-    others = [f"other{number}" for number in range(LARGE)]
-    return [(module, sender) for sender in (*senders, *others) for module in MODULES]
-
-
 class Actor:
-    """A thread or a coroutine of a client: it makes calls, one after the other."""
+    """A thread or a coroutine of a client: it makes calls, one after the other.
+
+    Attributes:
+        client: Set when the client starts its actors.
+        seen: The last state that it has read, by module and sender.
+    """
+
+    client: "Client"
 
     def __init__(self, history: History, name: str, process: Process, calls: int, *, is_reader: bool = False) -> None:
         self.name = name
         self.calls_left = calls
+        self.read_deadline = READ_DEADLINE
+        self.seen: dict[tuple[str, str], str] = {}
         self._history = history
         self._kernel = history.kernel
         self._plan = history.plan
-        self._process = process
+        self._machine = process.machine
         self._is_reader = is_reader
         self._rng = random.Random(f"{history.plan.seed}/{name}")
-        self._seen: dict[tuple[str, str], str] = {}  # the last state that was read, by module and sender
         self._written = 0
         self._under_way: tuple[Call, float] | None = None
-        self._begun = 0.0  # on the clock of its machine
+        self._begun = 0.0  # when the deadline began to run, on the clock of its machine
+        self._silent_for = 0.0  # seconds that its client had had no answer then
+        self._closings = 0  # of the storage, until the call began
 
     async def work(self, storage: AsyncRemoteStorage) -> None:
         for call, pause in self._calls():
@@ -145,38 +66,63 @@ class Actor:
                 sleep(REFUSED_PAUSE)
 
     async def ask(self, storage: AsyncRemoteStorage, call: Call) -> bool:
-        """Make a call, and note what comes of it. Returns whether it had an answer, or was cancelled."""
+        """Make a call, and note how it ends. Return whether it had an answer, or was cancelled."""
         called = self._begin(call)
         is_cancelled = self._plan.cancelled and not self._is_reader and self._rng.random() < self._plan.cancelled
         try:
             if is_cancelled:
-                async with asyncio.timeout(self._rng.choice(CANCEL_AFTER)):
-                    result = await _ask(storage, call, self._history.senders())
-            else:
-                result = await _ask(storage, call, self._history.senders())
-        except TimeoutError:
-            self._kernel.note(self.name, "cancelled", str(call))
-            self._no_answer(call, called)
-            if self._rng.random() < 0.1:
-                await storage.close()
-            return True
+                return await self._ask_and_cancel(storage, call, called, self._rng.choice(CANCEL_AFTER))
+            result = await self._result(storage, call)
         except StateStoreError as error:
             self._failed(call, called, error)
             return False
         self._answered(call, called, result)
         return True
 
+    async def _ask_and_cancel(self, storage: AsyncRemoteStorage, call: Call, called: float, seconds: float) -> bool:
+        """Make a call that is cancelled unless it ends earlier. Raises StateStoreError."""
+        timeout = asyncio.timeout(seconds)
+        try:
+            async with timeout:
+                result = await self._result(storage, call)
+        except TimeoutError as error:
+            if not (timeout.expired() and isinstance(error.__cause__, asyncio.CancelledError)):
+                raise  # it is an error of the client
+            self._end(call, "cancelled", "", deadline=seconds)
+            self._no_answer(call, called)
+            if self._rng.random() < 0.1:
+                self.client.closings += 1
+                await storage.close()
+            return True
+        self._answered(call, called, result)
+        return True
+
+    async def _result(self, storage: AsyncRemoteStorage, call: Call) -> Any:
+        outcome = _method(storage, call)(*_parameters(call, self._history.senders()))
+        if call.method != "scan":
+            return await outcome
+        entries: list[Entry] = []
+        async for entry in outcome:
+            entries.append(entry)
+            self._restart_deadline(call)
+        return entries
+
     def _ask_blocking(self, storage: RemoteStorage, call: Call) -> bool:
         called = self._begin(call)
         try:
             result = _method(storage, call)(*_parameters(call, self._history.senders()))
             if call.method == "scan":
-                result = list(result)
+                result = list(self._each_in_time(call, result))
         except StateStoreError as error:
             self._failed(call, called, error)
             return False
         self._answered(call, called, result)
         return True
+
+    def _each_in_time(self, call: Call, entries: Iterator[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            yield entry
+            self._restart_deadline(call)
 
     def crashed(self) -> None:
         """Its process is gone: its call will have no answer."""
@@ -184,7 +130,7 @@ class Actor:
             self._no_answer(*self._under_way)
 
     def _calls(self) -> Iterator[tuple[Call, float]]:
-        """Each call, and the seconds to wait before it."""
+        """Yield each call, and the seconds to wait before it."""
         while self.calls_left > 0:
             self.calls_left -= 1
             yield self._draw(), self._rng.expovariate(1 / self._plan.think)
@@ -206,7 +152,7 @@ class Actor:
             case "set_many":
                 return Call(method, sender, (new, new if new == START else f"{new}b"))
             case "compare_and_set":
-                return Call(method, sender, (module, self._seen.get((module, sender), START), new))
+                return Call(method, sender, (module, self.seen.get((module, sender), START), new))
             case "set_all":
                 return Call(method, sender, (new,))
             case "set_many_large":
@@ -216,41 +162,72 @@ class Actor:
 
     def _begin(self, call: Call) -> float:
         self._history.calls += 1
+        self._kernel.note(self.name, "calls", str(call))
         self._under_way = call, self._kernel.now
-        self._begun = self._process.machine.monotonic()
+        self._closings = self.client.closings
+        self._begun = self._machine.monotonic()
+        self._silent_for = self._begun - self.client.answered_at
         return self._kernel.now
+
+    def _restart_deadline(self, call: Call) -> None:
+        """An entry of a scan has come, so the page that has the next one has its whole deadline."""
+        self._check_time(call, self._deadline_of(call))
+        self.client.answered_at = self._begun = self._machine.monotonic()
+        self._silent_for = 0.0
 
     def _answered(self, call: Call, called: float, result: Any) -> None:
         self._end(call, "answered", f"-> {result}")
+        self.client.answered_at = self._machine.monotonic()
         self._history.add(self.name, call, called, self._kernel.now, answered=True, result=result)
         if call.method in ("get", "compare_and_set"):
-            self._seen[call.arguments[0], call.sender] = result if call.method == "get" else result[1]
+            self.seen[call.arguments[0], call.sender] = result if call.method == "get" else result[1]
 
     def _failed(self, call: Call, called: float, error: StateStoreError) -> None:
         self._end(call, "failed", f": {type(error).__name__} {error}")
         if self._is_reader:
-            self._kernel.fail(f"the store cannot be read: {error!r}")
+            self._kernel.fail(f"the store cannot be read: {error!r}", error)
+        elif (objection := objection_to(error, self._circumstances(call, called))) is not None:
+            self._kernel.fail(f"{call.method} of {self.name} raised {error!r}: {objection}", error)
         elif error.applied == "no":
             self._history.refused += 1
         else:
             self._no_answer(call, called)
+
+    def _circumstances(self, call: Call, called: float) -> Circumstances:
+        deadline = self._deadline_of(call)
+        return Circumstances(
+            writes=not call.reads,
+            took=self._machine.monotonic() - self._begun,
+            deadline=deadline,
+            is_calm=self._kernel.now < self._history.first_trouble_at,
+            was_closed=self.client.closings > self._closings,
+            was_revoked=self._history.token.was_revoked_since(called),
+            was_hopeless=self._silent_for >= deadline,
+            may_lack_room=self._history.may_lack_room,
+            is_session_safe=self._history.are_sessions_safe,
+        )
 
     def _no_answer(self, call: Call, called: float) -> None:
         """A write may be carried out until its deadline, which a suspension of its machine puts off."""
         self._under_way = None
         if not call.reads:
             self._history.unanswered += 1
-            left = self._plan.write_deadline - (self._process.machine.monotonic() - self._begun)
+            left = self._plan.write_deadline - (self._machine.monotonic() - self._begun)
             until = self._kernel.now + max(left, 0.0) + CLOCK_ERROR
             self._history.add(self.name, call, called, until, answered=False, result=None)
 
-    def _end(self, call: Call, what: str, detail: str) -> None:
+    def _end(self, call: Call, what: str, detail: str, *, deadline: float | None = None) -> None:
         self._under_way = None
-        self._kernel.note(self.name, what, f"{call} {detail}")
-        took = self._process.machine.monotonic() - self._begun
-        deadline = READ_DEADLINE if call.reads else self._plan.write_deadline
-        # A scan has a deadline for each of its pages.
-        if not self._is_reader and call.method != "scan" and took > deadline + LATE:
+        self._kernel.note(self.name, what, f"{call} {detail}".rstrip())
+        self._check_time(call, self._deadline_of(call) if deadline is None else deadline)
+
+    def _deadline_of(self, call: Call) -> float:
+        return self.read_deadline if call.reads else self._plan.write_deadline
+
+    def _check_time(self, call: Call, deadline: float) -> None:
+        """Fail if the call is late. Only a suspension stops a client, and its clock does not count that."""
+        took = self._machine.monotonic() - self._begun
+        if took > deadline + LATE:
             self._kernel.fail(f"{call.method} of {self.name} took {took:.3f} s, its deadline was {deadline:g} s")
 
 
@@ -259,25 +236,16 @@ def _method(storage: Any, call: Call) -> Callable[..., Any]:
     return method
 
 
-async def _ask(storage: AsyncRemoteStorage, call: Call, senders: list[str]) -> Any:
-    outcome = _method(storage, call)(*_parameters(call, senders))
-    return await _collected(outcome) if call.method == "scan" else await outcome
-
-
-async def _collected(entries: AsyncIterator[Entry]) -> list[Entry]:
-    return [entry async for entry in entries]
-
-
 def _parameters(call: Call, senders: list[str]) -> tuple[Any, ...]:
     match call.method:
         case "get_many":
             return ([(module, call.sender) for module in call.arguments],)
         case "get_many_large":
-            return (_large_pairs(senders),)
+            return (large_pairs(senders),)
         case "set_many":
             return ([(module, call.sender, state) for module, state in zip(MODULES, call.arguments, strict=True)],)
         case "set_many_large":
-            return ([(module, sender, f"{call.arguments[0]}{module}") for module, sender in _large_pairs(senders)],)
+            return ([(module, sender, f"{call.arguments[0]}{module}") for module, sender in large_pairs(senders)],)
         case "scan" | "count" | "clear":
             return ()
         case "set_all":
@@ -287,12 +255,20 @@ def _parameters(call: Call, senders: list[str]) -> tuple[Any, ...]:
 
 
 class Client:
-    """A process on a machine of its own, and its actors."""
+    """A process on a machine of its own, and its actors.
+
+    Attributes:
+        is_running: It has calls to make.
+        answered_at: When one of its calls was answered last, or else when it began, on the clock of its machine.
+        closings: How often an actor has closed the storage.
+    """
 
     def __init__(self, history: History, name: str, machine: Machine, address: str, token: str | None) -> None:
         self.process = Process(history.kernel, name, machine)
         self.actors: list[Actor] = []
         self.is_running = False
+        self.answered_at = machine.monotonic()
+        self.closings = 0
         self._actors_running = 0
         self._history = history
         self._kernel = history.kernel
@@ -306,6 +282,8 @@ class Client:
 
     def start(self, actors: list[Actor], *, blocking: bool) -> None:
         self.actors, self._actors_running = actors, len(actors)
+        for actor in actors:
+            actor.client = self
         self._begin()
         if blocking:
             self._start_threads()
@@ -313,7 +291,7 @@ class Client:
             self._start_loop()
 
     def end(self) -> None:
-        """Its process has ended, or all its calls have."""
+        """Note that its process has ended, or that its actors have made all their calls."""
         if self.is_running:
             self.is_running = False
             self._history.clients_running -= 1
@@ -321,6 +299,7 @@ class Client:
     def _begin(self) -> None:
         self.is_running = True
         self._history.clients_running += 1
+        self._history.clients_began()
 
     def _start_threads(self) -> None:
         storage: list[RemoteStorage] = []
@@ -358,36 +337,3 @@ class Client:
         open_sockets = [sock for sock in self._kernel.network.descriptors.values() if sock.process is self.process]
         if kept or open_sockets:
             self._kernel.fail(f"{self.process.name} keeps {len(kept)} calls and {len(open_sockets)} sockets")
-
-
-class Reader(Client):
-    """Looks at everything when all is over, and compares what the different methods say."""
-
-    def start_reading(self, history: History) -> None:
-        actor = Actor(history, self.process.name, self.process, 0, is_reader=True)
-        self._options["deadline"] = 30.0
-        self._begin()
-
-        async def main() -> None:
-            async with AsyncRemoteStorage(**self._options) as storage:
-                for sender in history.senders():
-                    for module in MODULES:
-                        await actor.ask(storage, Call("get", sender, (module,)))
-                await self._compare(storage)
-
-        def ended(code: object) -> None:
-            self.end()
-            if code is not None:
-                self._kernel.fail(f"the reader raised {code!r}")
-
-        self.process.on_exit = ended
-        loop.run(self.process, main)
-
-    async def _compare(self, storage: AsyncRemoteStorage) -> None:
-        """Nobody writes now, so all methods must agree."""
-        entries = {(entry.module, entry.sender): entry.state async for entry in storage.scan()}
-        count = await storage.count()
-        pairs = sorted(entries, key=str)
-        states = await storage.get_many(pairs)
-        if states != [entries[pair] for pair in pairs] or count != len(entries):
-            self._kernel.fail(f"scan says {entries}, get_many {states}, count {count}")

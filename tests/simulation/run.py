@@ -16,11 +16,13 @@ from tests.consistency.history import Operation, lines
 from tests.consistency.linearizability import Undecided, linearize
 from tests.consistency.shrink import shrink
 from tests.simulation import loop, patches
-from tests.simulation.clients import Actor, Client, History, Reader
+from tests.simulation.clients import Actor, Client
 from tests.simulation.disk import Disk
+from tests.simulation.history import History
 from tests.simulation.kernel import START, Kernel, Machine, Process
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan, loses_acknowledged_writes
+from tests.simulation.reader import Reader
 from tests.simulation.wire import WireTrace
 
 ADDRESSES = (TcpAddress("10.0.0.9", 7828), TcpAddress("10.0.1.9", 7828))
@@ -164,6 +166,9 @@ class System:
             self.valid_tokens.clear()
             if valid:
                 self.valid_tokens.add(TOKEN)
+            stopped_until = 0.0 if self.daemon is None else self.daemon.stopped_until
+            runs_from = max(self.kernel.now, stopped_until, self.server.suspended_until)
+            self.history.token.change(valid=valid, daemon_runs_from=runs_from)
             if self.daemon is not None and self.daemon.alive:
                 self.daemon.signal(signal.SIGHUP)
 
