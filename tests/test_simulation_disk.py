@@ -1,5 +1,6 @@
 """The simulated disk fails as the real one does, at the calls where a plan wants it, and always in the same way."""
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -133,7 +134,7 @@ def test_what_a_failed_sync_forgot_is_not_written_by_the_next_one() -> None:
     found = set()
     for seed in SEEDS:
         rig = Rig(seed)
-        rig.disk.put("a", b"old")
+        rig.call(lambda: write_file(rig.disk, b"old"))  # noqa: B023
 
         def change(rig: Rig = rig) -> None:
             fd = rig.disk.open("a", os.O_WRONLY)
@@ -182,6 +183,59 @@ def test_a_full_disk_has_room_again_when_its_time_is_over(rig: Rig) -> None:
     rig.call(write)
 
 
+def test_a_full_disk_may_have_no_room_for_a_new_name() -> None:
+    errors = set()
+    for seed in SEEDS:
+        rig = Rig(seed, has_directory=False)
+
+        def use(rig: Rig = rig) -> None:
+            rig.disk.faults.fill(10.0)
+            while rig.disk.directory is DirectoryState.MISSING:
+                errors.add(("mkdir", error_of(lambda: rig.disk.make_directory(exist_ok=False))))
+            rig.disk.faults.heal()
+            write_file(rig.disk)
+            rig.disk.faults.fill(10.0)
+            while rig.shown() is not None:
+                errors.add(("rename", error_of(lambda: rig.disk.rename("a", "b"))))
+
+        rig.call(use)
+        assert rig.shown("b") == b"content"
+    assert errors == {("mkdir", 0), ("mkdir", errno.ENOSPC), ("rename", 0), ("rename", errno.ENOSPC)}
+
+
+def error_of(function: Callable[[], object]) -> int | None:
+    try:
+        function()
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def test_calls_of_some_kinds_fail_for_a_while(rig: Rig) -> None:
+    def use() -> None:
+        disk = rig.disk
+        fd = write_file(disk)
+        calls: dict[Call, Callable[[], object]] = {
+            "stat": lambda: disk.status("a"),
+            "sync": lambda: disk.sync(fd),
+            "write": lambda: disk.write(fd, b"x", 0),
+        }
+
+        def failing() -> list[Call]:
+            return [call for call, function in calls.items() if error_of(function) == errno.EIO]
+
+        disk.faults.fail_for(1.0, ("stat", "write"))
+        assert [failing(), failing()] == [["stat", "write"]] * 2
+        rig.kernel.block(1.0)
+        assert failing() == []
+        disk.faults.fail_for(1.0)
+        assert failing() == list(calls)
+        disk.faults.heal()
+        assert failing() == []
+
+    rig.call(use)
+
+
 @pytest.mark.parametrize("call", ["open", "read", "write", "truncate", "rename", "remove"])
 def test_the_next_call_of_a_kind_fails_and_no_other(rig: Rig, call: Call) -> None:
     def use() -> None:
@@ -224,7 +278,7 @@ def test_a_power_loss_after_a_sync_finds_it_done(before: bool, is_durable: bool)
     found = set()
     for seed in SEEDS:
         rig = Rig(seed)
-        rig.disk.put("a", b"old")
+        rig.call(lambda: write_file(rig.disk, b"old"))  # noqa: B023
 
         def write(rig: Rig = rig) -> None:
             fd = rig.disk.open("a", os.O_WRONLY)

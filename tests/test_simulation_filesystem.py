@@ -266,8 +266,14 @@ def test_a_large_file_is_removed_in_steps(rig: Rig, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_of_tokens_can_be_placed_and_read(rig: Rig) -> None:
-    rig.disk.put("tokens", "[näme]\n".encode())
-    assert rig.call((DataPath(DATA_DIRECTORY) / "tokens").read_text) == "[näme]\n"
+    path = DataPath(DATA_DIRECTORY) / "tokens"
+
+    def place() -> None:
+        os = Os()
+        os.pwrite(os.open(path, os.O_WRONLY | os.O_CREAT), "[näme]\n".encode(), 0)
+
+    rig.call(place)
+    assert rig.call(path.read_text) == "[näme]\n"
 
 
 def test_a_run_can_end_in_the_middle_of_any_call() -> None:

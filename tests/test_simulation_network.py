@@ -7,9 +7,12 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.simulation import loop
 from tests.simulation.kernel import START, Kernel, Machine, Process
@@ -293,6 +296,129 @@ def test_a_stranded_client_can_send_again_before_the_first_copy_arrives(bed: Bed
     bed.call(talk)
     assert bed.received[0][0] == 2
     assert (bed.received_by(1), bed.received_by(2)) == (b"one", b"two")
+
+
+def test_what_is_delayed_twice_arrives_in_order(bed: Bed) -> None:
+    def talk() -> None:
+        sock = connected()
+        assert sock.end is not None
+        sock.end.delay(1.0)
+        sock.send(b"A")
+        bed.kernel.block(0.5)
+        sock.end.delay(2.0)
+        sock.send(b"B")
+        bed.kernel.block(0.6)
+        sock.end.delay(2.0)
+
+    bed.call(talk)
+    assert bed.received == [(1, b"A"), (1, b"B")]
+
+
+def test_a_connection_whose_client_is_gone_is_not_stranded_again(bed: Bed) -> None:
+    def talk() -> None:
+        sock = connected()
+        sock.send(b"late")
+        (connection,) = bed.network.connections()
+        connection.strand(1.0)
+        bed.kernel.block(0.9)
+        connection.strand(5.0)
+        bed.kernel.block(0.2)
+
+    bed.call(talk, within=1.2)
+    assert bed.received_by(1) == b"late"
+
+
+def test_nothing_is_delivered_behind_what_a_reset_has_lost(bed: Bed) -> None:
+    def talk() -> None:
+        sock = connected()
+        assert sock.end is not None
+        bed.network.block(bed.client, bed.server, 0.01)
+        sock.send(b"A")
+        bed.kernel.block(0.005)  # it is lost, and will be sent again
+        sock.send(b"B")
+        sock.end._last_arrival += 0.01  # behind the end of the block
+        sock.send(b"C")
+        sock.end.reset()
+
+    bed.call(talk)
+    assert bed.received == []
+
+
+# Steps of a client: what it does, and for how many seconds if that lasts.
+HARMLESS = ("send", "send", "send", "wait", "delay", "delay", "delay back", "block", "block back")
+BREAKING = ("strand", "cut", "cut back", "close", "suspend")
+Steps = list[tuple[str, float]]
+
+
+def steps_of(*kinds: str) -> st.SearchStrategy[Steps]:
+    return st.lists(st.tuples(st.sampled_from(kinds), st.sampled_from((0.01, 0.2, 1.5))), min_size=5, max_size=20)
+
+
+def received_and_sent(steps: Steps) -> list[tuple[bytes, bytes]]:
+    """Return what the server has received of a client's bytes and all of them, and the same for the answers."""
+    bed = Bed()
+    bed.network.pieces = 0.5
+    heard: dict[str, bytes] = {"client": b"", "daemon": b""}
+    told: dict[str, bytes] = {"client": b"", "daemon": b""}
+
+    def note(what: str, end: End, segment: Segment) -> None:
+        if isinstance(segment, bytes):
+            log = heard if what == "receives" else told
+            log[end.process.name] += segment
+
+    def talk() -> None:
+        sock = connected()
+        for number, (what, seconds) in enumerate(steps):
+            with suppress(OSError):  # the connection may be broken already
+                take_step(bed, sock, what, seconds, bytes([2 * number, 2 * number + 1]))
+            bed.kernel.block(0.002)
+
+    bed.network.tap = note
+    try:
+        bed.call(talk)
+    finally:
+        bed.kernel.end()
+    return [(heard["daemon"], told["client"]), (heard["client"], told["daemon"])]
+
+
+def take_step(bed: Bed, sock: Socket, what: str, seconds: float, data: bytes) -> None:
+    end = sock.end
+    assert end is not None
+    match what:
+        case "send":
+            sock.send(data)
+        case "wait":
+            bed.kernel.block(seconds)
+        case "delay":
+            end.delay(seconds)
+        case "delay back":
+            end.peer.delay(seconds)
+        case "block":
+            bed.network.block(bed.client, bed.server, seconds)
+        case "block back":
+            bed.network.block(bed.server, bed.client, seconds)
+        case "strand":
+            end.connection.strand(seconds)
+        case "cut":
+            end.reset()
+        case "cut back":
+            end.peer.reset()
+        case "suspend":
+            bed.server.suspend(seconds)
+        case "close":
+            sock.close()
+
+
+@given(steps_of(*HARMLESS, *BREAKING))
+def test_what_is_received_is_a_prefix_of_what_was_sent(steps: Steps) -> None:
+    for received, sent in received_and_sent(steps):
+        assert sent.startswith(received)
+
+
+@given(steps_of(*HARMLESS))
+def test_everything_is_received_if_nothing_breaks_the_connection(steps: Steps) -> None:
+    for received, sent in received_and_sent(steps):
+        assert received == sent
 
 
 def test_what_is_sent_into_a_block_arrives_when_it_is_over_also_from_a_closed_connection(bed: Bed) -> None:

@@ -46,6 +46,21 @@ def test_an_executor_runs_as_many_jobs_at_once_as_it_has_threads(kernel: Kernel)
     assert kernel.now - START == pytest.approx(3.0, abs=0.01)
 
 
+def test_an_executor_takes_no_job_after_its_shutdown(kernel: Kernel) -> None:
+    done: list[int] = []
+
+    def main() -> None:
+        executor = Executor(1)
+        executor.submit(kernel.block, 1.0)
+        executor.submit(done.append, 1)
+        executor.shutdown(wait=False)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(done.append, 2)
+
+    run(kernel, main)
+    assert done == [1]
+
+
 def test_what_a_job_raises_is_in_its_future(kernel: Kernel) -> None:
     errors: list[BaseException | None] = []
 
@@ -106,7 +121,7 @@ def test_a_queue_gives_each_item_to_one_thread_and_is_empty_after_a_timeout(kern
         items.put("b")
         kernel.block(5.0)
         items.put("c")
-        assert items.get_nowait() == "c"
+        assert items.get(block=False) == "c"
         assert items.empty()
 
     run(kernel, main)

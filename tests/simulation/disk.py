@@ -71,11 +71,6 @@ class Disk:
         self._descriptors: dict[int, Descriptor] = {}
         self._next_file, self._next_descriptor, self._next_sync = 1, 3, 0
 
-    def put(self, name: str, content: bytes) -> None:
-        """Place a file on the disk, durably and in no time, as an operator would place a file of tokens."""
-        number, self._next_file = self._next_file, self._next_file + 1
-        self.model.put(number, name, content)
-
     def process_ended(self, process: Process) -> None:
         """Close what the process had open, which ends its locks."""
         self._descriptors = {fd: found for fd, found in self._descriptors.items() if found.process is not process}
@@ -101,6 +96,7 @@ class Disk:
     def make_directory(self, *, exist_ok: bool) -> None:
         self._begin("mkdir", "data directory")
         if self.directory is DirectoryState.MISSING:
+            self._allocate_entry()
             self.directory = DirectoryState.MADE
         elif not exist_ok:
             raise _error(errno.EEXIST)
@@ -125,6 +121,8 @@ class Disk:
         self._begin("rename", f"{source} -> {target}")
         number = self._number(source)
         replaced = self.model.entries.get(target)
+        if replaced is None:
+            self._allocate_entry()
         self.model.apply(Renamed(number, source, target))
         if replaced is not None:
             self._regain_room(replaced)
@@ -231,6 +229,11 @@ class Disk:
         elif self.directory is DirectoryState.MADE:
             self.directory = DirectoryState.DURABLE
         self._note("synced", name)
+
+    def _allocate_entry(self) -> None:
+        """A directory may need a block more for one more name. Raises OSError, in half of all cases, on a full disk."""
+        if self.free_space <= 0 and self._random.random() < 0.5:
+            raise _error(errno.ENOSPC)
 
     @property
     def free_space(self) -> int:

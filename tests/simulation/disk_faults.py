@@ -1,6 +1,6 @@
 """When a call on a simulated disk fails, takes long, or is the moment of something else, such as a power loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
@@ -37,6 +37,7 @@ class DiskFaults:
         self.room = 0
         self._triggers: list[Trigger] = []
         self._failing: set[Call] = set()  # kinds of calls of which the next one fails
+        self._failing_until: dict[Call, float] = {}
         self._full_until = self._slow_until = 0.0
         self._slowness = 1.0
 
@@ -72,6 +73,11 @@ class DiskFaults:
         """
         self._failing.add(call)
 
+    def fail_for(self, seconds: float, calls: Collection[Call] = CALLS) -> None:
+        """Let every call of these kinds fail with EIO for a while."""
+        for call in calls:
+            self._failing_until[call] = self._kernel.now + seconds
+
     def fill(self, seconds: float, room: int = 0) -> None:
         """Let the disk be full for a while, but for so many bytes. Data that replaces other data needs no room."""
         self._full_until = self._kernel.now + seconds
@@ -86,6 +92,7 @@ class DiskFaults:
         """End all faults, those included that were still to come."""
         self._triggers.clear()
         self._failing.clear()
+        self._failing_until.clear()
         self._full_until = self._slow_until = 0.0
 
     # For the disk
@@ -110,11 +117,11 @@ class DiskFaults:
             self._run_triggers(call, sync_seconds)
 
     def takes_failure(self, call: Call) -> bool:
-        """Return whether this call is one that fails, which is then over."""
-        if call not in self._failing:
-            return False
-        self._failing.remove(call)
-        return True
+        """Return whether this call fails. If it is the one of `fail_next`, the next one does not."""
+        if call in self._failing:
+            self._failing.remove(call)
+            return True
+        return bool(self._failing_until) and self._failing_until.get(call, 0.0) > self._kernel.now
 
     def allocate(self, size_before: int, offset: int, size: int) -> int:
         """Return how many bytes of a write there is room for. What replaces other bytes needs none."""

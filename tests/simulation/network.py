@@ -78,11 +78,6 @@ class Network:
         """Let nothing pass from one address to another for a while."""
         self._blocked[source, target] = self.kernel.now + seconds
 
-    def partition(self, one: Machine, other: Machine, seconds: float) -> None:
-        """Let nothing pass between two machines for a while."""
-        self.block(one, other, seconds)
-        self.block(other, one, seconds)
-
     def heal(self) -> None:
         """End all blocks. What is on its way for long arrives when it would have arrived anyway."""
         self._blocked.clear()

@@ -15,7 +15,6 @@ EPOCH = 1_700_000_000.0  # the wall clock's time at virtual time 0
 
 real_monotonic, real_time, real_clock_gettime, real_sleep = time.monotonic, time.time, time.clock_gettime, time.sleep
 real_urandom = os.urandom
-real_perf_counter = time.perf_counter
 
 
 class Like:
@@ -33,7 +32,7 @@ class Like:
 
 def install() -> None:
     """Replace the clocks and the source of randomness. To be called before the product is imported."""
-    # The names are replaced in the modules, because everybody takes them from there.
+    # The attributes of the modules are replaced, because all callers look them up there at each call.
     replaced: list[tuple[Any, str, Any]] = [
         (time, "monotonic", monotonic),
         (time, "time", wall_clock),
@@ -43,7 +42,7 @@ def install() -> None:
         (random, "_urandom", urandom),  # what SystemRandom uses, and `secrets` with it
     ]
     for module, name, function in replaced:
-        getattr(module, name)
+        getattr(module, name)  # raises AttributeError if the name is gone
         setattr(module, name, function)
 
 

@@ -1,9 +1,9 @@
 """A TCP connection between two simulated processes: in order, with any latency and in any pieces.
 
 Late duplicates are possible: what a client has given up may still arrive, behind what it has sent since on another
-connection. What is lost because its way is blocked is sent again later by the sender's system, also after the sender
-has closed the connection. And the network itself can hold back what is on its way (`End.delay`), even if the sender's
-side is reset meanwhile (`Connection.strand`).
+connection. If the way is blocked, a segment is lost, and the sender's system sends it again later, also after the
+process has closed the connection, but not after a reset or a loss of power. And the network itself can hold back what
+is on its way (`End.delay`), even if the sender's side is reset meanwhile (`Connection.strand`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -56,35 +57,36 @@ class Connection:
         return f"#{self.number}"
 
     def silence(self) -> None:
-        """Lose everything that either side sends from now on, without telling anybody, as a forgetful router does.
+        """Lose everything that either side sends from now on, without an error, as a forgetful router does.
 
-        The server's system notices after a while, because it asks whether its peers are there.
+        The server's system notices it after a while, because its keepalive probes are not answered.
         """
         self.is_silent = True
         self.network.kernel.after(KEEPALIVE_SECONDS, self.server.fail, errno.ETIMEDOUT)
 
     def strand(self, seconds: float) -> None:
-        """Reset the client's side, while what it has sent is on its way for some time more.
+        """Reset the client's side, if it is open, while what it has sent is on its way for some time more.
 
         If the client sends it again on another connection, what arrives by this one is a late duplicate.
         """
-        self.client.delay(seconds)
-        self.client.reset()
+        if not (self.client.error or self.client.closed):
+            self.client.delay(seconds)
+            self.client.reset()
 
 
 class End:
     """One side of a connection: what its system knows of it.
 
     Attributes:
-        process, address: Whose it is, and its address.
-        received: What has arrived and is not read.
+        process, address: The process that has this side, and its address.
+        received: The bytes that have arrived and have not been read.
         eof: The other side sends no more.
         error: The errno of what ended the connection, or 0. What arrived before can still be read, as on Linux.
         closed: The process has closed this side, or has ended.
-        in_flight: How many bytes the other side has not read.
-        needs_room: The process waits until more can be sent; to be set by whoever waits.
+        in_flight: How many sent bytes the other side has not read.
+        needs_room: The process waits until more can be sent. Set it before waiting for `on_room`.
         on_readable, on_room: Called in the hub when something has arrived, or when more can be sent.
-        delayed_until: The network holds back what it sends until then.
+        delayed_until: Until this time the network holds back what this side sends.
     """
 
     peer: End
@@ -104,9 +106,12 @@ class End:
         self.delayed_until = 0.0
         self._network = connection.network
         self._kernel = connection.network.kernel
+        self._boot_id = process.machine.boot_id
+        self._on_the_way: deque[Segment] = deque()  # sent and not delivered, the lost ones included
+        self._lost = 0  # how many of the first of them were lost; for each of the others `_arrive` will be called
         self._last_arrival = 0.0
-        self._held: list[Segment] = []  # lost on the way, to be sent again
         self._retransmission = 0.0
+        self._has_sent_reset = False
         process.resources[self] = None
 
     @property
@@ -137,7 +142,7 @@ class End:
         return data
 
     def close(self, *, with_reset: bool = False) -> None:
-        """Close it. As the system does it, the peer gets a reset if it has sent something that nobody reads."""
+        """Close it. As the system does it, the peer gets a reset if something that it has sent was not read."""
         if self.closed:
             return
         self.closed = True
@@ -147,17 +152,12 @@ class End:
             self._network.enter_time_wait(self.address)
         if self.error:
             return
-        if self.received or with_reset:
-            self._held.clear()  # after a reset nothing is sent again
-            self._post(Mark.RST)
-        else:
-            self._post(Mark.FIN)
+        self._post(Mark.RST if self.received or with_reset else Mark.FIN)
 
     def fail(self, error: int) -> None:
         """Break the connection on this side only; the other side learns of it when it sends something."""
         if not (self.error or self.closed):
             self.error = error
-            self._held.clear()
             self._tell_readable()
 
     def reset(self) -> None:
@@ -169,29 +169,36 @@ class End:
         self.delayed_until = max(self.delayed_until, self._kernel.now + seconds)
 
     def process_ended(self, *, power_lost: bool) -> None:
-        """Called by the kernel."""
+        """Close it, as the system does it when the process ends. A machine without power sends nothing."""
         if power_lost:
             self.closed = True
             self.on_readable = self.on_room = None
-            self._held.clear()
         else:
             self.close()
 
     # The way to the peer
 
     def _post(self, segment: Segment) -> None:
+        if segment is Mark.RST:
+            self._has_sent_reset = True
         kernel = self._kernel
         self._last_arrival = arrival = max(self._last_arrival + 1e-9, kernel.now + self._network.latency())
-        kernel.at(arrival, self._arrive, segment)
+        self._on_the_way.append(segment)
+        kernel.at(arrival, self._arrive)
 
-    def _arrive(self, segment: Segment) -> None:
+    def _arrive(self) -> None:
+        """Deliver the next segment, or lose it. Only the order of the queue decides which one it is."""
         if self._kernel.now < self.delayed_until:
-            self._kernel.at(self.delayed_until, self._arrive, segment)
-        elif not self._held and self._can_pass():
-            self.peer._take(segment)
-        elif segment is not Mark.RST:  # which is sent once
-            self._held.append(segment)
-            if len(self._held) == 1:
+            self._kernel.at(self.delayed_until, self._arrive)
+        elif self._on_the_way[self._lost] is Mark.RST:
+            del self._on_the_way[self._lost]
+            if self._can_pass():  # it is sent once, and counts even if what was sent before it is missing
+                self.peer._take(Mark.RST)
+        elif not self._lost and self._can_pass():
+            self.peer._take(self._on_the_way.popleft())
+        else:
+            self._lost += 1
+            if self._lost == 1:
                 self._retransmission = self._network.rng.uniform(*RETRANSMISSION)
                 self._kernel.after(self._retransmission, self._retransmit)
 
@@ -199,15 +206,19 @@ class End:
         return self._network.can_pass(self.address[0], self.peer.address[0])
 
     def _retransmit(self) -> None:
-        if not self._held:
+        """Deliver the lost segments, unless nothing sends them again: then nothing behind them is delivered either."""
+        machine = self.process.machine
+        if self.error or self._has_sent_reset or machine.boot_id != self._boot_id:
             return
-        if not (self.process.machine.is_reachable and self._can_pass()):
+        if self._kernel.now < self.delayed_until:
+            self._kernel.at(self.delayed_until, self._retransmit)
+        elif machine.is_reachable and self._can_pass():
+            lost, self._lost = self._lost, 0
+            for _ in range(lost):
+                self.peer._take(self._on_the_way.popleft())
+        else:
             self._retransmission = min(2 * self._retransmission, MAX_RETRANSMISSION)
             self._kernel.after(self._retransmission, self._retransmit)
-            return
-        held, self._held = self._held, []
-        for segment in held:
-            self.peer._take(segment)
 
     def _take(self, segment: Segment) -> None:
         if self.connection.is_silent:

@@ -33,8 +33,11 @@ class Executor(concurrent.futures.Executor):
         self._running = 0
         self._jobs: deque[_Job] = deque()
         self._waiting: list[ThreadGreenlet] = []  # in `shutdown`
+        self._is_shut_down = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "concurrent.futures.Future[T]":
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._jobs.append((future, fn, args, kwargs))
         if self._running < self._max_workers:
@@ -43,6 +46,7 @@ class Executor(concurrent.futures.Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._is_shut_down = True
         if cancel_futures:
             for future, *_ in self._jobs:
                 future.cancel()
@@ -174,9 +178,6 @@ class SimpleQueue(Generic[T]):
             if not process.kernel.block(left) and me in self._waiting:
                 self._waiting.remove(me)
         return self._items.popleft()
-
-    def get_nowait(self) -> T:
-        return self.get(block=False)
 
     def empty(self) -> bool:
         return not self._items

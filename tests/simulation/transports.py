@@ -38,7 +38,7 @@ class Server:
         self._loop.call_soon_threadsafe(self._accept)
 
     def _accept(self) -> None:
-        if not self._socket.backlog:  # it was closed meanwhile
+        if not self._socket.backlog:  # the server was closed meanwhile
             return
         end = self._socket.backlog.popleft()
         accepted = Socket(self._socket.family)
@@ -48,9 +48,9 @@ class Server:
 
 
 class Transport(asyncio.Transport):
-    """Of a connected socket. `begin` calls the protocol's `connection_made`."""
+    """The transport of a connected socket. `begin` calls the protocol's `connection_made`."""
 
-    _get_buffer: Callable[[int], Any] | None  # of a BufferedProtocol
+    _get_buffer: Callable[[int], Any] | None  # the method, if the protocol is a BufferedProtocol
 
     def __init__(self, loop: Loop, sock: Socket, protocol: asyncio.BaseProtocol) -> None:
         super().__init__()
@@ -167,9 +167,6 @@ class Transport(asyncio.Transport):
             high = HIGH_WATER if low is None else 4 * low
         self._high, self._low = high, high // 4 if low is None else low
         self._pause_protocol_if_full()
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._low, self._high
 
     def get_write_buffer_size(self) -> int:
         return len(self._buffer)
