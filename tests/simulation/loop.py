@@ -100,6 +100,8 @@ class Loop(asyncio.BaseEventLoop):
         return self.process.machine.monotonic()
 
     def run_forever(self) -> None:
+        thread: ThreadGreenlet = getcurrent()
+        thread.running_loop = self
         _set_running_loop(self)
         self._thread_id = threading.get_ident()
         try:
@@ -109,6 +111,7 @@ class Loop(asyncio.BaseEventLoop):
         finally:
             self._stopping = False
             self._thread_id = None
+            thread.running_loop = None
             _set_running_loop(None)
 
     def _process_events(self, event_list: object) -> None: ...
