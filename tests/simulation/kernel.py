@@ -1,30 +1,38 @@
-"""Virtual time, and the machines, processes and threads that live in it.
+"""Virtual time: the events of a run, and the switches between its threads.
 
-Each thread of a simulated process is a greenlet. Whatever would block switches to the hub, the greenlet that calls
+Each thread of a simulated process is a greenlet. A call that would block switches to the hub, the greenlet that calls
 `Kernel.run`, and the hub takes the next event from a heap. Nothing here looks at a real clock, so that a run is a
 function of its seed.
 """
 
 from __future__ import annotations
 
-import heapq
 import random
+import sys
 import traceback
 import zlib
-from asyncio.events import _get_running_loop, _set_running_loop
+from asyncio import tasks
+from asyncio.events import _set_running_loop
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent
+
+from tests.simulation.machines import Machine, Process, Resource, ThreadGreenlet
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
     from tests.simulation.network import Network
+
+__all__ = ["Kernel", "Machine", "Process", "Resource", "ThreadGreenlet", "World"]
 
 START = 100.0  # the virtual time at which a run begins; the trace counts from here
 SHORTEST_WAIT = 1e-7  # seconds; if a wait took none, a thread that waits again and again would stop the clock
 MAX_KILLS = 100  # of one greenlet that catches GreenletExit and goes on
+
+# From Python 3.14 on, asyncio has one current task for each thread of the system, which all greenlets share, so that it
+# is saved and restored at each switch; before, asyncio has one for each loop. This was not yet run with 3.14.
+IS_TASK_OF_THREAD = sys.version_info >= (3, 14)
 
 
 class World:
@@ -75,7 +83,7 @@ class Kernel:
     def at(self, when: float, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function in the hub. Calls for the same time are made in the order in which they were asked for."""
         self._last_event += 1
-        heapq.heappush(self._heap, (when, self._last_event, function, arguments))
+        heappush(self._heap, (when, self._last_event, function, arguments))
 
     def after(self, seconds: float, function: Callable[..., object], *arguments: Any) -> None:
         self.at(self.now + seconds, function, *arguments)
@@ -83,13 +91,16 @@ class Kernel:
     def run(self, until: float, is_over: Callable[[], object] = lambda: False) -> None:
         """Handle events until the time `until`, or until `is_over`, or until there are none."""
         heap = self._heap
-        while heap and not is_over():
-            if heap[0][0] > until:
-                self.now = until
-                return
-            self.now, _, function, arguments = heapq.heappop(heap)
-            self.events += 1
-            function(*arguments)
+        try:
+            while heap and not is_over():
+                if heap[0][0] > until:
+                    self.now = until
+                    return
+                self.now, _, function, arguments = heappop(heap)
+                self.events += 1
+                function(*arguments)
+        finally:
+            _set_running_loop(None)  # it is still the one of the thread that ran last
 
     def note(self, who: str, what: str, detail: str = "") -> None:
         """Add a line to the trace."""
@@ -122,12 +133,12 @@ class Kernel:
         process = thread.process
         if self.closing or not process.alive:
             raise GreenletExit
-        thread.ticket += 1
-        thread.running_loop = _get_running_loop()
+        thread.ticket = ticket = thread.ticket + 1
         if timeout is not None:
             thread.due = due = self.now + (timeout if timeout > SHORTEST_WAIT else SHORTEST_WAIT)
             thread.asleep = process.machine.asleep
-            self.at(due, self._resume, thread, thread.ticket, False)
+            self._last_event += 1  # as `at` does it: this is where most events come from
+            heappush(self._heap, (due, self._last_event, self._resume, (thread, ticket, False)))
         woken: bool = self._hub.switch()
         return woken
 
@@ -154,11 +165,14 @@ class Kernel:
             if thread.due > self.now:
                 self.at(thread.due, self._resume, thread, ticket, woken)
                 return
-        thread.ticket += 1
+        thread.ticket = ticket + 1
         self.current = process
         _set_running_loop(thread.running_loop)
+        if IS_TASK_OF_THREAD:
+            _restore_task(thread)
         thread.switch(woken)
-        _set_running_loop(None)
+        if IS_TASK_OF_THREAD:
+            _save_task(thread)
         self.current = None
 
     def end(self) -> None:
@@ -177,186 +191,28 @@ class Kernel:
         self._heap.clear()
 
 
+def _restore_task(thread: ThreadGreenlet) -> None:
+    if thread.running_loop is not None:
+        tasks._swap_current_task(thread.running_loop, thread.running_task)  # type: ignore[attr-defined]
+
+
+def _save_task(thread: ThreadGreenlet) -> None:
+    if thread.running_loop is not None:
+        thread.running_task = tasks._swap_current_task(thread.running_loop, None)  # type: ignore[attr-defined]
+
+
 def _kill(thread: ThreadGreenlet) -> None:
     for _ in range(MAX_KILLS):
         if thread.dead:
+            _set_running_loop(None)
             return
+        _set_running_loop(thread.running_loop)
+        if IS_TASK_OF_THREAD:
+            _restore_task(thread)
         thread.throw(GreenletExit)
+        if IS_TASK_OF_THREAD:
+            _save_task(thread)
     raise RuntimeError(f"a greenlet of {thread.process.name} does not end")
-
-
-class ThreadGreenlet(greenlet):  # type: ignore[misc]  # greenlet has no types
-    """A thread of a simulated process.
-
-    ticket: changes whenever the greenlet is suspended or resumed, so that an event for an earlier wait has no effect.
-    due, asleep: when its wait ends, and `Machine.asleep` when that was said.
-    """
-
-    process: Process
-    ticket: int
-    running_loop: AbstractEventLoop | None
-    due: float
-    asleep: float
-
-    def __init__(self, process: Process, function: Callable[[], object]) -> None:
-        super().__init__(lambda _: function())
-        self.process = process
-        self.ticket = 0
-        self.running_loop = None
-        self.due = self.asleep = 0.0
-
-
-class Machine:
-    """A computer, with its power and its clocks.
-
-    Attributes:
-        disk: Its `disk.Disk`, if it has one; the kernel knows only its method `process_ended`.
-        boot_id: Random bytes that are others after each start.
-        wall_error: By how many seconds its wall clock is wrong.
-        suspended_until: Nothing on it runs, and nothing can be sent to it, before that time.
-        asleep: How many seconds it was suspended since it was started. CLOCK_MONOTONIC does not count them.
-    """
-
-    def __init__(self, kernel: Kernel, name: str, disk: Any = None) -> None:
-        self.kernel = kernel
-        self.name = name
-        self.disk = disk
-        self.is_on = True
-        self.boot_id = kernel.bytes.randbytes(16)
-        self.wall_error = 0.0
-        self.suspended_until = 0.0
-        self.asleep = 0.0
-        self._suspended_at: float | None = None
-        self._started = kernel.now - kernel.rng.uniform(10, 10_000)
-
-    def monotonic(self) -> float:
-        """CLOCK_MONOTONIC"""
-        return self.kernel.now - self._started - self.asleep
-
-    def boottime(self) -> float:
-        """CLOCK_BOOTTIME: as CLOCK_MONOTONIC, but it goes on while the machine is suspended."""
-        return self.kernel.now - self._started
-
-    @property
-    def is_reachable(self) -> bool:
-        """Whether its network card takes what arrives."""
-        return self.is_on and self.suspended_until <= self.kernel.now
-
-    def suspend(self, seconds: float) -> None:
-        """Stop everything that runs on it, as when a laptop is closed or a virtual machine is moved."""
-        now = self.kernel.now
-        if self._suspended_at is None:
-            self._suspended_at = now
-        self.suspended_until = max(self.suspended_until, now + seconds)
-        self.kernel.at(self.suspended_until, self._continue)
-
-    def _continue(self) -> None:
-        now = self.kernel.now
-        if self._suspended_at is not None and now >= self.suspended_until:
-            self.asleep += now - self._suspended_at
-            self._suspended_at = None
-
-    def power_off(self) -> None:
-        """End all its processes. What its disk loses is for the caller to say."""
-        self.is_on = False
-        for process in self.kernel.processes:
-            if process.machine is self and process.alive:
-                process.kill(power_lost=True)
-
-    def power_on(self) -> None:
-        self.is_on = True
-        self.boot_id = self.kernel.bytes.randbytes(16)
-        self.suspended_until = self.asleep = 0.0
-        self._suspended_at = None
-        self._started = self.kernel.now - self.kernel.rng.uniform(1, 100)
-
-
-class Resource(Protocol):
-    """Something that the system takes back when its process ends."""
-
-    def process_ended(self, *, power_lost: bool) -> None: ...
-
-
-class Process:
-    """A process on a machine. Its first thread is the one that `spawn` starts first.
-
-    Attributes:
-        alive: It has not ended.
-        stopped_until: It does not run before that time (SIGSTOP).
-        on_exit: Called with the exit status when it ends by itself, not when it is killed.
-        handlers: Signal handlers, which are called in the hub; None if a signal is ignored.
-        resources: Sockets and connections, in the order in which they were opened.
-    """
-
-    def __init__(self, kernel: Kernel, name: str, machine: Machine) -> None:
-        self.kernel = kernel
-        self.name = name
-        self.machine = machine
-        self.alive = True
-        self.stopped_until = 0.0
-        self.on_exit: Callable[[Any], object] = lambda _status: None
-        self.handlers: dict[int, Callable[[], object] | None] = {}
-        self.resources: dict[Resource, None] = {}
-        self.threads: list[ThreadGreenlet] = []
-        kernel.processes.append(self)
-
-    def spawn(self, function: Callable[..., object], *arguments: Any, delay: float = 0.0) -> ThreadGreenlet:
-        """Start a thread, which calls the function."""
-        thread = ThreadGreenlet(self, lambda: self._run(function, arguments))
-        self.threads.append(thread)
-        self.kernel.spawn(thread, delay)
-        return thread
-
-    def _run(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-        try:
-            function(*arguments)
-        except GreenletExit:
-            pass
-        except Exception as error:
-            if not self.kernel.closing:
-                self.kernel.fail(f"{self.name}: a thread ended with {error!r}", error)
-
-    def ended(self, status: object) -> None:
-        """End the process, a moment later, with an exit status; an exception is one as well."""
-        self.kernel.note(self.name, "ends", repr(status)[:200])
-        self.kernel.at(self.kernel.now, self._exit, status)
-
-    def exit(self, status: object) -> NoReturn:
-        """`os._exit`: nothing of the process runs after this."""
-        self.ended(status)
-        self.kernel.block(None)
-        raise GreenletExit
-
-    def _exit(self, status: object) -> None:
-        if self.alive:
-            self.kill()
-            self.on_exit(status)
-
-    def kill(self, *, power_lost: bool = False) -> None:
-        """End the process at once (SIGKILL). The system closes its connections, unless it has no power."""
-        self.alive = False
-        if self.machine.disk is not None:
-            self.machine.disk.process_ended(self)
-        for resource in list(self.resources):
-            resource.process_ended(power_lost=power_lost)
-        self.resources.clear()
-
-    def stop(self, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT later."""
-        self.stopped_until = max(self.stopped_until, self.kernel.now + seconds)
-
-    def ignore(self, number: int) -> None:
-        """`signal.signal(number, signal.SIG_IGN)`"""
-        self.handlers[number] = None
-
-    def signal(self, number: int) -> None:
-        """Send it a signal. One for which it has no handler ends it."""
-        if not self.alive:
-            return
-        if number not in self.handlers:
-            self.kernel.at(max(self.kernel.now, self.stopped_until), self._exit, -number)
-        elif (handler := self.handlers[number]) is not None:
-            handler()
 
 
 Kernel("no run yet")  # so that the stand-ins always find a kernel

@@ -1,4 +1,4 @@
-"""asyncio's event loop, with the kernel in the place of its selector."""
+"""asyncio's event loop, which waits in the kernel, and not in a selector."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from asyncio.events import _set_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from heapq import heappop
 from typing import TYPE_CHECKING, Any
 
 from greenlet import GreenletExit, getcurrent
@@ -17,7 +18,7 @@ from tests.simulation.sockets import Socket, getaddrinfo
 from tests.simulation.threads import Executor
 from tests.simulation.transports import Server, Transport
 
-ITERATION_SECONDS = (2e-6, 40e-6)  # what an iteration takes that does not wait
+SHORTEST_ITERATION, LONGEST_ITERATION = 2e-6, 40e-6  # seconds that an iteration takes if it does not wait
 MAX_CLOSES = 10  # of one coroutine that goes on after GeneratorExit
 THREADS = 16  # of the executor that `run_in_executor` uses if it is given none
 
@@ -44,35 +45,6 @@ def run(process: Process, main: Callable[[], Coroutine[Any, Any, object]]) -> Th
     return process.spawn(run_loop)
 
 
-class Selector:
-    """Nothing is registered with it: sockets call `call_soon_threadsafe`, which wakes it."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._kernel = process.kernel
-        self._waiting: ThreadGreenlet | None = None
-        self._is_woken = False
-
-    def select(self, timeout: float | None) -> tuple[()]:
-        kernel = self._kernel
-        kernel.iterations += 1
-        if self._is_woken or (timeout is not None and timeout <= 0):
-            kernel.block(kernel.rng.uniform(*ITERATION_SECONDS))
-        else:
-            self._waiting = getcurrent()
-            kernel.block(timeout)
-            self._waiting = None
-        self._is_woken = False
-        return ()
-
-    def wake(self) -> None:
-        self._is_woken = True
-        if self._waiting is not None:
-            self._kernel.wake(self._waiting)
-
-    def close(self) -> None: ...
-
-
 class Loop(asyncio.BaseEventLoop):
     """The loop of a simulated process."""
 
@@ -81,14 +53,15 @@ class Loop(asyncio.BaseEventLoop):
         _scheduled: list[Any]
         _stopping: bool
         _thread_id: int | None
-
-        def _run_once(self) -> None: ...
+        _timer_cancelled_count: int
 
     def __init__(self, process: Process) -> None:
         super().__init__()
         self.process = process
         self._kernel = process.kernel
-        self._selector = Selector(process)
+        self._random = process.kernel.rng.random
+        self._waiting: ThreadGreenlet | None = None
+        self._is_woken = False
         self._clock_resolution = 1e-7
         self._default_executor = Executor(THREADS)
         self._kernel.at_end.append(self._discard)
@@ -100,6 +73,8 @@ class Loop(asyncio.BaseEventLoop):
         return self.process.machine.monotonic()
 
     def run_forever(self) -> None:
+        thread: ThreadGreenlet = getcurrent()
+        thread.running_loop = self
         _set_running_loop(self)
         self._thread_id = threading.get_ident()
         try:
@@ -109,12 +84,48 @@ class Loop(asyncio.BaseEventLoop):
         finally:
             self._stopping = False
             self._thread_id = None
+            thread.running_loop = None
             _set_running_loop(None)
 
-    def _process_events(self, event_list: object) -> None: ...
+    def _run_once(self) -> None:
+        """Run one iteration, as the method of BaseEventLoop does it, but with fewer calls.
+
+        Half of all events of a run come from here. With the original, a run takes 5 % more CPU.
+        """
+        ready, scheduled = self._ready, self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heappop(scheduled)._scheduled = False
+        self._wait()
+        end = self.process.machine.monotonic() + self._clock_resolution
+        while scheduled and scheduled[0]._when < end:
+            handle = heappop(scheduled)
+            handle._scheduled = False
+            ready.append(handle)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _wait(self) -> None:
+        """Wait for the next timer or `_write_to_self`, or just for as long as an iteration takes."""
+        kernel = self._kernel
+        kernel.iterations += 1
+        seconds: float | None = None
+        if self._scheduled:
+            seconds = self._scheduled[0]._when - self.process.machine.monotonic()
+        if self._is_woken or self._ready or self._stopping or (seconds is not None and seconds <= 0):
+            kernel.block(SHORTEST_ITERATION + (LONGEST_ITERATION - SHORTEST_ITERATION) * self._random())
+        else:
+            self._waiting = getcurrent()
+            kernel.block(seconds)
+            self._waiting = None
+        self._is_woken = False
 
     def _write_to_self(self) -> None:
-        self._selector.wake()
+        self._is_woken = True
+        if self._waiting is not None:
+            self._kernel.wake(self._waiting)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if self.process.alive and not self._kernel.closing:

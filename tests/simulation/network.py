@@ -12,7 +12,7 @@ from tests.simulation.tcp import Address, Connection, End, Segment, os_error
 if TYPE_CHECKING:
     from tests.simulation.sockets import Socket
 
-Connected = Callable[[OSError | None], object]  # told what became of an attempt to connect
+Connected = Callable[[OSError | None], object]  # called with the error of an attempt to connect, or None
 
 SYN_RETRIES = (1.0, 2.0, 4.0, 8.0)  # seconds until an attempt to connect is repeated
 TIME_WAIT = 60.0  # seconds in which an address counts as used after a connection to it

@@ -30,8 +30,8 @@ class Socket:
         family: AF_INET or AF_INET6.
         process: The process that has it.
         end: The side of a connection that it stands for, once it is connected.
-        backlog: Connections to a listening socket that nobody has accepted.
-        on_connection: Called in the hub when there is one more of them.
+        backlog: Connections to a listening socket that were not accepted yet.
+        on_connection: Called in the hub when a connection was added to the backlog.
     """
 
     def __init__(self, family: int = socket.AF_INET, type: int = socket.SOCK_STREAM, proto: int = 0) -> None:  # noqa: A002, ARG002
@@ -97,7 +97,7 @@ class Socket:
 
     @property
     def unacknowledged(self) -> int:
-        """How many bytes the peer has not taken: what the ioctl TIOCOUTQ tells."""
+        """How many sent bytes the peer has not read, as the ioctl TIOCOUTQ returns them."""
         return 0 if self.end is None else self.end.in_flight
 
     def close(self) -> None:
@@ -208,7 +208,7 @@ class Socket:
         return end.read(size)
 
     def events(self) -> int:
-        """Return what `poll` tells of it now."""
+        """Return the events that `poll` reports for it now."""
         if self.is_closed:
             return select.POLLNVAL
         end = self.end

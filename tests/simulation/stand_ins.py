@@ -22,7 +22,7 @@ class Like:
 
     def __init__(self, module: ModuleType, **names: Any) -> None:
         for name in names:
-            getattr(module, name)  # raises AttributeError: a name that the module does not have is a mistake
+            getattr(module, name)  # raises AttributeError if the module does not have the name
         self.__dict__.update(names)
         self._module = module
 
