@@ -23,11 +23,19 @@ class Trigger(NamedTuple):
     is_before: bool
 
 
+class Failing(NamedTuple):
+    """Calls of a kind fail: the next one, and all others until this time. `taken` is called for each."""
+
+    until: float
+    taken: Callable[[], object] | None
+
+
 class DiskFaults:
     """The faults of one disk, which a plan injects.
 
     calls: how many there were; counts: how many of each kind.
     room: bytes that can still be allocated while the disk is full.
+    failures_taken: how many calls have failed with EIO.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -36,7 +44,8 @@ class DiskFaults:
         self.counts: dict[Call, int] = dict.fromkeys(CALLS, 0)
         self.room = 0
         self._triggers: list[Trigger] = []
-        self._failing: set[Call] = set()  # kinds of calls of which the next one fails
+        self.failures_taken = 0
+        self._failing: dict[Call, Failing] = {}  # kinds of calls that fail
         self._full_until = self._slow_until = 0.0
         self._slowness = 1.0
 
@@ -65,12 +74,15 @@ class DiskFaults:
         counted = self.calls if call is None else self.counts[call]
         self._triggers.append(Trigger(action, counted + number, call, before))
 
-    def fail_next(self, call: Call) -> None:
-        """Let the next call of this kind fail with EIO.
+    def fail_next(self, call: Call, *, and_for: float = 0.0, taken: Callable[[], object] | None = None) -> None:
+        """Let the next call of this kind fail with EIO, and all others for so many seconds.
 
         A write that fails has written a part. A sync that fails has the system forget what it should have written.
+
+        Args:
+            taken: Called when a call has failed because of this.
         """
-        self._failing.add(call)
+        self._failing[call] = Failing(self._kernel.now + and_for, taken)
 
     def fill(self, seconds: float, room: int = 0) -> None:
         """Let the disk be full for a while, but for so many bytes. Data that replaces other data needs no room."""
@@ -86,7 +98,8 @@ class DiskFaults:
         """End all faults, those included that were still to come."""
         self._triggers.clear()
         self._failing.clear()
-        self._full_until = self._slow_until = 0.0
+        self._full_until = min(self._full_until, self._kernel.now)
+        self._slow_until = 0.0
 
     # For the disk
 
@@ -110,11 +123,20 @@ class DiskFaults:
             self._run_triggers(call, sync_seconds)
 
     def takes_failure(self, call: Call) -> bool:
-        """Return whether this call is one that fails, which is then over."""
-        if call not in self._failing:
+        """Return whether this call fails."""
+        failing = self._failing.get(call)
+        if failing is None:
             return False
-        self._failing.remove(call)
+        if self._kernel.now >= failing.until:
+            del self._failing[call]
+        self.failures_taken += 1
+        if failing.taken is not None:
+            failing.taken()
         return True
+
+    def was_full_since(self, time: float) -> bool:
+        """Whether the disk has been full at any moment since then."""
+        return self._full_until > time
 
     def allocate(self, size_before: int, offset: int, size: int) -> int:
         """Return how many bytes of a write there is room for. What replaces other bytes needs none."""

@@ -129,7 +129,9 @@ class Plan:
     max_sessions: int
     session_lifetime: float  # of one that nobody is in
     events: tuple[Event, ...]
-    last_outage: bool  # at the end the power fails once more (or the daemon is killed, if writes are not synced)
+    # Before all is read, the power fails once more (or the daemon is killed, if writes are not synced): "answer" at the
+    # last answer of a client, "quiet" some time after it, "" not at all.
+    last_outage: str
 
     def to_json(self) -> str:
         fields: dict[str, Any] = {"version": VERSION}
@@ -172,6 +174,8 @@ def _check_field(name: str, value: Any) -> None:
             raise PlanError(f"the plan's {name} is {value!r}: expected at least {_SMALLEST.get(name, 0)}")
     if name == "fsync" and value not in FSYNC:
         raise PlanError(f"the plan's fsync is {value!r}: expected one of {', '.join(FSYNC)}")
+    if name == "last_outage" and value not in LAST_OUTAGES:
+        raise PlanError(f"the plan's last_outage is {value!r}: expected one of {LAST_OUTAGES}")
 
 
 def _events_of(listed: Any) -> tuple[Event, ...]:
@@ -187,6 +191,7 @@ def _events_of(listed: Any) -> tuple[Event, ...]:
 
 
 FSYNC = ("always", "everysec", "never")
+LAST_OUTAGES = ("", "quiet", "answer")
 
 
 def plan_of(seed: int) -> Plan:
@@ -222,7 +227,7 @@ def plan_of(seed: int) -> Plan:
         max_sessions=rng.choice((10_000, 10_000, 10_000, 6)),
         session_lifetime=rng.choice((3600.0, 3600.0, 0.2, 2.0)),
         events=_possible_events(_random_events(rng, lasts), fsync, rng),
-        last_outage=rng.random() < 0.6,
+        last_outage=rng.choices(LAST_OUTAGES, (4, 3, 3))[0],
     )
 
 
@@ -288,7 +293,8 @@ def _with_less(plan: Plan) -> Iterator[Plan]:
         {"tokens": False},
         {"cold": False},
         {"addresses": 1},
-        {"last_outage": False},
+        {"last_outage": ""},
+        {"last_outage": "quiet"} if plan.last_outage else {},
         {"snapshot_interval": 0.0},
         {"max_sessions": 10_000},
         {"session_lifetime": 3600.0},

@@ -11,7 +11,7 @@ from tests.simulation.plan import Event
 from tests.simulation.tcp import Connection
 
 if TYPE_CHECKING:
-    from tests.simulation.run import System
+    from tests.simulation.system import System
 
 NEXT_CALLS = 60  # of the disk, among which one is chosen for a kill
 NEXT_CALLS_OF_KIND: dict[Call, int] = {"sync": 12, "write": 20, "rename": 3, "remove": 4, "truncate": 3, "open": 12}
@@ -32,7 +32,7 @@ class Troubles:
         """Called by the kernel when it is time."""
         if self._system.is_healed:
             return
-        self._system.troubles += 1
+        self._system.took_effect[event.trouble] += 1
         self._kernel.note("trouble", event.trouble, str(event.seed))
         method: Callable[[random.Random], None] = getattr(self, f"_{event.trouble}")
         method(random.Random(event.seed))
@@ -82,7 +82,7 @@ class Troubles:
         self._system.kill()
 
     def _terminate(self, _rng: random.Random) -> None:
-        self._signal(signal.SIGTERM)
+        self._system.ask_to_stop()
 
     def _snapshot(self, _rng: random.Random) -> None:
         self._signal(signal.SIGUSR1)
