@@ -32,6 +32,9 @@ WEIGHTS = {"get": 25, "get_many": 15, "set": 30, "set_many": 5, "compare_and_set
 BULK_WEIGHTS = {"scan": 4, "count": 3, "clear": 2, "set_many_large": 3, "get_many_large": 3}
 
 
+ALL_WEIGHTS = WEIGHTS | BULK_WEIGHTS
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What an actor asks of its storage. arguments: without the sender. senders: of the whole call."""
@@ -61,7 +64,7 @@ class History:
         self.clients_running = 0  # so many have calls to make
 
     def senders(self) -> list[str]:
-        return [f"s{number}" for number in range(self.plan.senders)]
+        return list(self.plan.senders)
 
     def add(self, actor: str, call: Call, called: float, returned: float, *, answered: bool, result: Any) -> None:
         """Note a call, as operations of one sender each."""
@@ -194,7 +197,7 @@ class Actor:
         sender, module = rng.choice(self._history.senders()), rng.choice(MODULES)
         self._written += 1
         new = START if rng.random() < 0.1 else f"{self.name}.{self._written}"
-        weights = WEIGHTS | BULK_WEIGHTS if self._plan.bulk else WEIGHTS
+        weights = {name: weight for name, weight in ALL_WEIGHTS.items() if name in self._plan.methods}
         (method,) = rng.choices(list(weights), list(weights.values()))
         match method:
             case "get":

@@ -45,6 +45,7 @@ class DiskFaults:
         self.room = 0
         self._triggers: list[Trigger] = []
         self.failures_taken = 0
+        self._no_room_taken: Callable[[], object] | None = None
         self._failing: dict[Call, Failing] = {}  # kinds of calls that fail
         self._full_until = self._slow_until = 0.0
         self._slowness = 1.0
@@ -84,8 +85,13 @@ class DiskFaults:
         """
         self._failing[call] = Failing(self._kernel.now + and_for, taken)
 
-    def fill(self, seconds: float, room: int = 0) -> None:
-        """Let the disk be full for a while, but for so many bytes. Data that replaces other data needs no room."""
+    def fill(self, seconds: float, room: int = 0, *, taken: Callable[[], object] | None = None) -> None:
+        """Let the disk be full for a while, but for so many bytes. Data that replaces other data needs no room.
+
+        Args:
+            taken: Called when a write finds too little room.
+        """
+        self._no_room_taken = taken
         self._full_until = self._kernel.now + seconds
         self.room = room
 
@@ -145,6 +151,8 @@ class DiskFaults:
         needed = max(offset + size - max(size_before, offset), 0)
         allocated = min(needed, self.room)
         self.room -= allocated
+        if allocated < needed and self._no_room_taken is not None:
+            self._no_room_taken()
         return size - needed + allocated
 
     def _run_triggers(self, call: Call, sync_seconds: float) -> None:

@@ -217,7 +217,7 @@ class System:
     def start_clients(self) -> None:
         self.clients = [self._new_client(number) for number in range(self.plan.clients)]
         for number, client in enumerate(self.clients):
-            self._start(number, client, [self.plan.calls] * self.plan.actors)
+            self._start(number, client, list(self.plan.calls[number]))
 
     def crash_client(self, number: int) -> bool:
         """Its calls under way have no answer; another process goes on, with a session of its own.

@@ -17,7 +17,8 @@ from tests.simulation import patches, shrink
 from tests.simulation import run as runs
 from tests.simulation.faults import FAULTS, seeded
 from tests.simulation.kernel import World
-from tests.simulation.plan import Plan, plan_of, smaller
+from tests.simulation.plan import Plan, plan_of
+from tests.simulation.reductions import smaller
 from tests.simulation.run import Outcome
 
 MOST_RUNS = 600  # to shrink a plan
