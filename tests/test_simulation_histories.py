@@ -1,6 +1,7 @@
 """What is asked of a history if a power loss may have taken acknowledged writes."""
 
 import math
+from typing import Any
 
 from tests.consistency.history import Operation
 from tests.consistency.linearizability import linearize
@@ -41,15 +42,15 @@ def test_all_is_asked_until_the_first_power_loss() -> None:
 
 
 def lives(*spans: tuple[float, float | None, bool]) -> list[Life]:
-    class Known(Life):
-        ready = None
+    """Each is ready at once."""
 
-    known: list[Life] = []
-    for began, ended, in_order in spans:
-        life = Known(None, began, 0, ended, stopped_in_order=in_order)  # type: ignore[arg-type]
-        life.ready = began  # type: ignore[misc]
-        known.append(life)
-    return known
+    class Known(Life):
+        @property
+        def ready(self) -> float:
+            return self.began
+
+    nobody: Any = None
+    return [Known(nobody, began, 0, ended, stopped_in_order=in_order) for began, ended, in_order in spans]
 
 
 def test_a_write_is_kept_when_it_was_acknowledged_longer_ago_than_a_sync_takes() -> None:

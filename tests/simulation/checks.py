@@ -3,7 +3,7 @@
 import re
 import signal
 from asyncio import tasks
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.simulation.disk_faults import DiskFaults
 from tests.simulation.kernel import Kernel, Process
 
 # What asyncio keeps of all tasks, weakly: those, too, that have ended.
-_ALL_TASKS: Iterable[Any] = vars(tasks).get("_scheduled_tasks", vars(tasks).get("_all_tasks"))
+_ALL_TASKS: Any = vars(tasks).get("_scheduled_tasks", vars(tasks).get("_all_tasks"))
 STOPPED = "stopped"  # the exit status of a daemon that has stopped in order
 # What a failure is, by a part of its text. A failure of another kind is described by its text without what differs.
 KINDS = (

@@ -32,11 +32,12 @@ def _with_less(plan: Plan) -> Iterator[Plan]:
     if plan.blocking < plan.clients:
         yield replace(plan, blocking=plan.clients)
     yield from _with_fewer_calls(plan)
-    for name in ("senders", "methods"):
-        listed: tuple[str, ...] = getattr(plan, name)
-        if len(listed) > 1:
-            for item in listed:
-                yield replace(plan, **{name: tuple(other for other in listed if other != item)})  # type: ignore[arg-type]
+    if len(plan.senders) > 1:
+        for left_out in plan.senders:
+            yield replace(plan, senders=tuple(sender for sender in plan.senders if sender != left_out))
+    if len(plan.methods) > 1:
+        for left_out in plan.methods:
+            yield replace(plan, methods=tuple(method for method in plan.methods if method != left_out))
     for plainer in (
         {"cancelled": 0.0},
         {"tokens": False},
