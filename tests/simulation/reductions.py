@@ -33,11 +33,11 @@ def _with_less(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, blocking=plan.clients)
     yield from _with_fewer_calls(plan)
     if len(plan.senders) > 1:
-        for left_out in plan.senders:
-            yield replace(plan, senders=tuple(sender for sender in plan.senders if sender != left_out))
+        for dropped in plan.senders:
+            yield replace(plan, senders=tuple(sender for sender in plan.senders if sender != dropped))
     if len(plan.methods) > 1:
-        for left_out in plan.methods:
-            yield replace(plan, methods=tuple(method for method in plan.methods if method != left_out))
+        for dropped in plan.methods:
+            yield replace(plan, methods=tuple(method for method in plan.methods if method != dropped))
     for plainer in (
         {"cancelled": 0.0},
         {"tokens": False},
@@ -49,7 +49,7 @@ def _with_less(plan: Plan) -> Iterator[Plan]:
         {"max_sessions": 10_000},
         {"session_lifetime": 3600.0},
     ):
-        candidate = replace(plan, **plainer)  # type: ignore[arg-type]
+        candidate = replace(plan, **plainer)
         if candidate != plan:
             yield candidate
 
