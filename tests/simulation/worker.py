@@ -22,7 +22,6 @@ from tests.simulation.reductions import smaller
 from tests.simulation.run import Outcome
 
 MOST_RUNS = 600  # to shrink a plan
-COLLECT_EVERY = 10  # runs
 MOST_CPU = 30.0  # seconds that a run may take
 AGAIN_AFTER = 1.0  # seconds, if something has caught what should end the run
 # The name of what a coroutine does if it is dropped while it waits; its loop is gone then.
@@ -50,7 +49,6 @@ class _Worker:
 
     is_set_up = False
     fault: str | None = None  # a defect in the product
-    runs = 0
     unraisable: list[str] = []  # noqa: RUF012  # what was raised in finalizers
 
 
@@ -101,13 +99,10 @@ def _limited() -> Iterator[None]:
 
 def run(plan: Plan, *, keep_trace: bool = False) -> Outcome:
     """Run a plan. Whatever it raises is a failure of this run."""
-    # At no other moment: what a collection finds dead depends on when it comes.
-    if _Worker.runs % COLLECT_EVERY == 0:
-        gc.collect()
-    _Worker.runs += 1
     _Worker.unraisable.clear()
     with nullcontext() if _Worker.fault is None else seeded(_Worker.fault), _limited():
         outcome = runs.run(plan, keep_trace=keep_trace)
+    gc.collect()  # at no other moment: what a collection finds dead depends on when it comes
     outcome.failures += _Worker.unraisable
     return outcome
 
@@ -119,10 +114,8 @@ def run_seeds(seeds: Sequence[int], twice: int) -> Iterator[Result]:
         outcome = run(plan)
         cpu = process_time() - started
         failures, ran_twice = outcome.failures, seed % twice == 0
-        if ran_twice:
-            gc.collect()
-            if (again := run(plan).digest) != outcome.digest:
-                failures = [*failures, f"two runs are not the same: digests {outcome.digest:08x} and {again:08x}"]
+        if ran_twice and (again := run(plan).digest) != outcome.digest:
+            failures = [*failures, f"two runs are not the same: digests {outcome.digest:08x} and {again:08x}"]
         yield Result(seed, failures, outcome.counts, outcome.digest, ran_twice, cpu)
 
 
