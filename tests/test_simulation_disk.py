@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
@@ -224,12 +224,14 @@ def test_calls_of_some_kinds_fail_for_a_while(rig: Rig) -> None:
         def failing() -> list[Call]:
             return [call for call, function in calls.items() if error_of(function) == errno.EIO]
 
-        disk.faults.fail_for(1.0, ("stat", "write"))
+        for call in ("stat", "write"):
+            disk.faults.fail_next(cast(Call, call), and_for=1.0)
         assert [failing(), failing()] == [["stat", "write"]] * 2
         rig.kernel.block(1.0)
+        assert failing() == ["stat", "write"]  # the first after that time is the last that fails
         assert failing() == []
-        disk.faults.fail_for(1.0)
-        assert failing() == list(calls)
+        disk.faults.fail_next("sync", and_for=1.0)
+        assert failing() == ["sync"]
         disk.faults.heal()
         assert failing() == []
 

@@ -24,6 +24,7 @@ CLOCK_ERROR = 1e-5
 
 WEIGHTS = {"get": 25, "get_many": 15, "set": 30, "set_many": 5, "compare_and_set": 25, "set_all": 5}
 BULK_WEIGHTS = {"scan": 4, "count": 3, "clear": 2, "set_many_large": 3, "get_many_large": 3}
+ALL_WEIGHTS = WEIGHTS | BULK_WEIGHTS
 
 
 class Actor:
@@ -86,7 +87,7 @@ class Actor:
             async with timeout:
                 result = await self._result(storage, call)
         except TimeoutError as error:
-            if not (timeout.expired() and isinstance(error.__cause__, asyncio.CancelledError)):
+            if not (timeout.expired() and isinstance(error.__context__, asyncio.CancelledError)):
                 raise  # it is an error of the client
             self._end(call, "cancelled", "", deadline=seconds)
             self._no_answer(call, called)
@@ -140,7 +141,7 @@ class Actor:
         sender, module = rng.choice(self._history.senders()), rng.choice(MODULES)
         self._written += 1
         new = START if rng.random() < 0.1 else f"{self.name}.{self._written}"
-        weights = WEIGHTS | BULK_WEIGHTS if self._plan.bulk else WEIGHTS
+        weights = {name: weight for name, weight in ALL_WEIGHTS.items() if name in self._plan.methods}
         (method,) = rng.choices(list(weights), list(weights.values()))
         match method:
             case "get":

@@ -1,6 +1,6 @@
 """When a call on a simulated disk fails, takes long, or is the moment of something else, such as a power loss."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
@@ -23,11 +23,19 @@ class Trigger(NamedTuple):
     is_before: bool
 
 
+class Failing(NamedTuple):
+    """Calls of a kind fail: the next one, and all others until this time. `taken` is called for each."""
+
+    until: float
+    taken: Callable[[], object] | None
+
+
 class DiskFaults:
     """The faults of one disk, which a plan injects.
 
     calls: how many there were; counts: how many of each kind.
     room: bytes that can still be allocated while the disk is full.
+    failures_taken: how many calls have failed with EIO.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -36,8 +44,9 @@ class DiskFaults:
         self.counts: dict[Call, int] = dict.fromkeys(CALLS, 0)
         self.room = 0
         self._triggers: list[Trigger] = []
-        self._failing: set[Call] = set()  # kinds of calls of which the next one fails
-        self._failing_until: dict[Call, float] = {}
+        self.failures_taken = 0
+        self._no_room_taken: Callable[[], object] | None = None
+        self._failing: dict[Call, Failing] = {}  # kinds of calls that fail
         self._full_until = self._slow_until = 0.0
         self._slowness = 1.0
 
@@ -66,20 +75,23 @@ class DiskFaults:
         counted = self.calls if call is None else self.counts[call]
         self._triggers.append(Trigger(action, counted + number, call, before))
 
-    def fail_next(self, call: Call) -> None:
-        """Let the next call of this kind fail with EIO.
+    def fail_next(self, call: Call, *, and_for: float = 0.0, taken: Callable[[], object] | None = None) -> None:
+        """Let the next call of this kind fail with EIO, and all others for so many seconds.
 
         A write that fails has written a part. A sync that fails has the system forget what it should have written.
+
+        Args:
+            taken: Called when a call has failed because of this.
         """
-        self._failing.add(call)
+        self._failing[call] = Failing(self._kernel.now + and_for, taken)
 
-    def fail_for(self, seconds: float, calls: Collection[Call] = CALLS) -> None:
-        """Let every call of these kinds fail with EIO for a while."""
-        for call in calls:
-            self._failing_until[call] = self._kernel.now + seconds
+    def fill(self, seconds: float, room: int = 0, *, taken: Callable[[], object] | None = None) -> None:
+        """Let the disk be full for a while, but for so many bytes. Data that replaces other data needs no room.
 
-    def fill(self, seconds: float, room: int = 0) -> None:
-        """Let the disk be full for a while, but for so many bytes. Data that replaces other data needs no room."""
+        Args:
+            taken: Called when a write finds too little room.
+        """
+        self._no_room_taken = taken
         self._full_until = self._kernel.now + seconds
         self.room = room
 
@@ -92,8 +104,8 @@ class DiskFaults:
         """End all faults, those included that were still to come."""
         self._triggers.clear()
         self._failing.clear()
-        self._failing_until.clear()
-        self._full_until = self._slow_until = 0.0
+        self._full_until = min(self._full_until, self._kernel.now)
+        self._slow_until = 0.0
 
     # For the disk
 
@@ -117,11 +129,20 @@ class DiskFaults:
             self._run_triggers(call, sync_seconds)
 
     def takes_failure(self, call: Call) -> bool:
-        """Return whether this call fails. If it is the one of `fail_next`, the next one does not."""
-        if call in self._failing:
-            self._failing.remove(call)
-            return True
-        return bool(self._failing_until) and self._failing_until.get(call, 0.0) > self._kernel.now
+        """Return whether this call fails."""
+        failing = self._failing.get(call)
+        if failing is None:
+            return False
+        if self._kernel.now >= failing.until:
+            del self._failing[call]
+        self.failures_taken += 1
+        if failing.taken is not None:
+            failing.taken()
+        return True
+
+    def was_full_since(self, time: float) -> bool:
+        """Whether the disk has been full at any moment since then."""
+        return self._full_until > time
 
     def allocate(self, size_before: int, offset: int, size: int) -> int:
         """Return how many bytes of a write there is room for. What replaces other bytes needs none."""
@@ -130,6 +151,8 @@ class DiskFaults:
         needed = max(offset + size - max(size_before, offset), 0)
         allocated = min(needed, self.room)
         self.room -= allocated
+        if allocated < needed and self._no_room_taken is not None:
+            self._no_room_taken()
         return size - needed + allocated
 
     def _run_triggers(self, call: Call, sync_seconds: float) -> None:

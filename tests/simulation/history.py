@@ -68,7 +68,7 @@ class History:
             self.first_trouble_at = self.kernel.now + self.plan.events[0].seconds
 
     def senders(self) -> list[str]:
-        return [f"s{number}" for number in range(self.plan.senders)]
+        return list(self.plan.senders)
 
     def add(self, actor: str, call: Call, called: float, returned: float, *, answered: bool, result: Any) -> None:
         """Add the operations of a call. If it had no answer, it may be carried out until `returned`."""

@@ -50,7 +50,10 @@ from tests.simulation.stand_ins import Like
 FAULTS_LOGGED = frozenset({"a request failed", "requests could not be executed"})
 
 
-services: dict[Process, Any] = {}  # of the daemons of the run that is under way
+# Of the daemons of the run that is under way.
+services: dict[Process, Any] = {}
+listeners: dict[Process, Any] = {}
+ready: dict[Process, float] = {}  # when they listened
 
 
 def apply() -> None:
@@ -74,7 +77,7 @@ def _replace(place: Any, **names: Any) -> None:
 def _replace_defaults() -> None:
     """Some classes have a real clock as a default, from before it was replaced."""
     _replace(access, Throttle=partial(access.Throttle, stand_ins.monotonic))
-    _replace(app, Service=partial(_service, app.Service))
+    _replace(app, Service=partial(_service, app.Service), Listener=partial(_listener, app.Listener))
     _replace(audit, _key=bytes(16))
 
 
@@ -83,6 +86,12 @@ def _service(make: type[Any], *arguments: Any, **named: Any) -> Any:
     service = make(*arguments, started=stand_ins.monotonic(), **named)
     services[_current_process()] = service
     return service
+
+
+def _listener(make: type[Any], *arguments: Any) -> Any:
+    """Note the listener of each daemon, which has its connections."""
+    listener = listeners[_current_process()] = make(*arguments)
+    return listener
 
 
 def _replace_disk() -> None:
@@ -120,6 +129,7 @@ class _NoDescriptor:
 def _replace_surroundings() -> None:
     """What is left out: the admin address, standard output, limits of the system, the garbage collector."""
     _replace(app, Admin=_NoAdmin, stdio=SimpleNamespace(announce=_announce, exit_now=_exit))
+    _replace(app, os=SimpleNamespace(_exit=_exit))
     _replace(app, descriptors=SimpleNamespace(make_room=lambda connections, _handshakes: connections))
     _replace(access, read_tokens=lambda tokens: tokens.read())
     _replace(collector, gc=_NoCollector())
@@ -147,6 +157,8 @@ class _NoAdmin:
 def _announce(line: str) -> None:
     daemon = _current_process()
     daemon.kernel.note(daemon.name, "says", line)
+    if line.startswith("listening on"):
+        ready.setdefault(daemon, daemon.kernel.now)
 
 
 def _exit(code: int) -> None:
@@ -229,4 +241,6 @@ def sizes_of(plan: Plan) -> Iterator[None]:
         patch.setattr(embedded, "LOOK_EVERY", min(embedded.LOOK_EVERY, plan.session_lifetime / 4))
         patch.setattr(audit, "limit", audit.LineLimit())
         services.clear()
+        listeners.clear()
+        ready.clear()
         yield

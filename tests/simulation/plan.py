@@ -7,13 +7,11 @@ plan does not ask for it.
 import dataclasses
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
 
 VERSION = 1
-VARIANTS = 4  # of the random streams that are tried for a smaller plan
 
 
 class PlanError(ValueError):
@@ -32,7 +30,9 @@ class Trouble(StrEnum):
     KILL_AT_KIND = "kill_at_kind"
     KILL_AFTER_RENAME = "kill_after_rename"
     KILL_STARTS = "kill_starts"  # a kill, and one more in each of the next two starts
+    POWER_STARTS = "power_starts"  # a power loss, and one more in each of the next two starts
     TERMINATE = "terminate"  # the daemon, by SIGTERM
+    TERMINATE_TWICE = "terminate_twice"  # the second signal ends it at once
     SNAPSHOT = "snapshot"  # by SIGUSR1
     PAUSE = "pause"  # the daemon, by SIGSTOP
     CUT = "cut"  # connections are reset, at one end or at both
@@ -48,6 +48,12 @@ class Trouble(StrEnum):
     FAILING_WRITE = "failing_write"
     FAILING_SYNC = "failing_sync"
     FAILING_RENAME = "failing_rename"
+    FAILING_OPEN = "failing_open"
+    FAILING_READ = "failing_read"
+    FAILING_TRUNCATE = "failing_truncate"
+    FAILING_REMOVE = "failing_remove"
+    FAILING_LIST = "failing_list"
+    FAILING_DISK = "failing_disk"  # for a while all writes, all syncs, or both fail
     CLOCK_STEP = "clock_step"  # of a machine's wall clock
     SUSPEND = "suspend"  # a machine; its CLOCK_MONOTONIC stands still
     CLIENT_CRASH = "client_crash"  # and another process takes its place
@@ -55,8 +61,28 @@ class Trouble(StrEnum):
 
 
 FULL_DISKS = frozenset({Trouble.FULL_DISK, Trouble.NEARLY_FULL_DISK})
-FAILING_DISKS = frozenset({Trouble.FAILING_WRITE, Trouble.FAILING_SYNC, Trouble.FAILING_RENAME})
-POWER_LOSSES = frozenset({Trouble.POWER, Trouble.POWER_AT_CALL, Trouble.POWER_AT_KIND, Trouble.POWER_AFTER_RENAME})
+FAILING_DISKS = frozenset(
+    {
+        Trouble.FAILING_WRITE,
+        Trouble.FAILING_SYNC,
+        Trouble.FAILING_RENAME,
+        Trouble.FAILING_OPEN,
+        Trouble.FAILING_READ,
+        Trouble.FAILING_TRUNCATE,
+        Trouble.FAILING_REMOVE,
+        Trouble.FAILING_LIST,
+        Trouble.FAILING_DISK,
+    }
+)
+POWER_LOSSES = frozenset(
+    {
+        Trouble.POWER,
+        Trouble.POWER_AT_CALL,
+        Trouble.POWER_AT_KIND,
+        Trouble.POWER_AFTER_RENAME,
+        Trouble.POWER_STARTS,
+    }
+)
 
 # How often each is chosen, in comparison with the others.
 WEIGHTS = {
@@ -69,7 +95,9 @@ WEIGHTS = {
     Trouble.KILL_AT_KIND: 2,
     Trouble.KILL_AFTER_RENAME: 2,
     Trouble.KILL_STARTS: 2,
+    Trouble.POWER_STARTS: 2,
     Trouble.TERMINATE: 1,
+    Trouble.TERMINATE_TWICE: 1,
     Trouble.SNAPSHOT: 5,
     Trouble.PAUSE: 2,
     Trouble.CUT: 5,
@@ -85,6 +113,12 @@ WEIGHTS = {
     Trouble.FAILING_WRITE: 1,
     Trouble.FAILING_SYNC: 1,
     Trouble.FAILING_RENAME: 1,
+    Trouble.FAILING_OPEN: 0.5,
+    Trouble.FAILING_READ: 0.5,
+    Trouble.FAILING_TRUNCATE: 0.5,
+    Trouble.FAILING_REMOVE: 0.5,
+    Trouble.FAILING_LIST: 0.5,
+    Trouble.FAILING_DISK: 1,
     Trouble.CLOCK_STEP: 2,
     Trouble.SUSPEND: 2,
     Trouble.CLIENT_CRASH: 2,
@@ -108,13 +142,12 @@ class Plan:
     seed: str  # of the random streams
     clients: int  # processes, each on a machine of its own
     blocking: int  # of these, so many use RemoteStorage and threads; the others use AsyncRemoteStorage
-    actors: int  # threads or coroutines of each client that share its storage
-    calls: int  # of each actor
-    senders: int
+    calls: tuple[tuple[int, ...], ...]  # of each actor of each client: threads or coroutines that share its storage
+    senders: tuple[str, ...]
+    methods: tuple[str, ...]  # that are called
     write_deadline: float
     think: float  # between two calls of an actor, on average
     cancelled: float  # this share of the coroutines' calls is cancelled
-    bulk: bool  # there are also scans, counts, `clear` and large bulk calls
     tokens: bool  # the daemon asks for one
     addresses: int  # of the store
     cold: bool  # clients and troubles do not wait until the daemon listens for the first time
@@ -129,7 +162,9 @@ class Plan:
     max_sessions: int
     session_lifetime: float  # of one that nobody is in
     events: tuple[Event, ...]
-    last_outage: bool  # at the end the power fails once more (or the daemon is killed, if writes are not synced)
+    # Before all is read, the power fails once more (or the daemon is killed, if writes are not synced): "answer" at the
+    # last answer of a client, "quiet" some time after it, "" not at all.
+    last_outage: str
 
     def to_json(self) -> str:
         fields: dict[str, Any] = {"version": VERSION}
@@ -153,12 +188,15 @@ class Plan:
         if wrong := sorted(known.keys() ^ fields.keys()):
             raise PlanError(f"the plan's fields are not those of a plan: {', '.join(wrong)} missing or unknown")
         fields["events"] = _events_of(fields["events"])
+        fields["senders"] = _names_of("senders", fields["senders"])
+        fields["methods"] = _names_of("methods", fields["methods"])
         for name, value in fields.items():
             _check_field(name, value)
+        fields["calls"] = _calls_of(fields["calls"], fields["clients"])
         return cls(**fields)
 
 
-_SMALLEST = {"clients": 1, "actors": 1, "calls": 1, "senders": 1, "addresses": 1, "max_sessions": 1}
+_SMALLEST = {"clients": 1, "addresses": 1, "max_sessions": 1}
 _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
@@ -172,6 +210,27 @@ def _check_field(name: str, value: Any) -> None:
             raise PlanError(f"the plan's {name} is {value!r}: expected at least {_SMALLEST.get(name, 0)}")
     if name == "fsync" and value not in FSYNC:
         raise PlanError(f"the plan's fsync is {value!r}: expected one of {', '.join(FSYNC)}")
+    if name == "last_outage" and value not in LAST_OUTAGES:
+        raise PlanError(f"the plan's last_outage is {value!r}: expected one of {LAST_OUTAGES}")
+
+
+def _names_of(name: str, listed: Any) -> tuple[str, ...]:
+    """Raises PlanError."""
+    if not isinstance(listed, list) or not listed or not all(isinstance(item, str) for item in listed):
+        raise PlanError(f"the plan's {name} is {listed!r}: expected a list of names")
+    if name == "methods" and (unknown := [item for item in listed if item not in METHODS + BULK_METHODS]):
+        raise PlanError(f"the plan's methods are {listed!r}: there is no {unknown[0]!r}")
+    return tuple(listed)
+
+
+def _calls_of(listed: Any, clients: int) -> tuple[tuple[int, ...], ...]:
+    """Raises PlanError."""
+    match listed:
+        case list() if len(listed) == clients and all(
+            isinstance(actors, list) and all(type(calls) is int and calls >= 0 for calls in actors) for actors in listed
+        ):
+            return tuple(map(tuple, listed))
+    raise PlanError(f"the plan's calls is {listed!r}: expected a list of numbers for each of {clients} clients")
 
 
 def _events_of(listed: Any) -> tuple[Event, ...]:
@@ -186,7 +245,10 @@ def _events_of(listed: Any) -> tuple[Event, ...]:
     return tuple(events)
 
 
+METHODS = ("get", "get_many", "set", "set_many", "compare_and_set", "set_all")
+BULK_METHODS = ("scan", "count", "clear", "set_many_large", "get_many_large")
 FSYNC = ("always", "everysec", "never")
+LAST_OUTAGES = ("", "quiet", "answer")
 
 
 def plan_of(seed: int) -> Plan:
@@ -196,20 +258,21 @@ def plan_of(seed: int) -> Plan:
     think = rng.choice((0.001, 0.01, 0.05))
     lasts = max(calls * (think + 0.006), 0.3) * 1.5
     fsync = rng.choices(FSYNC, (6, 3, 1))[0]
+    tokens, addresses = rng.random() < 0.2, rng.choice((1, 1, 2))
+    clients, actors, senders = 4, 2, rng.choice((1, 2, 4))
     snapshots = rng.random() < 0.5  # many of them: then a power loss often comes just after one
     return Plan(
         seed=str(seed),
-        clients=4,
+        clients=clients,
         blocking=rng.choice((0, 1, 2)),
-        actors=2,
-        calls=calls,
-        senders=rng.choice((1, 2, 4)),
+        calls=((calls,) * actors,) * clients,
+        senders=tuple(f"s{number}" for number in range(senders)),
+        methods=METHODS + BULK_METHODS if rng.random() < 0.3 else METHODS,
         write_deadline=rng.choice((0.5, 1.0, 5.0)),
         think=think,
         cancelled=rng.choice((0.0, 0.0, 0.1)),
-        bulk=rng.random() < 0.3,
-        tokens=rng.random() < 0.2,
-        addresses=rng.choice((1, 1, 2)),
+        tokens=tokens,
+        addresses=addresses,
         cold=rng.random() < 0.1,
         fsync=fsync,
         segment_size=rng.choice((1500, 20_000, 2**26)),
@@ -221,13 +284,15 @@ def plan_of(seed: int) -> Plan:
         latency=rng.choice((0.0002, 0.002, 0.02)),
         max_sessions=rng.choice((10_000, 10_000, 10_000, 6)),
         session_lifetime=rng.choice((3600.0, 3600.0, 0.2, 2.0)),
-        events=_possible_events(_random_events(rng, lasts), fsync, rng),
-        last_outage=rng.random() < 0.6,
+        events=_possible_events(_random_events(rng, lasts, tokens, addresses), fsync, rng),
+        last_outage=rng.choices(LAST_OUTAGES, (4, 3, 3))[0],
     )
 
 
-def _random_events(rng: random.Random, lasts: float) -> list[Event]:
-    troubles = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(2, 12))
+def _random_events(rng: random.Random, lasts: float, tokens: bool, addresses: int) -> list[Event]:
+    pointless = {Trouble.REVOKE_TOKEN: not tokens, Trouble.ADDRESS_DOWN: addresses == 1}
+    weights = {trouble: weight for trouble, weight in WEIGHTS.items() if not pointless.get(trouble)}
+    troubles = rng.choices(list(weights), list(weights.values()), k=rng.randint(2, 12))
     return sorted(
         (Event(round(rng.uniform(0.0, lasts), 4), trouble, rng.randrange(2**16)) for trouble in troubles),
         key=lambda event: event.seconds,
@@ -251,48 +316,3 @@ def _possible_events(events: list[Event], fsync: str, rng: random.Random) -> tup
 def loses_acknowledged_writes(plan: Plan) -> bool:
     """Whether a power loss may take writes that were acknowledged, as --fsync says."""
     return plan.fsync != "always" and any(event.trouble in POWER_LOSSES for event in plan.events)
-
-
-def smaller(plan: Plan) -> Iterator[Plan]:
-    """Plans with something left out, the boldest first, each with several random streams.
-
-    Whatever is left out gives everything after it other random numbers, so that the same fault may need other ones.
-    """
-    for candidate in _with_less(plan):
-        yield candidate
-        for variant in range(1, VARIANTS):
-            yield replace(candidate, seed=f"{plan.seed.partition('.')[0]}.{variant}")
-
-
-def _with_less(plan: Plan) -> Iterator[Plan]:
-    for size in (len(plan.events) // 2, 4, 2, 1):
-        if size:
-            for start in range(0, len(plan.events), size):
-                yield replace(plan, events=plan.events[:start] + plan.events[start + size :])
-    if plan.blocking:
-        yield replace(plan, blocking=0)
-    if plan.blocking < plan.clients:
-        yield replace(plan, blocking=plan.clients)
-    if plan.clients > 1:
-        yield replace(plan, clients=plan.clients - 1, blocking=min(plan.blocking, plan.clients - 1))
-    if plan.actors > 1:
-        yield replace(plan, actors=1)
-    for calls in (plan.calls // 2, plan.calls - 1):
-        if calls:
-            yield replace(plan, calls=calls)
-    if plan.senders > 1:
-        yield replace(plan, senders=1)
-    for plainer in (
-        {"cancelled": 0.0},
-        {"bulk": False},
-        {"tokens": False},
-        {"cold": False},
-        {"addresses": 1},
-        {"last_outage": False},
-        {"snapshot_interval": 0.0},
-        {"max_sessions": 10_000},
-        {"session_lifetime": 3600.0},
-    ):
-        candidate = replace(plan, **plainer)  # type: ignore[arg-type]
-        if candidate != plan:
-            yield candidate

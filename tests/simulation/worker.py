@@ -1,19 +1,31 @@
 """A process that runs seeds, one after the other."""
 
 import gc
+import signal
 import sys
-import time
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from time import process_time
+from types import FrameType
+from typing import Any
+
+from greenlet import GreenletExit
 
 from tests.simulation import patches, shrink
 from tests.simulation import run as runs
 from tests.simulation.faults import FAULTS, seeded
-from tests.simulation.plan import Plan, plan_of, smaller
+from tests.simulation.kernel import World
+from tests.simulation.plan import Plan, plan_of
+from tests.simulation.reductions import smaller
 from tests.simulation.run import Outcome
 
 MOST_RUNS = 600  # to shrink a plan
+MOST_CPU = 30.0  # seconds that a run may take
+AGAIN_AFTER = 1.0  # seconds, if something has caught what should end the run
+# The name of what a coroutine does if it is dropped while it waits; its loop is gone then.
+DROPPED = ("coroutine", "async_generator", "generator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +40,16 @@ class Result:
     cpu: float
 
 
+class Stuck(GreenletExit):  # type: ignore[misc]  # greenlet has no types
+    """A run takes too long. As it is a GreenletExit, no thread of the simulation takes it for an error of its own."""
+
+
 class _Worker:
     """What holds for all runs of this process."""
 
     is_set_up = False
     fault: str | None = None  # a defect in the product
+    unraisable: list[str] = []  # noqa: RUF012  # what was raised in finalizers
 
 
 def faults() -> list[str]:
@@ -45,25 +62,57 @@ def set_up(fault: str | None = None) -> None:
         return
     _Worker.is_set_up, _Worker.fault = True, fault
     patches.apply()
-    sys.unraisablehook = lambda _: None  # coroutines are dropped with their loop
+    sys.unraisablehook = _note_unraisable
+    signal.signal(signal.SIGPROF, _stuck)
     gc.collect()
     gc.freeze()
     gc.disable()
 
 
+def _note_unraisable(unraisable: Any) -> None:
+    """Note what was raised in a finalizer, which nobody can catch.
+
+    A run that ends drops its coroutines where they wait. What they raise then is not the product's fault: they find
+    neither a loop nor a process.
+    """
+    error, source = unraisable.exc_value, unraisable.object
+    is_dropped = type(source).__name__ in DROPPED or isinstance(error, GreenletExit)
+    if not (is_dropped and (World.kernel.closing or World.kernel.current is None)):
+        _Worker.unraisable.append(f"a finalizer raised {error!r} in {getattr(source, '__qualname__', type(source))}")
+
+
+def _stuck(_number: int, frame: FrameType | None) -> None:
+    kernel = World.kernel
+    kernel.fail(f"it is stuck: it took {MOST_CPU:g} s of CPU, in\n{''.join(traceback.format_stack(frame)[-12:])}")
+    raise Stuck
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Interrupt what takes too long, again and again: the product may catch it."""
+    signal.setitimer(signal.ITIMER_PROF, MOST_CPU, AGAIN_AFTER)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
 def run(plan: Plan, *, keep_trace: bool = False) -> Outcome:
-    with nullcontext() if _Worker.fault is None else seeded(_Worker.fault):
+    """Run a plan. Whatever it raises is a failure of this run."""
+    _Worker.unraisable.clear()
+    with nullcontext() if _Worker.fault is None else seeded(_Worker.fault), _limited():
         outcome = runs.run(plan, keep_trace=keep_trace)
     gc.collect()  # at no other moment: what a collection finds dead depends on when it comes
+    outcome.failures += _Worker.unraisable
     return outcome
 
 
 def run_seeds(seeds: Sequence[int], twice: int) -> Iterator[Result]:
     """twice: one seed in so many is run twice, to see whether both runs are the same."""
     for seed in seeds:
-        plan, started = plan_of(seed), time.process_time()
+        plan, started = plan_of(seed), process_time()
         outcome = run(plan)
-        cpu = time.process_time() - started
+        cpu = process_time() - started
         failures, ran_twice = outcome.failures, seed % twice == 0
         if ran_twice and (again := run(plan).digest) != outcome.digest:
             failures = [*failures, f"two runs are not the same: digests {outcome.digest:08x} and {again:08x}"]
@@ -75,5 +124,8 @@ def run_seeds_to_list(seeds: Sequence[int], twice: int) -> list[Result]:
 
 
 def shrunk(plan: Plan) -> tuple[Plan, int]:
-    """Return the smallest plan that was found to fail as well, and the runs that it took."""
-    return shrink.shrink(plan, smaller, lambda candidate: bool(run(candidate).failures), MOST_RUNS)
+    """Return the smallest plan that was found to fail in the same way, and the runs that it took."""
+    kinds = run(plan).kinds[:1]
+    if not kinds:  # such as one that failed only because two runs were not the same
+        return plan, 1
+    return shrink.shrink(plan, smaller, lambda candidate: run(candidate).kinds[:1] == kinds, MOST_RUNS)
