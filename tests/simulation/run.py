@@ -12,7 +12,7 @@ from typing import Any
 from statestore.address import TcpAddress
 from statestored import app
 from statestored.errors import DamagedFile, DiskFailed, Exit, StartError
-from tests.consistency.history import Operation, lines
+from tests.consistency.history import Operation
 from tests.consistency.linearizability import Undecided, linearize
 from tests.consistency.shrink import shrink
 from tests.simulation import loop, patches
@@ -41,7 +41,7 @@ class Outcome:
     virtual: float  # seconds
     counts: dict[str, int]
     trace: list[str] = field(default_factory=list)
-    violation: list[str] = field(default_factory=list)  # the shortest history that shows what is wrong
+    violation: list[Operation] = field(default_factory=list)  # the shortest history that shows what is wrong
 
 
 class System:
@@ -283,7 +283,7 @@ def _run_until_done(system: System, who: str) -> None:
         kernel.fail(f"{who} not come to an end within {LIMIT:g} s")
 
 
-def _judge(system: System) -> list[str]:
+def _judge(system: System) -> list[Operation]:
     """See whether each sender's history is linearizable. Returns a short one that is not, if the trace is kept."""
     if loses_acknowledged_writes(system.plan):
         return []
@@ -291,7 +291,7 @@ def _judge(system: System) -> list[str]:
         try:
             if linearize(history, MOST_STEPS) is None:
                 system.kernel.fail(f"the history of {sender} is not linearizable")
-                return list(lines(shrink(history))) if system.kernel.keep_trace else []
+                return shrink(history) if system.kernel.keep_trace else []
         except Undecided as error:
             system.undecided += 1
             system.kernel.note("checker", "undecided", f"{sender}: {error}")
@@ -304,7 +304,7 @@ def _by_sender(operations: list[Operation]) -> Iterator[tuple[Any, list[Operatio
         yield sender, list(group)
 
 
-def _outcome(system: System, violation: list[str]) -> Outcome:
+def _outcome(system: System, violation: list[Operation]) -> Outcome:
     kernel, history = system.kernel, system.history
     counts = {
         "calls": history.calls,
