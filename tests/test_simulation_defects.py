@@ -190,6 +190,8 @@ def test_a_regression_passes_without_its_defect_and_fails_with_it(failures: dict
     regression = Regression("get_not_held", plan_of(1))
     (problem,) = regression.problems()
     assert problem.startswith("with the defect nothing shows 'is not linearizable'")
+    failures["1/100"] = [WRONG_ORDER]
+    assert regression.problems() == [f"without the defect: {WRONG_ORDER}"]
     failures["1"] = [WRONG_ORDER]
     assert regression.problems() == [f"without the defect: {WRONG_ORDER}"]
 

@@ -1,7 +1,8 @@
 """Plans that once failed. Each stands for a defect that was mended, and is kept with the mutation that undoes this.
 
-A change of any random draw makes another run of a plan, in which the defect may not matter. Therefore a plan has not
-only to pass: with its defect it must fail. If it does not, the file has to be written again.
+A change of any random draw, or of a call on the disk, makes another run of a plan, in which the defect may not matter.
+Therefore a plan has not only to pass: with its defect it must fail, as it is or with one of a number of other random
+streams. If it does not, the file has to be written again.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ DEFECTS = (
 )
 MOST_SEEDS = 1000
 MOST_RUNS = 300  # to shrink a plan
+MOST_STREAMS = 100  # that are tried for a plan that does not fail with its defect any more
 _HEAD = """\
 # Each line has a defect and a plan that fails with it, and passes without it.
 # `python -m tests.simulation --regressions` runs them, `--regressions --write` looks for all of them again.
@@ -43,10 +45,17 @@ class Regression:
 
     def problems(self) -> list[str]:
         """Run the plan with the defect and without it, and return what is wrong with that."""
-        problems = [f"without the defect: {failure}" for failure in worker.run(self.plan).failures]
-        if failure_with(self.defect, self.plan) is None:
+        failing = next((plan for plan in self._variants() if failure_with(self.defect, plan)), None)
+        problems = [f"without the defect: {failure}" for failure in worker.run(failing or self.plan).failures]
+        if failing is None:
             problems.append(f"with the defect nothing shows {MUST_SHOW[self.defect]!r}: write the file again")
         return problems
+
+    def _variants(self) -> Iterator[Plan]:
+        """Return the plan as it is, and with other random streams."""
+        yield self.plan
+        for stream in range(1, MOST_STREAMS + 1):
+            yield replace(self.plan, seed=f"{self.plan.seed}/{stream}")
 
 
 def failure_with(defect: str, plan: Plan) -> str | None:
