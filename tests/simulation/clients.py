@@ -16,7 +16,7 @@ from statestore.errors import StateStoreError
 from tests.consistency.history import Operation
 from tests.simulation import loop
 from tests.simulation.kernel import Kernel, Machine, Process
-from tests.simulation.plan import Plan
+from tests.simulation.plan import Plan, keeps_sessions
 from tests.simulation.stand_ins import sleep
 
 MODULES = ("a", "b")
@@ -233,7 +233,14 @@ class Actor:
         elif error.applied == "no":
             self._history.refused += 1
         else:
+            self._check_time_was_used(call, error)
             self._no_answer(call, called)
+
+    def _check_time_was_used(self, call: Call, error: StateStoreError) -> None:
+        """A write is repeated until its deadline, so before that its outcome is known, unless its session is lost."""
+        took = self._process.machine.monotonic() - self._begun
+        if not call.reads and took < self._plan.write_deadline - CLOCK_ERROR and keeps_sessions(self._plan):
+            self._kernel.fail(f"the outcome of a write of {self.name} is unknown after {took:.3f} s: {error}")
 
     def _no_answer(self, call: Call, called: float) -> None:
         """A write may be carried out until its deadline, which a suspension of its machine puts off."""

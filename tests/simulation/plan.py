@@ -31,7 +31,9 @@ class Trouble(StrEnum):
     KILL_AT_CALL = "kill_at_call"
     KILL_AT_KIND = "kill_at_kind"
     KILL_AFTER_RENAME = "kill_after_rename"
-    KILL_STARTS = "kill_starts"  # a kill, and one more in each of the next two starts
+    KILL_STARTS = (
+        "kill_starts"  # a kill, one more in the next start, and one or a loss of power in the start after that
+    )
     TERMINATE = "terminate"  # the daemon, by SIGTERM
     SNAPSHOT = "snapshot"  # by SIGUSR1
     PAUSE = "pause"  # the daemon, by SIGSTOP
@@ -308,6 +310,22 @@ def _possible_events(events: list[Event], fsync: str, rng: random.Random) -> tup
 def loses_acknowledged_writes(plan: Plan) -> bool:
     """Whether a power loss may take writes that were acknowledged, as --fsync says."""
     return plan.fsync != "always" and any(event.trouble in POWER_LOSSES for event in plan.events)
+
+
+def keeps_sessions(plan: Plan) -> bool:
+    """Whether no session can be lost, so that each write has an answer if there is time to repeat it.
+
+    Calls that are cancelled may close their storage, and a closed storage repeats nothing. A clock that is wrong makes
+    the server refuse a write as too late.
+    """
+    losses = FULL_DISKS | FAILING_DISKS | {Trouble.REVOKE_TOKEN, Trouble.CLOCK_STEP, Trouble.SUSPEND}
+    return (
+        plan.session_lifetime >= 3600
+        and plan.max_sessions >= 10_000
+        and not plan.cancelled
+        and not loses_acknowledged_writes(plan)
+        and not any(event.trouble in losses for event in plan.events)
+    )
 
 
 def smaller(plan: Plan) -> Iterator[Plan]:
