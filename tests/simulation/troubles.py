@@ -75,10 +75,17 @@ class Troubles:
         self._disk.on_call(action, rng.randint(1, AFTER_RENAME), before=rng.random() < 0.5, after_next="rename")
 
     def _kill_starts(self, rng: random.Random) -> None:
-        """Twice in a row: what one start has begun, the next one finds."""
-        for _ in range(2):
-            calls = rng.randint(1, START_CALLS)
-            self._system.at_start.append(partial(self._disk.on_call, self._system.kill, calls))
+        """Twice in a row: what one start has begun, the next one finds. The second time the power may fail instead."""
+        last = (
+            self._system.kill,
+            self._system.lose_power if self._system.plan.fsync == "always" else self._system.kill,
+        )
+        for action in (self._system.kill, rng.choice(last)):
+            if rng.random() < 0.5:
+                call = partial(self._disk.on_call, action, rng.randint(1, START_CALLS))
+            else:  # between a rename and the sync of the directory
+                call = partial(self._disk.on_call, action, after_next="rename")
+            self._system.at_start.append(call)
         self._system.kill()
 
     def _terminate(self, _rng: random.Random) -> None:
