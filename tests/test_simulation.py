@@ -140,7 +140,7 @@ def changed(**fields: object) -> list[str]:
         (changed(clients=0), f"{NO_PLAN}'s clients is 0: expected 1 to 20"),
         (changed(clients=10**30), f"{NO_PLAN}'s clients is 1000000000000000000000000000000: expected 1 to 20"),
         (changed(clients=True), f"{NO_PLAN}'s clients is True: expected a whole number"),
-        (changed(clients=1, blocking=2), f"{NO_PLAN} has 1 clients, and 2 of them are blocking"),
+        (changed(clients=1, blocking=2), f"{NO_PLAN}'s blocking is 2: expected at most 1, its clients"),
         (changed(actors=4), f"{NO_PLAN}'s actors is 4: expected 1 to 3"),
         (changed(addresses=3), f"{NO_PLAN}'s addresses is 3: expected 1 to 2"),
         (changed(senders=101), f"{NO_PLAN}'s senders is 101: expected 1 to 100"),

@@ -160,7 +160,9 @@ class Plan:
         for name, value in fields.items():
             _check_field(name, value)
         if fields["blocking"] > fields["clients"]:
-            raise PlanError(f"the plan has {fields['clients']} clients, and {fields['blocking']} of them are blocking")
+            raise PlanError(
+                f"the plan's blocking is {fields['blocking']}: expected at most {fields['clients']}, its clients"
+            )
         fields["events"] = _events_of(fields["events"])
         return cls(**fields)
 

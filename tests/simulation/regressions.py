@@ -96,7 +96,7 @@ def write(file: Path = FILE) -> Iterator[str]:
     written = [_HEAD]
     for defect in DEFECTS:
         plan, runs = _smallest(defect, _first_plan(defect))
-        yield f"{defect}: shrunk in {runs} runs to {len(plan.events)} troubles and {plan.clients} clients"
+        yield f"{defect}: shrunk in {runs} runs, clients: {plan.clients}, troubles: {len(plan.events)}"
         written.append(f"# {_summary(defect)}\n{defect} {plan.to_json()}\n")
     file.write_text("\n".join(written))
 
