@@ -31,7 +31,7 @@ test-lowest: $(VENV)/dev tests/foreign/node_modules ## Run the unit tests with t
 	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(VENV)-lowest/bin/python -m pytest --numprocesses 4 --dist worksteal $(PYTEST_ARGS) tests/client tests/server
 
-simulate: $(VENV)/dev ## The whole system in one process, in virtual time: SEEDS=1000 from FIRST=1 on, in JOBS=2 processes
+simulate: $(VENV)/dev ## The whole system in one process, in virtual time: SEEDS=1000 from FIRST=1 on, in JOBS=2 processes; its last line says how to go on
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
 
 torture: $(VENV)/dev $(VENV)/fuzz ## The long tests: kills, interrupts, histories, real mail, fuzzed input, hostile clients

@@ -1,5 +1,7 @@
 """The simulation: fixed seeds, seeds of the day, what once failed, and defects that are put in on purpose."""
 
+import json
+import math
 import os
 import re
 import subprocess
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.plan import plan_of
+from tests.simulation import __main__ as command
+from tests.simulation.plan import Plan, plan_of
+from tests.simulation.worker import Result
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 600.0  # seconds after which it hangs
@@ -57,16 +61,63 @@ def _digest(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    "fault", ["acknowledged_before_synced", "directory_never_synced", "nothing_remembered", "get_not_held"]
+    ("fault", "shrinking"),
+    [
+        ("acknowledged_before_synced", ["--no-shrink"]),
+        ("directory_never_synced", []),
+        ("nothing_remembered", ["--no-shrink"]),
+        ("get_not_held", ["--no-shrink"]),
+    ],
 )
-def test_a_defect_is_found_within_100_seeds_and_replayed_from_its_plan(fault: str) -> None:
-    done = simulate("--seeds", "100", "--fault", fault, "--until-found")
+def test_a_defect_is_found_within_100_seeds_and_replayed_from_its_plan(fault: str, shrinking: list[str]) -> None:
+    done = simulate("--seeds", "100", "--fault", fault, "--until-found", *shrinking)
     assert done.returncode == 1, done.stdout + done.stderr
-    plan = re.search(r"--plan '(.*)'$", done.stdout, re.MULTILINE)
+    plan = re.search(rf"--fault {fault} --plan '(.*)'$", done.stdout, re.MULTILINE)
     assert plan is not None, done.stdout
     again = simulate("--plan", plan[1], "--fault", fault)
     assert again.returncode == 1, again.stdout + again.stderr
     assert simulate("--plan", plan[1]).returncode == 0
+
+
+def result(seed: int, *failures: str, reached_fault: bool = True) -> Result:
+    return Result(seed, list(failures), {}, 0, ran_twice=False, cpu=0.06, reached_fault=reached_fault)
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
+    """What the seeds come to, in the place of runs."""
+    results: list[Result] = []
+    monkeypatch.setattr(command, "_results", lambda _: iter(results))
+    return results
+
+
+def test_the_next_seed_is_told_at_the_end(results: list[Result], capsys: pytest.CaptureFixture[str]) -> None:
+    results.extend(map(result, range(7, 10)))
+    assert command.main(["--seeds", "3", "--first", "7"]) == 0
+    assert "FIRST=10" in capsys.readouterr().out
+
+
+def test_a_defect_that_shows_something_else_is_not_found(
+    results: list[Result], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.append(result(1, "client1 keeps 0 calls and 2 sockets"))
+    assert command.main(["--seeds", "1", "--fault", "reply_taken_by_whoever_is_next"]) == 0
+    assert "seed 1 fails, but not as reply_taken_by_whoever_is_next must" in capsys.readouterr().out
+
+
+def test_a_defect_that_no_seed_reaches_is_not_said_to_be_harmless(
+    results: list[Result], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.append(result(1, reached_fault=False))
+    assert command.main(["--seeds", "1", "--fault", "nothing_taken_back"]) == 2
+    assert "no run has called anything that nothing_taken_back replaces" in capsys.readouterr().out
+
+
+NO_PLAN = "argument --plan: the plan"
+
+
+def changed(**fields: object) -> list[str]:
+    return ["--plan", json.dumps(json.loads(plan_of(1).to_json()) | fields)]
 
 
 @pytest.mark.parametrize(
@@ -75,22 +126,49 @@ def test_a_defect_is_found_within_100_seeds_and_replayed_from_its_plan(fault: st
         (["--seeds", "many"], "argument --seeds: 'many' is not a number from 1 on"),
         (["--first", "-1"], "argument --first: "),
         (["--first", "x"], "argument --first: 'x' is not a seed: a seed is a number from 0 on"),
-        (["--plan", "{"], "argument --plan: the plan is not JSON: "),
-        (["--plan", "[]"], "argument --plan: the plan is not an object: []"),
-        (
-            ["--plan", '{"version": 0}'],
-            "argument --plan: the plan is of version 0, and this simulation reads version 1",
-        ),
-        (["--plan", '{"version": 1}'], "argument --plan: the plan's fields are not those of a plan: "),
-        (
-            ["--plan", plan_of(1).to_json().replace('"clients": 4', '"clients": 0')],
-            "argument --plan: the plan's clients is 0: expected at least 1",
-        ),
         (["--fault", "none"], "argument --fault: invalid choice: 'none'"),
+        (["--plan", "1", "--seeds", "3"], "argument --seeds: not allowed with argument --plan"),
+        (["--plan", "1", "--defects"], "argument --defects: not allowed with argument --plan"),
+        (["--regressions", "--fault", "get_not_held"], "argument --fault: not allowed with argument --regressions"),
+        (["--write"], "argument --write: not allowed without argument --regressions"),
+        (["--plan", "{"], f"{NO_PLAN} is not JSON: "),
+        (["--plan", "[]"], f"{NO_PLAN} is not an object: []"),
+        (["--plan", "[" * 100_000], f"{NO_PLAN} is nested too deeply"),
+        (["--plan", '{"version": 0}'], f"{NO_PLAN} is of version 0, and this simulation reads version 1"),
+        (["--plan", '{"version": true}'], f"{NO_PLAN} is of version True, "),
+        (["--plan", '{"version": 1}'], f"{NO_PLAN}'s fields are not those of a plan: "),
+        (changed(clients=0), f"{NO_PLAN}'s clients is 0: expected 1 to 20"),
+        (changed(clients=10**30), f"{NO_PLAN}'s clients is 1000000000000000000000000000000: expected 1 to 20"),
+        (changed(clients=True), f"{NO_PLAN}'s clients is True: expected a whole number"),
+        (changed(clients=1, blocking=2), f"{NO_PLAN}'s blocking is 2: expected at most 1, its clients"),
+        (changed(actors=4), f"{NO_PLAN}'s actors is 4: expected 1 to 3"),
+        (changed(addresses=3), f"{NO_PLAN}'s addresses is 3: expected 1 to 2"),
+        (changed(senders=101), f"{NO_PLAN}'s senders is 101: expected 1 to 100"),
+        (changed(segment_size=0), f"{NO_PLAN}'s segment_size is 0: expected 1 to "),
+        (changed(think=0), f"{NO_PLAN}'s think is 0: expected 0.0001 to 10"),
+        (changed(cancelled=7), f"{NO_PLAN}'s cancelled is 7: expected 0 to 1"),
+        (changed(latency=math.nan), f"{NO_PLAN} is not JSON: NaN is not a number"),
+        (changed(latency=math.inf), f"{NO_PLAN} is not JSON: Infinity is not a number"),
+        (changed(seed="x" * 1000), f"{NO_PLAN}'s seed is '"),
+        (changed(fsync="often"), f"{NO_PLAN}'s fsync is 'often': expected one of "),
+        (changed(events="kill"), f"{NO_PLAN}'s events are 'kill': expected a list"),
+        (changed(events=[[-1, "kill", 1]]), f"{NO_PLAN}'s event [-1, 'kill', 1] is none: expected 0 to "),
+        (changed(events=[[True, "kill", 1]]), f"{NO_PLAN}'s event [True, 'kill', 1] is none: expected [seconds, "),
+        (changed(events=[[1, "kill", True]]), f"{NO_PLAN}'s event [1, 'kill', True] is none: expected [seconds, "),
+        (changed(events=[[1, "fire", 1]]), f"{NO_PLAN}'s event [1, 'fire', 1] has a trouble that is not known"),
     ],
 )
-def test_bad_input_is_refused_with_the_reason(arguments: list[str], error: str) -> None:
-    done = simulate(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert error in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_refused_with_the_reason(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    assert error in told.err
+
+
+def test_a_plan_can_be_read_again() -> None:
+    for seed in range(1000):
+        plan = plan_of(seed)
+        assert Plan.from_json(plan.to_json()) == plan

@@ -57,10 +57,10 @@ def lines(history: Iterable[Operation]) -> Iterator[str]:
     for operation in ordered:
         span = f"{_ms(operation.called - start)} .. {_ms(operation.returned - start)}"
         arguments = ", ".join(operation.arguments)
-        yield f"{span}  {operation.client:5}  {operation.method}({arguments}) -> {_outcome(operation)}"
+        yield f"{span}  {operation.client:5}  {operation.method}({arguments}) -> {outcome_text(operation)}"
 
 
-def _outcome(operation: Operation) -> str:
+def outcome_text(operation: Operation) -> str:
     if not operation.answered:
         return "no answer"
     return str(operation.result) if operation.method in ("get", "compare_and_set") else "done"

@@ -1,9 +1,11 @@
 """Defects that are put into the product, to see whether the simulation finds them.
 
-They are those of `tests.crash.faults` and `tests.consistency.faults`. Here they are put in for one run at a time and
-taken out completely, because one process runs thousands of seeds, most of them without a defect.
+They are those of `tests.crash.faults` and `tests.consistency.faults`, and those that the simulation itself has found in
+the product. Here they are put in for one run at a time and taken out completely, because one process runs thousands of
+seeds, most of them without a defect.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -13,6 +15,8 @@ from typing import Any, cast
 
 import pytest
 
+from statestored import files
+from statestored.datadir import DataDirectory
 from tests.consistency import faults as of_consistency
 from tests.crash import faults as of_crashes
 
@@ -30,7 +34,82 @@ def _functions_of(module: ModuleType) -> dict[str, Fault]:
     }
 
 
-FAULTS: dict[str, Fault] = _functions_of(of_crashes) | _functions_of(of_consistency)
+def parents_made_before_not_synced(patch: pytest.MonkeyPatch) -> None:
+    """A start syncs only those names of directories that it has made itself, not those that a killed start has made."""
+
+    def make(directory: DataDirectory) -> None:
+        made = [path for path in (directory.path, *directory.path.parents) if not path.exists()]
+        directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in made:
+            files.sync_directory(path.parent)
+
+    patch.setattr(DataDirectory, "_make", make)
+
+
+FOUND_IN_THE_PRODUCT: dict[str, Fault] = {fault.__name__: fault for fault in (parents_made_before_not_synced,)}
+FAULTS: dict[str, Fault] = _functions_of(of_crashes) | _functions_of(of_consistency) | FOUND_IN_THE_PRODUCT
+
+# What a run must show for a defect to count as found, as NOTICED_BY says it in `tests.test_mutations`: anything else is
+# a mistake in the defect or in the simulation.
+_WRONG_ORDER = "is not linearizable"
+_DAMAGED = "the daemon does not start: .* (is damaged|is missing)"
+_LOST = f"{_WRONG_ORDER}|{_DAMAGED}"
+_UNKNOWN = "the outcome of a write of .* is unknown"
+_HANGS = "the store cannot be read: "
+
+MUST_SHOW: dict[str, str] = {
+    "acknowledged_before_synced": _LOST,
+    "answer_in_the_next_batch": _WRONG_ORDER,
+    "answer_not_written": _WRONG_ORDER,
+    "batch_applied_twice": _WRONG_ORDER,
+    "copies_synced_too_late": _LOST,
+    "directory_never_synced": _LOST,
+    "done_not_in_snapshots": _WRONG_ORDER,
+    "done_not_replayed": _WRONG_ORDER,
+    "done_told_before_durable": _WRONG_ORDER,
+    "failed_sync_ignored": _LOST,
+    "full_segment_not_synced": _DAMAGED,
+    "get_not_held": _WRONG_ORDER,
+    "heads_swapped": _WRONG_ORDER,
+    "lost_session_ignored": _WRONG_ORDER,
+    "mark_of_what_came_during_the_sync": _LOST,
+    "mark_too_high": _LOST,
+    "names_found_not_synced": _LOST,
+    "new_number_for_each_attempt": _WRONG_ORDER,
+    "not_after_ignored": _WRONG_ORDER,
+    "nothing_remembered": _WRONG_ORDER,
+    "nothing_taken_back": f"{_LOST}|{_HANGS}",
+    "oldest_not_remembered": _WRONG_ORDER,
+    "oldest_passes_the_unanswered": f"{_UNKNOWN}.* to everything before number",
+    "parents_made_before_not_synced": _LOST,
+    "payload_not_checked": _DAMAGED,
+    "reply_taken_by_whoever_is_next": _WRONG_ORDER,
+    "segment_never_synced": _LOST,
+    "segments_removed_before_snapshot": _LOST,
+    "sessions_not_in_snapshot": f"{_UNKNOWN}.* is lost",
+    "sessions_not_taken_back": _WRONG_ORDER,
+    "snapshot_before_journal": _LOST,
+    "snapshot_renamed_before_synced": _LOST,
+    "tail_not_copied": _LOST,
+    "tail_not_synced_where_it_cannot_be_copied": _LOST,
+    "writes_without_a_number_repeated": _WRONG_ORDER,
+    "writes_without_effect_not_remembered": _WRONG_ORDER,
+}
+
+# Why the simulation cannot find a defect. `tests.test_mutations` and `tests.test_faults` name the test that notices it.
+NOT_FOUND: dict[str, str] = {
+    "boot_not_compared": "it takes damage without a loss of power, which the model of the disk does not have",
+    "snapshot_not_verified": "it takes damage without a loss of power, which the model of the disk does not have",
+    "directory_not_locked": "it takes two daemons on one directory, and a plan has one at a time",
+    "fingerprints_ignored": "it takes two clients in one session, such as copies of a process",
+    "dead_connections_written_to": "it costs an attempt only: the write is repeated, or its outcome is unknown",
+    "sessions_not_waited_for": "a write without a number is not repeated: its outcome is unknown, or it is done once",
+}
+
+
+def shown(name: str, failures: Iterable[str]) -> str | None:
+    """Return the first failure that is of the kind that the defect must show, or None."""
+    return next((failure for failure in failures if re.search(MUST_SHOW.get(name, "."), failure)), None)
 
 
 class NeverReached(Exception):

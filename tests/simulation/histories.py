@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from statestored.engines.commits import SYNC_EVERY
-from tests.consistency.history import Operation, lines
+from tests.consistency.history import Operation
 from tests.consistency.linearizability import Undecided, linearize
 from tests.consistency.shrink import shrink
 from tests.simulation.checks import Life
@@ -34,7 +34,7 @@ class Judge:
         self.judged = self.undecided = 0
         self._system = system
 
-    def find_violation(self) -> list[str]:
+    def find_violation(self) -> list[Operation]:
         """Note as a failure that a sender's history is not linearizable.
 
         Returns a short history that is not, if the trace is kept.
@@ -45,7 +45,7 @@ class Judge:
                 try:
                     if linearize(judged, MOST_STEPS) is None:
                         self._system.kernel.fail(f"the history of {sender} is not linearizable{what}")
-                        return list(lines(shrink(judged))) if self._system.kernel.keep_trace else []
+                        return shrink(judged) if self._system.kernel.keep_trace else []
                 except Undecided as error:
                     self.undecided += 1
                     self._system.kernel.note("checker", "undecided", f"{sender}: {error}")

@@ -103,7 +103,9 @@ class Kernel:
             _set_running_loop(None)  # it is still the one of the thread that ran last
 
     def note(self, who: str, what: str, detail: str = "") -> None:
-        """Add a line to the trace."""
+        """Add a line to the trace. What is unwound after the end of a run adds none."""
+        if self.closing:
+            return
         line = f"{self.now - START:12.6f}  {who:10}  {what:14} {detail}"
         self.digest = zlib.crc32(line.encode(), self.digest)
         if self.keep_trace:
@@ -116,6 +118,8 @@ class Kernel:
 
     def fail(self, what: str, error: BaseException | None = None) -> None:
         """Note that the run has found a failure, and where the error was raised if there is one."""
+        if self.closing:
+            return
         self.note("checker", "FAILURE", what)
         self.failures.append(f"at {self.now - START:.6f}: {what}")
         if error is not None and self.keep_trace:  # not in the digest: it has the paths of this machine

@@ -177,72 +177,139 @@ class Plan:
     def from_json(cls, text: str) -> Self:
         """Raises PlanError."""
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, parse_constant=_refuse_constant)
+        except RecursionError:
+            raise PlanError("the plan is nested too deeply") from None
         except ValueError as error:
             raise PlanError(f"the plan is not JSON: {error}") from None
         if not isinstance(fields, dict):
             raise PlanError(f"the plan is not an object: {text[:60]}")
-        if (version := fields.pop("version", None)) != VERSION:
-            raise PlanError(f"the plan is of version {version}, and this simulation reads version {VERSION} only")
+        version = fields.pop("version", None)
+        if isinstance(version, bool) or version != VERSION:
+            raise PlanError(f"the plan is of version {version!r}, and this simulation reads version {VERSION} only")
         known = {field.name: None for field in dataclasses.fields(cls)}
         if wrong := sorted(known.keys() ^ fields.keys()):
             raise PlanError(f"the plan's fields are not those of a plan: {', '.join(wrong)} missing or unknown")
+        for name, value in fields.items():
+            _check_field(name, value)
+        if fields["blocking"] > fields["clients"]:
+            raise PlanError(
+                f"the plan's blocking is {fields['blocking']}: expected at most {fields['clients']}, its clients"
+            )
         fields["events"] = _events_of(fields["events"])
         fields["senders"] = _names_of("senders", fields["senders"])
         fields["methods"] = _names_of("methods", fields["methods"])
-        for name, value in fields.items():
-            _check_field(name, value)
         fields["calls"] = _calls_of(fields["calls"], fields["clients"])
         return cls(**fields)
 
 
-_SMALLEST = {"clients": 1, "addresses": 1, "max_sessions": 1}
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a number")
+
+
+# The least and the most of each number. Those that are drawn are well within; more would only take too long.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "clients": (1, 20),
+    "blocking": (0, 20),
+    "write_deadline": (0.01, 60),
+    "think": (0.0001, 10),
+    "cancelled": (0, 1),
+    "addresses": (1, 2),
+    "segment_size": (1, 2**30),
+    "reserve": (1, 2**30),
+    "flush_every": (1, 2**30),
+    "bucket_size": (1, 2**20),
+    "snapshot_interval": (0, 3600),
+    "sync_time": (0, 10),
+    "latency": (0, 10),
+    "max_sessions": (1, 10**6),
+    "session_lifetime": (0.01, 10**6),
+}
+_MOST_SECONDS = 1000  # at which a trouble may come
+_MOST_EVENTS = 1000
+_MOST_CALLS = 1000  # of an actor
+_MOST_ACTORS = 3  # of a client: as many as have names
+_MOST_NAMES = 100
+_LONGEST_SEED = 100
+_KINDS = {"str": "a string", "int": "a whole number", "float": "a number", "bool": "true or false"}
 _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 def _check_field(name: str, value: Any) -> None:
+    """Raises PlanError."""
     kind = Plan.__annotations__[name]
     if kind in (str, int, float, bool):
         types = _TYPES[kind.__name__]
         if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
-            raise PlanError(f"the plan's {name} is {value!r}: expected a {kind.__name__}")
-        if kind in (int, float) and value < _SMALLEST.get(name, 0):
-            raise PlanError(f"the plan's {name} is {value!r}: expected at least {_SMALLEST.get(name, 0)}")
+            raise PlanError(f"the plan's {name} is {_short(value)}: expected {_KINDS[kind.__name__]}")
+    if kind in (int, float):
+        least, most = _LIMITS[name]
+        if not least <= value <= most:  # so it is with infinity, which json reads from 1e999
+            raise PlanError(f"the plan's {name} is {_short(value)}: expected {least:,} to {most:,}")
+    if name == "seed" and len(value) > _LONGEST_SEED:
+        raise PlanError(f"the plan's seed is {_short(value)}: expected at most {_LONGEST_SEED} characters")
     if name == "fsync" and value not in FSYNC:
-        raise PlanError(f"the plan's fsync is {value!r}: expected one of {', '.join(FSYNC)}")
+        raise PlanError(f"the plan's fsync is {_short(value)}: expected one of {', '.join(FSYNC)}")
     if name == "last_outage" and value not in LAST_OUTAGES:
-        raise PlanError(f"the plan's last_outage is {value!r}: expected one of {LAST_OUTAGES}")
+        raise PlanError(f"the plan's last_outage is {_short(value)}: expected one of {LAST_OUTAGES}")
 
 
 def _names_of(name: str, listed: Any) -> tuple[str, ...]:
     """Raises PlanError."""
-    if not isinstance(listed, list) or not listed or not all(isinstance(item, str) for item in listed):
-        raise PlanError(f"the plan's {name} is {listed!r}: expected a list of names")
+    match listed:
+        case [_, *_] if len(listed) <= _MOST_NAMES and all(isinstance(item, str) for item in listed):
+            pass
+        case _:
+            raise PlanError(f"the plan's {name} are {_short(listed)}: expected a list of 1 to {_MOST_NAMES} names")
     if name == "methods" and (unknown := [item for item in listed if item not in METHODS + BULK_METHODS]):
-        raise PlanError(f"the plan's methods are {listed!r}: there is no {unknown[0]!r}")
+        raise PlanError(f"the plan's methods are {_short(listed)}: there is no {unknown[0]!r}")
     return tuple(listed)
 
 
 def _calls_of(listed: Any, clients: int) -> tuple[tuple[int, ...], ...]:
     """Raises PlanError."""
-    match listed:
-        case list() if len(listed) == clients and all(
-            isinstance(actors, list) and all(type(calls) is int and calls >= 0 for calls in actors) for actors in listed
-        ):
-            return tuple(map(tuple, listed))
-    raise PlanError(f"the plan's calls is {listed!r}: expected a list of numbers for each of {clients} clients")
+    if isinstance(listed, list) and len(listed) == clients and all(map(_are_calls, listed)):
+        return tuple(map(tuple, listed))
+    raise PlanError(
+        f"the plan's calls are {_short(listed)}: expected a list for each of the {clients} clients, with the number of "
+        f"calls (0 to {_MOST_CALLS}) of each of its actors (at most {_MOST_ACTORS})"
+    )
+
+
+def _are_calls(listed: Any) -> bool:
+    is_list = isinstance(listed, list) and len(listed) <= _MOST_ACTORS
+    return is_list and all(type(calls) is int and 0 <= calls <= _MOST_CALLS for calls in listed)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _events_of(listed: Any) -> tuple[Event, ...]:
     """Raises PlanError."""
-    events = []
-    for item in listed if isinstance(listed, list) else [listed]:
-        match item:
-            case [int() | float() as seconds, str(name), int(seed)] if name in list(Trouble):
-                events.append(Event(seconds, Trouble(name), seed))
-            case _:
-                raise PlanError(f"the plan's event {item!r} is none: expected [seconds, trouble, seed]")
-    return tuple(events)
+    if not isinstance(listed, list):
+        raise PlanError(f"the plan's events are {_short(listed)}: expected a list")
+    if len(listed) > _MOST_EVENTS:
+        raise PlanError(f"the plan has {len(listed):,} events: expected at most {_MOST_EVENTS:,}")
+    return tuple(map(_event_of, listed))
+
+
+def _event_of(item: Any) -> Event:
+    """Raises PlanError."""
+    match item:
+        case [int() | float() as seconds, str(name), int(seed)] if not (
+            isinstance(seconds, bool) or isinstance(seed, bool)
+        ):
+            if name not in list(Trouble):
+                raise PlanError(f"the plan's event {_short(item)} has a trouble that is not known")
+            if not (0 <= seconds <= _MOST_SECONDS and 0 <= seed < 2**64):
+                raise PlanError(
+                    f"the plan's event {_short(item)} is none: expected 0 to {_MOST_SECONDS:,} seconds, "
+                    "and a seed from 0 to 2**64 - 1"
+                )
+            return Event(seconds, Trouble(name), seed)
+    raise PlanError(f"the plan's event {_short(item)} is none: expected [seconds, trouble, seed]")
 
 
 METHODS = ("get", "get_many", "set", "set_many", "compare_and_set", "set_all")

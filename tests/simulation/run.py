@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from greenlet import GreenletExit
 
+from tests.consistency.history import Operation
 from tests.simulation import checks, patches
 from tests.simulation.histories import Judge
 from tests.simulation.kernel import World
@@ -25,7 +26,7 @@ class Outcome:
     digest: int  # of the trace: two runs of a plan have the same one
     counts: dict[str, int]
     trace: list[str] = field(default_factory=list)
-    violation: list[str] = field(default_factory=list)  # the shortest history that shows what is wrong
+    violation: list[Operation] = field(default_factory=list)  # the shortest history that shows what is wrong
 
     @property
     def kinds(self) -> list[str]:

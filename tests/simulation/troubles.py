@@ -110,7 +110,11 @@ class Troubles:
             def end(is_second: bool = is_second) -> None:
                 _done(action() and is_second, effect)
 
-            self._system.at_start.append(partial(self._disk.on_call, end, calls))
+            if rng.random() < 0.5:
+                trigger = partial(self._disk.on_call, end, calls)
+            else:  # between a rename and the sync of the directory
+                trigger = partial(self._disk.on_call, end, after_next="rename")
+            self._system.at_start.append(trigger)
         return True
 
     def _terminate(self, _rng: random.Random, effect: Effect) -> bool:

@@ -15,7 +15,7 @@ from greenlet import GreenletExit
 
 from tests.simulation import patches, shrink
 from tests.simulation import run as runs
-from tests.simulation.faults import FAULTS, seeded
+from tests.simulation.faults import FAULTS, seeded, shown
 from tests.simulation.kernel import World
 from tests.simulation.plan import Plan, plan_of
 from tests.simulation.reductions import smaller
@@ -30,7 +30,7 @@ DROPPED = ("coroutine", "async_generator", "generator")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one seed. cpu: the seconds that its first run took."""
+    """Of one seed. cpu: the seconds that its first run took. reached_fault: it has called what the defect replaces."""
 
     seed: int
     failures: list[str]
@@ -38,6 +38,7 @@ class Result:
     digest: int
     ran_twice: bool
     cpu: float
+    reached_fault: bool
 
 
 class Stuck(GreenletExit):  # type: ignore[misc]  # greenlet has no types
@@ -50,6 +51,7 @@ class _Worker:
     is_set_up = False
     fault: str | None = None  # a defect in the product
     unraisable: list[str] = []  # noqa: RUF012  # what was raised in finalizers
+    reached_fault = False  # by the last run
 
 
 def faults() -> list[str]:
@@ -100,8 +102,9 @@ def _limited() -> Iterator[None]:
 def run(plan: Plan, *, keep_trace: bool = False) -> Outcome:
     """Run a plan. Whatever it raises is a failure of this run."""
     _Worker.unraisable.clear()
-    with nullcontext() if _Worker.fault is None else seeded(_Worker.fault), _limited():
+    with nullcontext() if _Worker.fault is None else seeded(_Worker.fault) as defect, _limited():
         outcome = runs.run(plan, keep_trace=keep_trace)
+    _Worker.reached_fault = defect is not None and defect.was_reached
     gc.collect()  # at no other moment: what a collection finds dead depends on when it comes
     outcome.failures += _Worker.unraisable
     return outcome
@@ -116,11 +119,16 @@ def run_seeds(seeds: Sequence[int], twice: int) -> Iterator[Result]:
         failures, ran_twice = outcome.failures, seed % twice == 0
         if ran_twice and (again := run(plan).digest) != outcome.digest:
             failures = [*failures, f"two runs are not the same: digests {outcome.digest:08x} and {again:08x}"]
-        yield Result(seed, failures, outcome.counts, outcome.digest, ran_twice, cpu)
+        yield Result(seed, failures, outcome.counts, outcome.digest, ran_twice, cpu, _Worker.reached_fault)
 
 
 def run_seeds_to_list(seeds: Sequence[int], twice: int) -> list[Result]:
     return list(run_seeds(seeds, twice))
+
+
+def finding(failures: list[str], fault: str | None) -> str | None:
+    """Return the first failure, or with a defect in the product the first that this must show. None: there is none."""
+    return next(iter(failures), None) if fault is None else shown(fault, failures)
 
 
 def shrunk(plan: Plan) -> tuple[Plan, int]:
@@ -128,4 +136,9 @@ def shrunk(plan: Plan) -> tuple[Plan, int]:
     kinds = run(plan).kinds[:1]
     if not kinds:  # such as one that failed only because two runs were not the same
         return plan, 1
-    return shrink.shrink(plan, smaller, lambda candidate: run(candidate).kinds[:1] == kinds, MOST_RUNS)
+
+    def fails(candidate: Plan) -> bool:
+        outcome = run(candidate)
+        return outcome.kinds[:1] == kinds and finding(outcome.failures, _Worker.fault) is not None
+
+    return shrink.shrink(plan, smaller, fails, MOST_RUNS)
