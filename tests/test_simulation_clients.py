@@ -19,7 +19,7 @@ from tests.simulation.reader import Reader
 
 GET = Call("get", "s0", ("a",))
 NOT_CANCELLED = replace(
-    plan_of(1), senders=1, cold=False, latency=0.002, cancelled=0.0, events=(Event(0.0, Trouble.CUT, 1),)
+    plan_of(1), senders=("s0",), cold=False, latency=0.002, cancelled=0.0, events=(Event(0.0, Trouble.CUT, 1),)
 )
 CANCELLED = replace(NOT_CANCELLED, cancelled=1.0)
 

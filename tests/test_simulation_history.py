@@ -12,7 +12,7 @@ from tests.simulation.plan import Event, Plan, Trouble, plan_of
 
 SENDERS = ["s0", "s1"]
 SWAP = Call("compare_and_set", "s0", ("a", "x", "y"))
-PLAN = replace(plan_of(1), senders=2, cold=False, latency=0.002, events=(Event(0.5, Trouble.FULL_DISK, 1),))
+PLAN = replace(plan_of(1), senders=("s0", "s1"), cold=False, latency=0.002, events=(Event(0.5, Trouble.FULL_DISK, 1),))
 
 
 @pytest.mark.parametrize(

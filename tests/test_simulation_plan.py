@@ -24,12 +24,12 @@ def test_a_plan_is_the_same_after_it_was_written_down() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "error"),
     [
-        ("senders", "[]", "the plan's senders is []: expected a list of names"),
-        ("senders", '"s0"', "the plan's senders is 's0': expected a list of names"),
+        ("senders", "[]", "the plan's senders are []: expected a list of 1 to 100 names"),
+        ("senders", '"s0"', "the plan's senders are 's0': expected a list of 1 to 100 names"),
         ("methods", '["get", "put"]', "there is no 'put'"),
-        ("calls", "[[1]]", "expected a list of numbers for each of 4 clients"),
-        ("calls", "[[1], [1], [1], [-1]]", "expected a list of numbers for each of 4 clients"),
-        ("calls", "7", "expected a list of numbers for each of 4 clients"),
+        ("calls", "[[1]]", "expected a list for each of the 4 clients"),
+        ("calls", "[[1], [1], [1], [-1]]", "expected a list for each of the 4 clients"),
+        ("calls", "7", "expected a list for each of the 4 clients"),
         ("last_outage", '"late"', "the plan's last_outage is 'late'"),
     ],
 )

@@ -99,6 +99,12 @@ def check_nothing_is_kept(kernel: Kernel, daemon: Process, open_connections: int
             kernel.fail(f"{daemon.name} keeps {kept} {what} for clients that are gone")
 
 
+def is_committing(daemon: Process) -> bool:
+    """Whether writes wait for the disk, such as those of clients that are gone, once it has room again."""
+    service = patches.services.get(daemon)
+    return service is not None and _writes_that_wait(service.engine) > 0
+
+
 def _kept(service: Any, listener: Any) -> dict[str, int]:
     """Count what is kept for others than the connections that are open."""
     connections, budget, intake = listener._connections, service.budget, listener._intake

@@ -15,6 +15,7 @@ from tests.simulation.system import System
 from tests.simulation.troubles import Troubles
 
 LIMIT = 300.0  # virtual seconds that the clients may take
+LONGEST_COMMIT = 10.0  # virtual seconds, on a healthy disk
 MOST_EVENTS = 150_000  # of a run
 MOST_ITERATIONS = 10_000  # of all event loops in a virtual second; one that spins makes 40,000
 
@@ -43,13 +44,12 @@ def run(plan: Plan, *, keep_trace: bool = False) -> Outcome:
             system = System(plan, keep_trace=keep_trace)
             try:
                 _carry_out(system, outcome)
+            except Exception as error:
+                system.kernel.fail(f"the simulation itself failed: {error!r}", error)
             finally:
                 system.kernel.end()
         except GreenletExit:  # it takes too long
             assert World.kernel.failures
-            outcome.failures, outcome.trace = World.kernel.failures, World.kernel.trace
-        except Exception as error:
-            World.kernel.fail(f"the simulation itself failed: {error!r}", error)
             outcome.failures, outcome.trace = World.kernel.failures, World.kernel.trace
     return outcome
 
@@ -100,9 +100,11 @@ def _check_nothing_is_kept(system: System) -> None:
     """When all clients are gone, the daemon keeps nothing for them."""
     kernel = system.kernel
     kernel.run(kernel.now + 1.0)
-    assert system.daemon is not None
+    daemon = system.daemon
+    assert daemon is not None
+    kernel.run(kernel.now + LONGEST_COMMIT, lambda: not checks.is_committing(daemon))
     open_ends = sum(not connection.server.closed for connection in system.network.connections())
-    checks.check_nothing_is_kept(kernel, system.daemon, open_ends)
+    checks.check_nothing_is_kept(kernel, daemon, open_ends)
 
 
 def _run_until_done(system: System, who: str, is_enough: Callable[[], bool] = lambda: False) -> None:

@@ -202,8 +202,9 @@ class System:
 
     def _all_awake(self) -> float:
         """Return when nothing is stopped or suspended any more."""
-        processes = [process for process in self.kernel.processes if process.alive]
-        return max([self.kernel.now, *(max(p.stopped_until, p.machine.suspended_until) for p in processes)])
+        stopped = [process.stopped_until for process in self.kernel.processes if process.alive]
+        suspended = [machine.suspended_until for machine in (self.server, *self.machines)]
+        return max(self.kernel.now, *stopped, *suspended)
 
     def change_tokens(self, *, valid: bool) -> None:
         """Make the clients' token valid or not, and let the daemon read its tokens again."""
