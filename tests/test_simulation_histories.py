@@ -9,8 +9,14 @@ from tests.simulation.checks import Life, kind_of
 from tests.simulation.histories import Loss, kept_until, until, without_lost
 
 
-def call(method: str, *arguments: str, at: float, result: object = None, answered: bool = True) -> Operation:
-    return Operation("0x", method, "s0", arguments, at, at + 0.1, answered, result)
+def call(
+    method: str, *arguments: str, at: float, returned: float = 0.0, result: object = None, answered: bool = True
+) -> Operation:
+    return Operation("0x", method, "s0", arguments, at, returned or at + 0.1, answered, result)
+
+
+def loss(time: float, kept_until: float) -> Loss:
+    return Loss(time, kept_until, time + 0.5)
 
 
 WRITTEN, READ = call("set", "a", "one", at=1.0), call("get", "a", at=2.0, result="one")
@@ -24,14 +30,31 @@ def is_explained(history: list[Operation]) -> bool:
 def test_what_was_lost_may_be_gone_if_it_was_acknowledged_late() -> None:
     history = [WRITTEN, READ, GONE]
     assert not is_explained(history)
-    assert is_explained(without_lost(history, [Loss(5.0, -math.inf)]))
-    assert is_explained(without_lost(history, [Loss(5.0, 1.05)]))
-    assert not is_explained(without_lost(history, [Loss(5.0, 1.2)]))
+    assert is_explained(without_lost(history, [loss(5.0, -math.inf)]))
+    assert is_explained(without_lost(history, [loss(5.0, 1.05)]))
+    assert not is_explained(without_lost(history, [loss(5.0, 1.2)]))
 
 
 def test_what_was_lost_does_not_come_back() -> None:
     back = call("get", "a", at=10.0, result="one")
-    assert not is_explained(without_lost([WRITTEN, GONE, back], [Loss(5.0, 0.0)]))
+    assert not is_explained(without_lost([WRITTEN, GONE, back], [loss(5.0, 0.0)]))
+
+
+def test_an_answer_may_arrive_after_the_power_loss_that_takes_the_write() -> None:
+    on_its_way = call("set", "a", "one", at=4.9, returned=5.01)
+    assert is_explained(without_lost([on_its_way, GONE], [loss(5.0, 3.0)]))
+    of_the_next_daemon = call("set", "a", "one", at=4.9, returned=5.6)
+    assert not is_explained(without_lost([of_the_next_daemon, GONE], [loss(5.0, 3.0)]))
+    called_afterwards = call("set", "a", "one", at=5.01)
+    assert not is_explained(without_lost([called_afterwards, GONE], [loss(5.0, 3.0)]))
+
+
+def test_a_read_may_have_seen_what_is_lost_however_long_it_takes() -> None:
+    scan = call("get", "a", at=4.95, returned=8.0, result="one")
+    written = call("set", "a", "one", at=4.8)
+    assert is_explained(without_lost([written, scan, GONE], [loss(5.0, 3.0)]))
+    later = call("get", "a", at=5.05, returned=8.0, result="one")
+    assert not is_explained(without_lost([written, later, GONE], [loss(5.0, 3.0)]))
 
 
 def test_all_is_asked_until_the_first_power_loss() -> None:

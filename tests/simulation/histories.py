@@ -11,7 +11,7 @@ from tests.consistency.history import Operation
 from tests.consistency.linearizability import Undecided, linearize
 from tests.consistency.shrink import shrink
 from tests.simulation.checks import Life
-from tests.simulation.plan import loses_acknowledged_writes
+from tests.simulation.plan import Trouble, loses_acknowledged_writes
 from tests.simulation.system import Outage, System
 
 MOST_STEPS = 100_000  # of the search for an order that explains a history: a second or two
@@ -21,10 +21,24 @@ SLACK = 0.1  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A power loss. What was acknowledged until `kept_until` must be there afterwards."""
+    """A power loss. What was acknowledged until `kept_until` must be there afterwards.
+
+    heard_until: until then answers from before it may still reach the clients.
+    """
 
     time: float
     kept_until: float
+    heard_until: float
+
+    def may_take(self, operation: Operation) -> bool:
+        """Whether the operation was perhaps carried out and answered before it, and is perhaps gone after it.
+
+        A read may be a part of a longer one, such as a scan, which had other answers before. A write has one answer:
+        what was heard later is from the next daemon.
+        """
+        if operation.called > self.time or operation.returned <= self.kept_until:
+            return False
+        return not operation.writes or operation.returned <= self.heard_until
 
 
 class Judge:
@@ -67,7 +81,8 @@ class Judge:
         system = self._system
         if not loses_acknowledged_writes(system.plan):
             return []
-        return [Loss(outage.time, self._kept_until(outage)) for outage in system.power_losses]
+        losses = [(outage.time, self._kept_until(outage)) for outage in system.power_losses]
+        return [Loss(time, kept, self._heard_until(time)) for time, kept in losses]
 
     def _kept_until(self, outage: Outage) -> float:
         """With `everysec`: at a start all that is found is synced, and later it takes a second, and what a sync takes.
@@ -78,6 +93,13 @@ class Judge:
             return -math.inf
         bound = SYNC_EVERY + SYNCS_IN_BETWEEN * outage.longest_sync + outage.seconds_stopped + SLACK
         return kept_until(self._system.lives, outage.time, bound)
+
+    def _heard_until(self, time: float) -> float:
+        """Without power nothing is sent again, but what is on its way arrives; and a client may be suspended."""
+        plan = self._system.plan
+        if any(event.trouble is Trouble.SUSPEND for event in plan.events):
+            return math.inf
+        return time + max(self._system.network.longest, plan.latency) + SLACK
 
 
 def kept_until(lives: list[Life], time: float, bound: float) -> float:
@@ -108,8 +130,7 @@ def without_lost(history: list[Operation], losses: list[Loss]) -> list[Operation
     """Leave out reads of what may have been lost afterwards, and ask no write to be there that may have been."""
     judged = []
     for operation in history:
-        is_safe = all(loss.kept_until >= operation.returned for loss in losses if loss.time >= operation.returned)
-        if is_safe or not operation.answered:
+        if not (operation.answered and any(loss.may_take(operation) for loss in losses)):
             judged.append(operation)
         elif operation.writes:
             judged.append(_unanswered(operation))

@@ -370,8 +370,8 @@ def _possible_events(events: list[Event], fsync: str, rng: random.Random) -> tup
     """Keep to what is promised.
 
     A power loss takes what was acknowledged unless each write is synced: without that the power fails in some plans
-    only, and in these nothing is asked about what was written before. A full disk behind a failed one may lose what was
-    read: a plan has the one or the other.
+    only, and in these less is asked (`histories.py`). A full disk behind a failed one may lose what was read: a plan
+    has the one or the other.
     """
     if any(event.trouble in FAILING_DISKS for event in events):
         events = [event for event in events if event.trouble not in FULL_DISKS]
