@@ -155,6 +155,28 @@ def test_a_kill_and_a_power_loss_at_any_call_lose_nothing_acknowledged(call: Cal
     assert kills or call == "remove"  # the journal removes nothing
 
 
+@pytest.mark.parametrize("call", ["mkdir", "open", "write", "sync", "rename", "lock", "list", "stat"])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_kill_of_the_first_start_and_a_later_power_loss_lose_nothing_acknowledged(
+    call: Call, is_before: bool
+) -> None:
+    """What the first start has made is made durable by the second one, which finds it."""
+    kills = 0
+    for number in range(1, 30):
+        rig = Rig(number, has_directory=False)
+        process = rig.start(lambda: rig.append(b"first"))  # noqa: B023
+        rig.disk.faults.on_call(lambda: process.kill(), number, call, before=is_before)  # noqa: B023
+        rig.run()
+        if process.alive:
+            break
+        kills += 1
+        rig.call(lambda: rig.append(b"second"))  # noqa: B023
+        rig.disk.power_loss()
+        found = rig.payloads()
+        assert found in (rig.acknowledged, [b"first", b"second"])
+    assert kills
+
+
 def test_a_snapshot_is_written_read_back_and_replaces_what_was_before(rig: Rig) -> None:
     rig.call(lambda: rig.append(b"first"))
     rig.call(write_snapshot)

@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +166,23 @@ class DataDirectory:
         log.warning("a new, empty store was made", data_dir=str(self.path), store_id=str(self.store_id))
 
     def _make(self) -> None:
-        """Where there is none, and so that it stays."""
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        """Make the directory if there is none, and sync the directories above it, so that its name stays.
+
+        An earlier start may have made some of them, and been killed before it synced them. So all are synced until the
+        identity is there, which is written last: but not those above a mount point, which was there before.
+        """
+        made = {path for path in (self.path, *self.path.parents) if not path.exists()}
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in made:
-            files.sync_directory(path.parent)
+        if (self.path / IDENTITY).exists():
+            return
+        for path, parent in pairwise((self.path, *self.path.parents)):
+            if path not in made and path.stat().st_dev != parent.stat().st_dev:
+                return
+            try:
+                files.sync_directory(parent)
+            except PermissionError:  # such as a directory of root's with mode 0711, in which only root makes anything
+                if path in made:
+                    raise
 
     def _numbered(self, suffix: str) -> list[Path]:
         found = [path for path in files.paths_in(self.path) if path.suffix == suffix and is_numbered(path)]

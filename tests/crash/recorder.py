@@ -120,6 +120,8 @@ class Recorder:
         self._sync(self._known(file))
 
     def sync_directory(self, directory: Path | int) -> None:
+        if directory in self._directory.parents:
+            return  # in the model, the directory itself is always there
         assert os.path.samestat(os.stat(directory), self._directory.stat())
         self._sync(None)
 

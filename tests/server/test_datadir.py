@@ -47,6 +47,88 @@ def test_directories_above_it_are_made(tmp_path: Path) -> None:
         assert directory.path.is_dir()
 
 
+class Synced:
+    """Records which directories are synced, of those above `data`; may fail instead."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+        self.directories: list[Path] = []
+        self.failures: dict[Path | int, BaseException] = {}
+        self._above = data.parents
+        self._sync_directory = files.sync_directory
+        monkeypatch.setattr(files, "sync_directory", self._sync)
+
+    def _sync(self, directory: Path | int) -> None:
+        if directory in self.failures:
+            raise self.failures[directory]
+        if isinstance(directory, Path) and directory in self._above:
+            self.directories.append(directory)
+        self._sync_directory(directory)
+
+
+def test_directories_that_a_killed_start_has_made_are_synced_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D3: or a loss of power could take the directory, with acknowledged writes in it."""
+    data = tmp_path / "a" / "b" / "data"
+    synced = Synced(monkeypatch, data)
+    synced.failures[tmp_path / "a" / "b"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), opened(data):
+        pass
+    assert data.is_dir()
+    synced.failures.clear()
+    synced.directories.clear()
+    with opened(data) as directory:
+        assert directory.is_new
+        assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= set(synced.directories)
+
+
+def test_nothing_above_a_store_is_synced_once_it_has_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(tmp_path / "data")
+    synced = Synced(monkeypatch, tmp_path / "data")
+    with opened(tmp_path / "data"):
+        assert synced.directories == []
+
+
+def test_nothing_above_a_mount_point_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mount point was there before anything was made on the file system that is mounted."""
+    mount_point = tmp_path / "volume"
+    (mount_point / "data").mkdir(parents=True)
+    synced = Synced(monkeypatch, mount_point / "data")
+    stat = Path.stat
+
+    def stat_on_two_devices(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = list(stat(path, follow_symlinks=follow_symlinks))
+        found[2] = 2 if path.is_relative_to(mount_point) else 1
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", stat_on_two_devices)
+    with opened(mount_point / "data"):
+        assert synced.directories == [mount_point]
+
+
+def test_a_directory_that_cannot_be_opened_ends_only_the_start_that_has_made_something_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of mode 0711, in which an operator has made the data directory."""
+    data = tmp_path / "made" / "data"
+    synced = Synced(monkeypatch, data)
+    synced.failures[tmp_path] = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    with pytest.raises(StartError, match="Permission denied"), opened(data):
+        pass
+    with opened(data):
+        assert synced.directories[:1] == [tmp_path / "made"]
+        assert tmp_path.parent in synced.directories
+
+
+def test_a_sync_above_the_directory_that_fails_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = Synced(monkeypatch, tmp_path)
+    synced.failures[tmp_path.parent] = DiskFailed(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(DiskFailed), opened(tmp_path):
+        pass
+
+
 def test_a_store_keeps_its_identity(tmp_path: Path) -> None:
     store_id = new_store(tmp_path)
     with opened(tmp_path) as again:
