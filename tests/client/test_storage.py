@@ -305,6 +305,15 @@ def test_calls_without_parameters_do_not_get_into_each_others_place() -> None:
         assert server.connections == 1
 
 
+@pytest.fixture
+def interrupts_are_raised() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt. A process that a shell script started with `&` inherits it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts_are_raised")
 def test_an_interrupt_between_question_and_answer_gives_nobody_a_wrong_answer(shared_daemon: Daemon) -> None:
     main_thread = threading.main_thread().ident
     assert main_thread is not None
