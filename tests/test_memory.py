@@ -66,6 +66,14 @@ def clear(daemon: Daemon) -> None:
         client.ask("clear")
 
 
+def empty_free_lists(daemon: Daemon) -> None:
+    """Have the interpreter give back the freed objects that it keeps: it does so after a `clear`."""
+    with RawClient(daemon.address) as client:
+        client.ask("hello", {"namespace": "another"})
+        client.ask("set", "lists", "ann@example.com", "POSTING")
+        client.ask("clear")
+
+
 def changes(count: int, senders: int) -> list[Set]:
     """Each to a state of its own."""
     return [("lists", f"sender{number % senders}@example.com", f"STATE-{number}") for number in range(count)]
@@ -113,13 +121,17 @@ def test_states_that_were_cleared(daemon: Daemon) -> None:
 
 
 def test_entries_that_were_removed(daemon: Daemon) -> None:
-    """A dict would keep its size: 64 % of what they took, instead of 50 %."""
+    """A dict would keep its size: 61 to 75 % of what they took, instead of 8 to 38 %.
+
+    How much stays besides depends on which blocks of memory the last requests happened to use.
+    """
     empty = resident(daemon)
-    senders = [f"sender{number}@example.com" for number in range(300_000)]
+    senders = [str(number) for number in range(200_000)]  # short, and so many that the dicts take most of the memory
     assert send(daemon, [("lists", sender, "POSTING") for sender in senders]) == ""
     full = resident(daemon)
     assert send(daemon, [("lists", sender, "START") for sender in senders]) == ""
-    assert resident(daemon) - empty < (full - empty) * 0.57
+    empty_free_lists(daemon)
+    assert resident(daemon) - empty < (full - empty) * 0.5
 
 
 def test_a_start_takes_no_more_than_what_it_has_loaded(daemon: Daemon) -> None:
