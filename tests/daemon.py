@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.ports import CAN_SHARE, address_of, reserve_port
+
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 
@@ -27,9 +29,10 @@ class NotListening(AssertionError):
 class Daemon:
     """Listens on a free TCP port and on a unix socket; `arguments` are added to its command line.
 
-    A daemon started again on the same directory keeps its addresses. Until a start, `data_dir` may be set to another
-    place, `program` to another command, `wrapper` to one that is the parent of the daemon, as strace is, and `stdout`
-    and `stderr` to descriptors that take what it prints, and its log, in place of this object.
+    A daemon started again on the same directory keeps its addresses; no other process can get them in between. Until a
+    start, `data_dir` may be set to another place, `program` to another command, `wrapper` to one that is the parent of
+    the daemon, as strace is, and `stdout` and `stderr` to descriptors that take what it prints, and its log, in place
+    of this object.
     """
 
     def __init__(self, directory: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
@@ -42,7 +45,8 @@ class Daemon:
         self.wrapper: Sequence[str] = ()
         self.stdout = subprocess.PIPE
         self.stderr: int | None = None
-        self.address = "127.0.0.1:0"
+        self._port = reserve_port()
+        self.address = address_of(self._port)
         self.admin = ""
         # A unix socket's path may have 108 bytes; pytest's directories are longer.
         self._sockets = tempfile.TemporaryDirectory(prefix="ss-")
@@ -57,6 +61,7 @@ class Daemon:
 
     def launch(self) -> Self:
         """Returns at once."""
+        self._share_port()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.wrapper, *self.program, *self._flags()],
@@ -86,6 +91,7 @@ class Daemon:
 
     def run(self) -> subprocess.CompletedProcess[str]:
         """For a start that is expected to fail."""
+        self._share_port()
         return subprocess.run(
             [*self.program, *self._flags()],
             capture_output=True,
@@ -131,6 +137,11 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self._end()
         self._sockets.cleanup()
+        self._port.close()
+
+    def _share_port(self) -> None:
+        if not CAN_SHARE:
+            self._port.close()
 
     def _flags(self) -> list[str]:
         return [

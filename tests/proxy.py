@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from statestore.address import TcpAddress, parse_address
+from tests.ports import CAN_SHARE, address_of, reserve_port
 
 PATIENCE = 20.0  # seconds after which a test has hung
 READ_SIZE = 65536
@@ -52,12 +53,13 @@ class Proxy:
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self.address = ""
         self.connections = 0  # accepted so far
         self.came: Counter[Direction] = Counter()  # bytes
         self.passed: Counter[Direction] = Counter()  # and those of them that are through
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="test-proxy")
+        self._port = reserve_port()
+        self.address = address_of(self._port)
         self._listener: socket.socket | None = None
         self._accepting: Task[None] | None = None
         self._links: dict[Task[None], _Link] = {}
@@ -123,13 +125,14 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE)
         self._loop.close()
+        self._port.close()
 
     async def _listen(self) -> None:
         assert self._listener is None
-        host, port = _host_and_port(self.address or "127.0.0.1:0")
-        self._listener = socket.create_server((host, port))
+        if not CAN_SHARE:
+            self._port.close()
+        self._listener = socket.create_server(_host_and_port(self.address))
         self._listener.setblocking(False)
-        self.address = "{}:{}".format(*self._listener.getsockname())
         self._accepting = self._loop.create_task(self._accept(self._listener))
 
     async def _stop_accepting(self) -> None:

@@ -17,6 +17,7 @@ import msgpack
 
 from statestore.wire import RESPONSE, Decoder
 from tests.certificates import Identity
+from tests.ports import address_of, reserve_port
 
 PATIENCE = 20.0  # seconds after which a test has hung
 DRIP = 0.01  # seconds from one byte to the next
@@ -76,10 +77,13 @@ class Server:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
 
 
+_nobodys_ports: list[socket.socket] = []  # to the end of the process
+
+
 def refused() -> str:
     """An address where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return "{}:{}".format(*sock.getsockname())
+    _nobodys_ports.append(reserve_port())
+    return address_of(_nobodys_ports[-1])
 
 
 @contextmanager
