@@ -1,8 +1,10 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,6 +26,23 @@ def umask_is_restored() -> Iterator[None]:
     after = _umask()
     os.umask(before)
     assert after == before, f"the umask was {before:04o}, and is {after:04o} after the test"
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers_are_restored() -> Iterator[None]:
+    """Those that a test leaves behind would decide what a signal does in later ones."""
+    before = _signal_handlers()
+    yield
+    changed = {number: handler for number, handler in _signal_handlers().items() if handler != before[number]}
+    for number in changed:
+        signal.signal(number, before[number])
+    assert not changed, f"handlers after the test that were not there before: {changed}"
+
+
+def _signal_handlers() -> dict[int, Any]:
+    """All but that of the time limit for a test, which pytest-timeout takes back when the test fails."""
+    of_timeout = getattr(signal, "SIGALRM", None)
+    return {number: signal.getsignal(number) for number in signal.valid_signals() if number != of_timeout}
 
 
 def _umask() -> int:

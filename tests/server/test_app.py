@@ -366,6 +366,7 @@ async def serving(directory: Path, fsync: str) -> AsyncIterator[tuple["asyncio.T
         asked = replace(asked, max_module=9, max_sender=99, max_state=99, max_namespaces=9)
         asked = replace(asked, max_modules=9, max_memory=0, max_connections=99, max_buffers=4 * 2**20)
         asked = replace(asked, snapshot_interval=0, snapshot_journal_size=0)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1)}
         task = asyncio.create_task(serve(asked, Access(), None))
         try:
             await eventually(lambda: task.done() or answers(path))
@@ -373,6 +374,8 @@ async def serving(directory: Path, fsync: str) -> AsyncIterator[tuple["asyncio.T
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)  # that of a disk that failed, perhaps
+            for number, handler in handlers.items():  # the end of uvloop's loop does not remove its own
+                signal.signal(number, handler)
 
 
 def answers(path: str) -> bool:
