@@ -700,6 +700,42 @@ def test_a_call_that_was_refused_says_nothing_about_the_store(
     assert caplog.messages == []
 
 
+def test_the_answer_to_a_read_ends_an_outage_that_began_while_it_was_waited_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else a later call would be given up at once, though the store had answered a moment ago."""
+    asked, may_answer = threading.Event(), asyncio.Event()
+
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        if server.connections > 1:
+            return  # so whoever makes another connection reaches nobody
+        messages = Messages(reader)
+        await messages.read()
+        writer.write(msgpack.packb([1, 1, None, WELCOME]))
+        while True:
+            _, number, method, _ = msgpack.unpackb(await messages.read())
+            if method == "get":
+                asked.set()
+                await may_answer.wait()
+            writer.write(msgpack.packb([1, number, None, "POSTING" if method == "get" else None]))
+
+    with (
+        Server(serve) as server,
+        RemoteStorage(server.address, deadline=PATIENCE, write_deadline=WRITE_DEADLINE) as storage,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        storage.ping()
+        reading = threads.submit(storage.get, "m", "a")
+        assert asked.wait(PATIENCE)
+        with pytest.raises(Unavailable):
+            storage.set("m", "a", "A")
+        assert storage._store.outage is not None
+        server.in_loop(may_answer.set)
+        assert reading.result(PATIENCE) == "POSTING"
+        assert storage._store.outage is None
+        assert caplog.messages[1:] == [f"state store is back: {server.address}"]
+
+
 def test_where_salmon_is_loaded_the_log_still_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
