@@ -193,7 +193,8 @@ class RemoteStorage(Copyable, StateStorage):
             question = (method, params, None, partial(Deadline, self._patience, start))
             outcome = pool.use(Place.ask, question)
             if outcome is not None and outcome.error is None and fits(method, params, outcome.result):
-                store.answered(writing=False)  # another thread may have found nobody meanwhile
+                if store.outages:  # another thread has found nobody meanwhile
+                    store.answered(writing=False)
                 return outcome.result
         except Exception as failure:
             outcome = failure
