@@ -193,8 +193,7 @@ class RemoteStorage(Copyable, StateStorage):
             question = (method, params, None, partial(Deadline, self._patience, start))
             outcome = pool.use(Place.ask, question)
             if outcome is not None and outcome.error is None and fits(method, params, outcome.result):
-                if store.outages:  # another thread has found nobody meanwhile
-                    store.answered(writing=False)
+                store.answered(writing=False)  # another thread may have found nobody meanwhile; it takes 0.05 µs
                 return outcome.result
         except Exception as failure:
             outcome = failure
