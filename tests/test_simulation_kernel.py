@@ -96,8 +96,12 @@ def test_while_a_machine_is_suspended_its_timers_and_the_monotonic_clock_stand_s
     process.spawn(wait)
     kernel.after(4.0, machine.suspend, 100.0)
     kernel.after(50.0, machine.suspend, 60.0)  # until 110
+    while_suspended: list[float] = []
+    for seconds in (4.0, 100.0):
+        kernel.after(seconds, lambda: while_suspended.append(machine.monotonic()))
     kernel.run(FOREVER)
     assert seen == [pytest.approx((116.0, 10.0, 116.0, 116.0))]
+    assert while_suspended[0] == pytest.approx(while_suspended[1])
 
 
 def test_a_process_that_starts_on_a_suspended_machine_waits_for_it(

@@ -11,6 +11,7 @@ from unittest.mock import ANY
 
 from statestore.base import START
 from tests.consistency.history import Operation
+from tests.simulation.disk import LONGEST_SYNC
 from tests.simulation.endings import TokenRecord
 from tests.simulation.kernel import Kernel
 from tests.simulation.plan import FULL_DISKS, Plan
@@ -18,6 +19,7 @@ from tests.simulation.plan import FULL_DISKS, Plan
 MODULES = ("a", "b")
 LONG_LIFETIME = 1000.0  # seconds, of a session; no run lasts so long
 MANY_SESSIONS = 100  # more than clients can have opened in one run
+SYNCS_OF_A_ROTATION = 8  # for which a commit may have to wait, its own and that of the batch before it included
 SMALL_LATENCY = 0.002  # seconds; the slowest packets take 50 times as long, which no call fails by
 READS = frozenset({"get", "get_many", "scan", "count"})
 OTHER_SENDERS = 40  # in a large bulk call, besides the senders that are checked
@@ -80,12 +82,13 @@ class History:
 
 
 def _begins_in_trouble(plan: Plan) -> bool:
-    """Return whether calls may fail from the beginning: the daemon does not run yet, or some packets are too slow.
+    """Return whether calls may fail from the beginning: no daemon runs yet, or some packets or the disk are too slow.
 
     If the answer to `hello` takes long, the client takes the server's clock to be behind for as long, and the server
     refuses writes by so much before their deadline.
     """
-    return plan.cold or plan.latency > SMALL_LATENCY
+    longest_commit = SYNCS_OF_A_ROTATION * LONGEST_SYNC * plan.sync_time
+    return plan.cold or plan.latency > SMALL_LATENCY or longest_commit > plan.write_deadline / 2
 
 
 def _are_sessions_safe(plan: Plan) -> bool:

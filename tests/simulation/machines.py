@@ -64,7 +64,8 @@ class Machine:
 
     def monotonic(self) -> float:
         """CLOCK_MONOTONIC"""
-        return self.kernel.now - self._started - self.asleep
+        now = self.kernel.now if self._suspended_at is None else self._suspended_at
+        return now - self._started - self.asleep
 
     def boottime(self) -> float:
         """CLOCK_BOOTTIME: as CLOCK_MONOTONIC, but it goes on while the machine is suspended."""
