@@ -289,6 +289,34 @@ def test_a_daemon_that_loads_stops_as_fast(tmp_path: Path) -> None:
             assert time.monotonic() - started < LIMIT
 
 
+# A program that waits for the disk while it starts, in the method that is named.
+STUCK_START = """
+import pathlib, sys, threading
+from statestored.datadir import DataDirectory
+
+def wait(*_, told=sys.argv.pop(1)):
+    pathlib.Path(told).touch()
+    threading.Event().wait()
+
+setattr(DataDirectory, sys.argv.pop(1), wait)
+from statestored.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("method", ["open", "save_identity"])
+def test_a_disk_that_hangs_during_a_start_does_not_delay_it(tmp_path: Path, method: str) -> None:
+    told = tmp_path / "told"
+    daemon = Daemon(tmp_path)
+    daemon.program = (sys.executable, "-c", STUCK_START, str(told), method)
+    with daemon.launch():
+        wait_until(told.exists)
+        started = time.monotonic()
+        assert daemon.stop() == Exit.STOPPED
+        assert time.monotonic() - started < LIMIT
+        assert "the stop took too long" in daemon.log()
+
+
 def test_a_file_that_hangs_while_it_is_read_again_delays_nothing(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.toml"
     add_token(tokens, "one", Role.WRITE, ())

@@ -27,6 +27,7 @@ from statestored.engines.embedded import EmbeddedEngine
 from statestored.engines.queries import longest_page
 from statestored.engines.quota import Quota
 from statestored.engines.saver import SnapshotSchedule
+from statestored.engines.threads import in_thread
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
 from statestored.reload import Reload
@@ -153,7 +154,7 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None, limit
     async with _Stages() as stack:
         directory = DataDirectory(settings.data_dir, files_named(settings))
         stack.callback(directory.close)
-        directory.open()
+        await in_thread(directory.open)
         stdio.announce(f"data directory {directory.path}")
         limits = Limits(settings.max_module, settings.max_sender, settings.max_state)
         max_memory = _max_memory(settings)

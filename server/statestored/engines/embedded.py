@@ -32,6 +32,7 @@ from statestored.engines.saver import Saver, SnapshotSchedule
 from statestored.engines.sessions import DONE, EXPIRED, OPENED, packed
 from statestored.engines.states import CLEAR, PUT, States
 from statestored.engines.table import Table
+from statestored.engines.threads import in_thread
 from statestored.errors import AttemptFailed, StartError
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class EmbeddedEngine:
         self.commits = GroupCommit(self.states, journal, self._fsync, self._fail)
         await self.commits.begin()
         if self._directory.is_new:
-            self._make_store()
+            await in_thread(self._make_store)
         self.saver = Saver(self._directory, self.states, journal, self.commits, self._schedule)
         self._leases = Leases(self.states.sessions, time.monotonic())
         commits, saver = self.commits, self.saver
