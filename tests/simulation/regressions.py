@@ -19,6 +19,8 @@ DEFECTS = (
     "acknowledged_before_synced",
     "directory_never_synced",
     "parents_made_before_not_synced",
+    "start_waits_in_the_loop",
+    "answers_to_reads_not_noted",
     "copies_synced_too_late",
     "batch_applied_twice",
     "get_not_held",
@@ -129,5 +131,22 @@ def _killed_first_start(seed: int) -> Plan:
     return replace(plan_of(seed), cold=True, fsync="always", events=events)
 
 
+def _stopped_first_start(seed: int) -> Plan:
+    """Return a plan in which the disk is slow at the first start, and the daemon is asked to stop."""
+    events = (Event(0.0, Trouble.SLOW_DISK, seed), Event(0.3, Trouble.TERMINATE, seed))
+    return replace(plan_of(seed), cold=True, sync_time=0.05, events=events)
+
+
+def _reads_beside_an_outage(seed: int) -> Plan:
+    """Return a plan in which threads share a storage, some of their answers come late, and the daemon goes away."""
+    kill = Event(0.3, Trouble.KILL, seed)
+    events = (Event(0.2, Trouble.ONE_WAY, seed), kill, Event(0.9, Trouble.CUT, seed), Event(1.0, Trouble.KILL, seed))
+    return replace(plan_of(seed), blocking=plan_of(seed).clients, write_deadline=0.5, think=0.01, events=events)
+
+
 # For defects that the plans of seeds show too seldom.
-_PREPARED = {"parents_made_before_not_synced": _killed_first_start}
+_PREPARED = {
+    "parents_made_before_not_synced": _killed_first_start,
+    "start_waits_in_the_loop": _stopped_first_start,
+    "answers_to_reads_not_noted": _reads_beside_an_outage,
+}
