@@ -22,6 +22,7 @@ from tests.simulation.run import Outcome
 from tests.simulation.survey import Found
 from tests.simulation.worker import Result
 
+MOST_UNDECIDED = 0.01  # of all histories
 CHUNK = 10  # seeds that a process is given at once
 LINE_EVERY = 60.0  # seconds
 MOST_SHOWN = 5  # failures that are shrunk and shown; of the others only the seed is named
@@ -156,6 +157,9 @@ def _run_seeds(options: argparse.Namespace) -> int:
     elif options.fault is not None and not total.reached_fault:
         say(f"no run has called anything that {options.fault} replaces: that none has failed says nothing")
         return 2
+    if total.knows_too_little:
+        say(f"FAILED: more than {MOST_UNDECIDED:.0%} of the histories are undecided, so that too little is known")
+        return 1
     if not options.until_found:
         say(f"to go on from here: --first {options.first + options.seeds} (FIRST={options.first + options.seeds})")
     return 1 if failed else 0
@@ -186,6 +190,10 @@ class Total:
                 f"{self.seeds:,} seeds, {self.failed:,} failed, {self._rate():,.0f} a minute, "
                 f"{self.counts['starts']:,} starts, {self.counts['power losses']:,} power losses"
             )
+
+    @property
+    def knows_too_little(self) -> bool:
+        return self.counts["histories undecided"] > MOST_UNDECIDED * self.counts["histories judged"]
 
     def table(self) -> Iterator[str]:
         yield _row("seeds", f"{self.seeds:,}")
