@@ -48,8 +48,8 @@ def out_of_reach(outcomes: list[Outcome]) -> list[Point]:
 
 
 FIRST_START = places("""
-start  loop     lock       openat ftruncate pwrite64
-start  loop     identity   openat pwrite64 fdatasync rename
+start  executor lock       openat ftruncate pwrite64
+start  executor identity   openat pwrite64 fdatasync rename
 start  journal  journal    openat pwrite64 fdatasync rename
 start  journal  directory  fsync
 """)
@@ -111,10 +111,12 @@ def test_killed_at_every_sync_of_the_directory(tmp_path: Path) -> None:
 
 
 RECOVERY = places("""
-start     loop      lock       openat ftruncate pwrite64
-start     loop      identity   openat unlink
-start     loop      snapshot   openat unlink
-start     loop      journal    openat unlink
+start     executor  lock       openat ftruncate pwrite64
+start     executor  identity   openat unlink
+start     executor  snapshot   unlink
+start     executor  journal    unlink
+start     loop      snapshot   openat
+start     loop      journal    openat
 start     journal   journal    openat pwrite64 fdatasync rename ftruncate
 start     journal   directory  fsync
 """)

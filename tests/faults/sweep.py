@@ -16,6 +16,7 @@ from signal import SIGTERM, SIGUSR1
 from typing import NamedTuple
 
 from statestore.base import Pair
+from statestored.datadir import SEGMENT
 from tests.daemon import Daemon, NotListening
 from tests.faults.strace import CALLS, Call, Strace, Trace
 from tests.faults.workload import MODULE, NAMESPACE, Gone, Workload, is_marked, newest_segment
@@ -295,12 +296,14 @@ def _place(life: Life, trace: Trace, call: Call) -> Place:
 
 
 def _thread(life: Life, trace: Trace, call: Call, kind: str) -> str:
-    """Snapshots are made, and what they make needless is removed, by the executor's threads, which come late."""
+    """The executor's threads open the directory, make snapshots, and remove what those have made needless."""
     if call.thread == trace.pid:
         return "loop"
-    if kind == "snapshot" or call.kind == "unlink" or _is_removal(life, call):
+    if kind in ("lock", "identity", "snapshot") or call.kind == "unlink" or _is_removal(life, call):
         return "executor"
-    return "journal" if call.thread == next(c.thread for c in trace.calls if c.thread != trace.pid) else "executor"
+    others = [other for other in trace.calls if other.thread != trace.pid]
+    writing = [other for other in others if other.kind in ("pwrite64", "fdatasync") and SEGMENT in other.path.name]
+    return "journal" if call.thread == (writing or others)[0].thread else "executor"
 
 
 def _is_removal(life: Life, call: Call) -> bool:
