@@ -298,6 +298,41 @@ def test_tokens_are_changed_while_everybody_goes_on_who_may(make: Make, tokens: 
     assert daemon.stop() == Exit.STOPPED
 
 
+# A program that does not go on with its start, once it has read its tokens, before the file `go_on` is there.
+SLOW_START = """
+import pathlib, sys, time
+from statestored.datadir import DataDirectory
+
+told, go_on, then = pathlib.Path(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1)), DataDirectory.open
+
+def open_later(directory):
+    told.touch()
+    while not go_on.exists():
+        time.sleep(0.01)
+    then(directory)
+
+DataDirectory.open = open_later
+from statestored.__main__ import main
+main()
+"""
+
+
+def test_tokens_that_change_while_it_starts_are_read_again(make: Make, tokens: TokenFile, tmp_path: Path) -> None:
+    old = tokens.add("old", "write")
+    daemon, told, go_on = make(f"--tokens={tokens.path}"), tmp_path / "told", tmp_path / "go_on"
+    daemon.program = (sys.executable, "-c", SLOW_START, str(told), str(go_on))
+    with daemon.launch():
+        wait_until(told.exists)
+        new = tokens.add("new", "write")
+        daemon.send_signal(signal.SIGHUP)
+        go_on.touch()
+        daemon.wait_until_listening()
+        wait_until(lambda: '"read again"' in daemon.log())
+        for token in (old, new):
+            with knowing(daemon.unix_address)(token) as client:
+                client.ask("ping")
+
+
 def test_a_file_of_tokens_that_is_wrong_leaves_all_as_it_was(make: Make, tokens: TokenFile) -> None:
     token = tokens.add("one", "write")
     daemon = make(f"--tokens={tokens.path}").start()

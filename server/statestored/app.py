@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 
@@ -30,7 +30,7 @@ from statestored.engines.saver import SnapshotSchedule
 from statestored.engines.threads import in_thread
 from statestored.errors import DiskFailed, Exit, StartError
 from statestored.listener import Listener
-from statestored.reload import Reload
+from statestored.reload import Reload, note_requests
 from statestored.settings import TOKEN_VARIABLE, Settings, files_named, own_token, tls_files, unknown_variables
 from statestored.tls import MAX_HANDSHAKES, ServerTls
 
@@ -47,6 +47,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> None:
     """
     for name in unknown_variables(environment):
         log.warning("there is no such setting", variable=name)
+    early_reloads = note_requests()
     access = Access(settings.tokens, own_token(environment))
     files = tls_files(settings)
     check_addresses(settings)
@@ -56,7 +57,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> None:
     audit.limit_library_logs()
     _tune_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_until_signalled(settings, access, tls))
+        runner.run(_until_signalled(settings, access, tls, early_reloads))
 
 
 def _tune_interpreter() -> None:
@@ -149,8 +150,18 @@ class _StopLimit:
         stdio.exit_now(Exit.STOPPED)
 
 
-async def serve(settings: Settings, access: Access, tls: ServerTls | None, limit: _StopLimit | None = None) -> None:
-    """Runs until it is cancelled; then everything is closed in the reverse order."""
+async def serve(
+    settings: Settings,
+    access: Access,
+    tls: ServerTls | None,
+    limit: _StopLimit | None = None,
+    early_reloads: Sequence[int] = (),
+) -> None:
+    """Run until it is cancelled; then everything is closed in the reverse order.
+
+    early_reloads: each SIGHUP that came since the tokens and the certificates were read, and that comes before it has a
+        handler here.
+    """
     async with _Stages() as stack:
         directory = DataDirectory(settings.data_dir, files_named(settings))
         stack.callback(directory.close)
@@ -179,6 +190,8 @@ async def serve(settings: Settings, access: Access, tls: ServerTls | None, limit
         reload = Reload(access, tls, listener.renew)
         stack.callback(reload.cancel)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
+        if early_reloads:
+            reload.request()
         # Before the states are loaded, which may take a while: an address in use ends the start at once.
         stack.callback(listener.unbind)
         await listener.bind(settings.listen)
@@ -216,9 +229,11 @@ def _max_memory(settings: Settings) -> int:
     return max_memory
 
 
-async def _until_signalled(settings: Settings, access: Access, tls: ServerTls | None) -> None:
+async def _until_signalled(
+    settings: Settings, access: Access, tls: ServerTls | None, early_reloads: Sequence[int]
+) -> None:
     limit = _StopLimit()
-    serving = asyncio.create_task(serve(settings, access, tls, limit))
+    serving = asyncio.create_task(serve(settings, access, tls, limit, early_reloads))
     _stop_on_signals(serving, limit)
     try:
         await serving

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import signal
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,6 +13,16 @@ from statestored.errors import StartError
 from statestored.tls import ServerTls
 
 T = TypeVar("T")
+
+
+def note_requests() -> list[int]:
+    """Note each SIGHUP from now on, in the list that is returned, until a `Reload` takes them.
+
+    To be called before the files are read for the first time: they may change before the daemon has started.
+    """
+    requests: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _: requests.append(number))
+    return requests
 
 
 class Reload:

@@ -79,9 +79,24 @@ def answers_to_reads_not_noted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "answered", answered_unless_reading)
 
 
+def reloads_during_a_start_lost(patch: pytest.MonkeyPatch) -> None:
+    """A SIGHUP that comes when the tokens have been read, and the daemon has not started yet, has no effect."""
+    serve = app.serve
+
+    async def serve_without(settings: Any, access: Any, tls: Any, limit: Any, _early_reloads: object) -> None:
+        await serve(settings, access, tls, limit)
+
+    patch.setattr(app, "serve", serve_without)
+
+
 FOUND_IN_THE_PRODUCT: dict[str, Fault] = {
     fault.__name__: fault
-    for fault in (parents_made_before_not_synced, start_waits_in_the_loop, answers_to_reads_not_noted)
+    for fault in (
+        parents_made_before_not_synced,
+        start_waits_in_the_loop,
+        answers_to_reads_not_noted,
+        reloads_during_a_start_lost,
+    )
 }
 FAULTS: dict[str, Fault] = _functions_of(of_crashes) | _functions_of(of_consistency) | FOUND_IN_THE_PRODUCT
 
@@ -121,6 +136,7 @@ MUST_SHOW: dict[str, str] = {
     "parents_made_before_not_synced": _LOST,
     "payload_not_checked": _DAMAGED,
     "reply_taken_by_whoever_is_next": _WRONG_ORDER,
+    "reloads_during_a_start_lost": "Unauthorized",
     "segment_never_synced": _LOST,
     "segments_removed_before_snapshot": _LOST,
     "sessions_not_in_snapshot": f"{_UNKNOWN}.* is lost",

@@ -21,6 +21,7 @@ DEFECTS = (
     "parents_made_before_not_synced",
     "start_waits_in_the_loop",
     "answers_to_reads_not_noted",
+    "reloads_during_a_start_lost",
     "copies_synced_too_late",
     "batch_applied_twice",
     "get_not_held",
@@ -144,9 +145,17 @@ def _reads_beside_an_outage(seed: int) -> Plan:
     return replace(plan_of(seed), blocking=plan_of(seed).clients, write_deadline=0.5, think=0.01, events=events)
 
 
+def _revoked_during_a_start(seed: int) -> Plan:
+    """Return a plan in which the token is revoked, and valid again while the daemon starts on a slow disk."""
+    restart = (Event(0.2, Trouble.KILL, seed), Event(0.2, Trouble.SLOW_DISK, seed))
+    events = (Event(0.15, Trouble.REVOKE_TOKEN, seed), *restart)
+    return replace(plan_of(seed), tokens=True, sync_time=0.05, events=events)
+
+
 # For defects that the plans of seeds show too seldom.
 _PREPARED = {
     "parents_made_before_not_synced": _killed_first_start,
     "start_waits_in_the_loop": _stopped_first_start,
+    "reloads_during_a_start_lost": _revoked_during_a_start,
     "answers_to_reads_not_noted": _reads_beside_an_outage,
 }

@@ -87,12 +87,13 @@ class System:
         self.starts += 1
         daemon = self.daemon = Process(self.kernel, f"daemon{self.starts}", self.server)
         daemon.on_exit = self._daemon_ended
-        for ignored in (signal.SIGHUP, signal.SIGUSR1):  # as `statestored.__main__` does it
-            daemon.ignore(ignored)
+        daemon.ignore(signal.SIGUSR1)  # as `statestored.__main__` does it
+        early_reloads: list[int] = []
+        daemon.handlers[signal.SIGHUP] = lambda: early_reloads.append(signal.SIGHUP)  # as `statestored.app.run` does it
 
         async def serve() -> str:
             settings = patches.settings_of(self.plan, self.addresses)
-            await app._until_signalled(settings, patches.access_by(self.valid_tokens), None)
+            await app._until_signalled(settings, patches.access_by(self.valid_tokens), None, early_reloads)
             return checks.STOPPED
 
         self.life = checks.Life(daemon, self.kernel.now, self.disk.faults.failures_taken)
