@@ -173,12 +173,13 @@ class Actor:
     def _restart_deadline(self, call: Call) -> None:
         """An entry of a scan has come, so the page that has the next one has its whole deadline."""
         self._check_time(call, self._deadline_of(call))
-        self.client.answered_at = self._begun = self._machine.monotonic()
+        self.client.heard()
+        self._begun = self.client.answered_at
         self._silent_for = 0.0
 
     def _answered(self, call: Call, called: float, result: Any) -> None:
         self._end(call, "answered", f"-> {result}")
-        self.client.answered_at = self._machine.monotonic()
+        self.client.heard()
         self._history.add(self.name, call, called, self._kernel.now, answered=True, result=result)
         if call.method in ("get", "compare_and_set"):
             self.seen[call.arguments[0], call.sender] = result if call.method == "get" else result[1]
@@ -202,7 +203,7 @@ class Actor:
             deadline=deadline,
             is_calm=self._kernel.now < self._history.first_trouble_at,
             was_closed=self.client.closings > self._closings,
-            was_revoked=self._history.token.was_revoked_since(called),
+            was_revoked=self._history.token.was_revoked_since(min(called, self.client.heard_at)),
             was_hopeless=self._silent_for >= deadline,
             may_lack_room=self._history.may_lack_room,
             is_session_safe=self._history.are_sessions_safe,
@@ -261,6 +262,7 @@ class Client:
     Attributes:
         is_running: It has calls to make.
         answered_at: When one of its calls was answered last, or else when it began, on the clock of its machine.
+        heard_at: The same in virtual time.
         closings: How often an actor has closed the storage.
     """
 
@@ -268,11 +270,12 @@ class Client:
         self.process = Process(history.kernel, name, machine)
         self.actors: list[Actor] = []
         self.is_running = False
-        self.answered_at = machine.monotonic()
+        self._machine = machine
+        self._kernel = history.kernel
+        self.heard()
         self.closings = 0
         self._actors_running = 0
         self._history = history
-        self._kernel = history.kernel
         self._plan = history.plan
         self._options: dict[str, Any] = {
             "address": address,
@@ -290,6 +293,10 @@ class Client:
             self._start_threads()
         else:
             self._start_loop()
+
+    def heard(self) -> None:
+        """Note that one of its calls was answered."""
+        self.answered_at, self.heard_at = self._machine.monotonic(), self._kernel.now
 
     def end(self) -> None:
         """Note that its process has ended, or that its actors have made all their calls."""

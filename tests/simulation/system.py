@@ -156,6 +156,7 @@ class System:
 
     def end_service(self) -> None:
         """The last outage: the power fails, if plans of this kind may lose power, or else the daemon is killed."""
+        self.history.first_trouble_at = min(self.history.first_trouble_at, self.kernel.now)
         if self.plan.fsync == "always" or loses_acknowledged_writes(self.plan):
             self.lose_power()
         else:
