@@ -124,7 +124,6 @@ MUST_SHOW: dict[str, str] = {
     "get_not_held": _WRONG_ORDER,
     "heads_swapped": _WRONG_ORDER,
     "lost_session_ignored": _WRONG_ORDER,
-    "mark_of_what_came_during_the_sync": _LOST,
     "mark_too_high": _LOST,
     "names_found_not_synced": _LOST,
     "new_number_for_each_attempt": _WRONG_ORDER,
@@ -135,19 +134,16 @@ MUST_SHOW: dict[str, str] = {
     "oldest_passes_the_unanswered": f"to everything before number .*{_UNKNOWN}",
     "parents_made_before_not_synced": _LOST,
     "payload_not_checked": _DAMAGED,
-    "reply_taken_by_whoever_is_next": _WRONG_ORDER,
     "reloads_during_a_start_lost": "Unauthorized",
     "segment_never_synced": _LOST,
     "segments_removed_before_snapshot": _LOST,
     "sessions_not_in_snapshot": f"is lost.*{_UNKNOWN}",
-    "sessions_not_taken_back": _WRONG_ORDER,
     "snapshot_before_journal": _LOST,
     "snapshot_renamed_before_synced": _LOST,
     "start_waits_in_the_loop": "does not stop within",
     "tail_not_copied": _LOST,
     "tail_not_synced_where_it_cannot_be_copied": _LOST,
     "writes_without_a_number_repeated": _WRONG_ORDER,
-    "writes_without_effect_not_remembered": _WRONG_ORDER,
 }
 
 # Why the simulation cannot find a defect. `tests.test_mutations` and `tests.test_faults` name the test that notices it.
@@ -158,6 +154,11 @@ NOT_FOUND: dict[str, str] = {
     "fingerprints_ignored": "it takes two clients in one session, such as copies of a process",
     "dead_connections_written_to": "it costs an attempt only: the write is repeated, or its outcome is unknown",
     "sessions_not_waited_for": "a write without a number is not repeated: its outcome is unknown, or it is done once",
+    # None of 2,000 seeds has shown these:
+    "mark_of_what_came_during_the_sync": "it takes writes during a sync, and a power loss before the next one",
+    "reply_taken_by_whoever_is_next": "it takes a call that is interrupted by a signal's exception, which no plan has",
+    "sessions_not_taken_back": "it takes a disk that is full for the batch that opens a session, and not for long",
+    "writes_without_effect_not_remembered": "it takes a late copy of it before the next write of its session",
 }
 
 
