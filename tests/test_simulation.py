@@ -101,8 +101,8 @@ def test_a_defect_that_shows_something_else_is_not_found(
     results: list[Result], capsys: pytest.CaptureFixture[str]
 ) -> None:
     results.append(result(1, "client1 keeps 0 calls and 2 sockets"))
-    assert command.main(["--seeds", "1", "--fault", "reply_taken_by_whoever_is_next"]) == 0
-    assert "seed 1 fails, but not as reply_taken_by_whoever_is_next must" in capsys.readouterr().out
+    assert command.main(["--seeds", "1", "--fault", "heads_swapped"]) == 0
+    assert "seed 1 fails, but not as heads_swapped must" in capsys.readouterr().out
 
 
 def test_a_defect_that_no_seed_reaches_is_not_said_to_be_harmless(
