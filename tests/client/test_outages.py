@@ -708,7 +708,7 @@ def test_the_answer_to_a_read_ends_an_outage_that_began_while_it_was_waited_for(
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         if server.connections > 1:
-            return  # so whoever makes another connection reaches nobody
+            return  # a second connection gets no answer to its `hello`
         messages = Messages(reader)
         await messages.read()
         writer.write(msgpack.packb([1, 1, None, WELCOME]))

@@ -49,8 +49,7 @@ from tests.simulation.stand_ins import Like
 # What the log says of a fault in the daemon itself.
 FAULTS_LOGGED = frozenset({"a request failed", "requests could not be executed"})
 
-
-# Of the daemons of the run that is under way.
+# What each daemon of the current run has made.
 services: dict[Process, Any] = {}
 listeners: dict[Process, Any] = {}
 ready: dict[Process, float] = {}  # when they listened

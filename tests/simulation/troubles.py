@@ -12,6 +12,16 @@ from tests.simulation.tcp import Connection
 
 NEXT_CALLS = 60  # of the disk, among which one is chosen for a kill
 NEXT_CALLS_OF_KIND: dict[Call, int] = {"sync": 12, "write": 20, "rename": 3, "remove": 4, "truncate": 3, "open": 12}
+FAILING_CALLS: dict[Trouble, Call] = {
+    Trouble.FAILING_WRITE: "write",
+    Trouble.FAILING_SYNC: "sync",
+    Trouble.FAILING_RENAME: "rename",
+    Trouble.FAILING_OPEN: "open",
+    Trouble.FAILING_READ: "read",
+    Trouble.FAILING_TRUNCATE: "truncate",
+    Trouble.FAILING_REMOVE: "remove",
+    Trouble.FAILING_LIST: "list",
+}
 AFTER_RENAME = 12  # calls
 START_CALLS = 40  # of the disk, that a start makes, or some more
 SLOW_LATENCY = 0.2  # seconds
@@ -33,11 +43,16 @@ class Troubles:
         """Called by the kernel when it is time. What finds nothing to be done to comes again a little later."""
         if self._system.is_healed:
             return
-        method: Callable[[random.Random, Effect], bool] = getattr(self, f"_{event.trouble}")
-        if method(random.Random(event.seed), self._count_once(event.trouble)):
+        if self._method(event.trouble)(random.Random(event.seed), self._count_once(event.trouble)):
             self._kernel.note("trouble", event.trouble, str(event.seed))
         elif tries > 1:
             self._kernel.after(TRY_AGAIN, self.happen, event, tries - 1)
+
+    def _method(self, trouble: Trouble) -> Callable[[random.Random, Effect], bool]:
+        if trouble in FAILING_CALLS:
+            return partial(self._next_call_fails, FAILING_CALLS[trouble])
+        method: Callable[[random.Random, Effect], bool] = getattr(self, f"_{trouble}")
+        return method
 
     def _count_once(self, trouble: Trouble) -> Effect:
         is_counted = False
@@ -190,31 +205,7 @@ class Troubles:
         self._disk.fill(rng.choice((0.1, 1.5, 4.0)), room=rng.choice((1, 40, 200, 700, 3000)), taken=effect)
         return True
 
-    def _failing_write(self, _rng: random.Random, effect: Effect) -> bool:
-        return self._fail_next("write", effect)
-
-    def _failing_sync(self, _rng: random.Random, effect: Effect) -> bool:
-        return self._fail_next("sync", effect)
-
-    def _failing_rename(self, _rng: random.Random, effect: Effect) -> bool:
-        return self._fail_next("rename", effect)
-
-    def _failing_open(self, _rng: random.Random, effect: Effect) -> bool:
-        return self._fail_next("open", effect)
-
-    def _failing_read(self, _rng: random.Random, effect: Effect) -> bool:
-        return self._fail_next("read", effect)
-
-    def _failing_truncate(self, _rng: random.Random, effect: Effect) -> bool:
-        return self._fail_next("truncate", effect)
-
-    def _failing_remove(self, _rng: random.Random, effect: Effect) -> bool:
-        return self._fail_next("remove", effect)
-
-    def _failing_list(self, _rng: random.Random, effect: Effect) -> bool:
-        return self._fail_next("list", effect)
-
-    def _fail_next(self, call: Call, effect: Effect) -> bool:
+    def _next_call_fails(self, call: Call, _rng: random.Random, effect: Effect) -> bool:
         self._disk.fail_next(call, taken=effect)
         return True
 
