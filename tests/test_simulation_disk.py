@@ -3,63 +3,32 @@
 import errno
 import os
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import cast
 
 import pytest
 
 from tests.simulation.disk import DIRECTORY, PARENT, DirectoryState, Disk
 from tests.simulation.disk_faults import Call
-from tests.simulation.kernel import Kernel, Machine, Process
+from tests.simulation.rig import Rig
 
-T = TypeVar("T")
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 SEEDS = range(20)
 
 
-class Rig:
-    """A machine with a disk. `call` runs a function there as a process, and returns what it returns."""
-
-    def __init__(self, seed: int = 1, *, has_directory: bool = True) -> None:
-        self.kernel = Kernel(seed)
-        self.disk = Disk(self.kernel, has_directory=has_directory)
-        self.machine = Machine(self.kernel, "server", self.disk)
-
-    def start(self, function: Callable[[], object]) -> Process:
-        process = Process(self.kernel, "daemon", self.machine)
-        process.spawn(function)
-        return process
-
-    def call(self, function: Callable[[], T]) -> T:
-        results: list[T] = []
-        errors: list[Exception] = []
-
-        def run() -> None:
-            try:
-                results.append(function())
-            except Exception as error:
-                errors.append(error)
-
-        process = self.start(run)
-        self.kernel.run(self.kernel.now + 60.0)
-        process.kill()
-        if errors:
-            raise errors[0]
-        return results[0]
-
+class DiskRig(Rig):
     def run_until_killed(self, function: Callable[[], object], **when: object) -> None:
         process = self.start(function)
         self.disk.faults.on_call(lambda: process.kill(), **when)  # type: ignore[arg-type]
-        self.kernel.run(self.kernel.now + 60.0)
+        self.run()
         assert not process.alive
-        assert not self.kernel.failures
 
     def shown(self, name: str = "a") -> bytes | None:
         return self.disk.model.shown().get(name)
 
 
 @pytest.fixture
-def rig() -> Rig:
-    return Rig()
+def rig() -> DiskRig:
+    return DiskRig()
 
 
 def write_all(disk: Disk, fd: int, data: bytes) -> None:
@@ -80,7 +49,7 @@ def write_file(disk: Disk, data: bytes = b"content", *, is_synced: bool = True) 
 def test_a_power_loss_takes_nothing_that_was_synced_and_may_take_all_else() -> None:
     found = set()
     for seed in SEEDS:
-        rig = Rig(seed)
+        rig = DiskRig(seed)
         rig.call(lambda: write_file(rig.disk))  # noqa: B023
         rig.disk.power_loss()
         assert rig.shown() == b"content"
@@ -94,9 +63,9 @@ def test_a_power_loss_takes_nothing_that_was_synced_and_may_take_all_else() -> N
 def test_a_name_that_was_not_synced_may_be_lost() -> None:
     found = set()
     for seed in SEEDS:
-        rig = Rig(seed)
+        rig = DiskRig(seed)
 
-        def write(rig: Rig = rig) -> None:
+        def write(rig: DiskRig = rig) -> None:
             fd = write_file(rig.disk, is_synced=False)
             rig.disk.sync(fd)
 
@@ -109,9 +78,9 @@ def test_a_name_that_was_not_synced_may_be_lost() -> None:
 def test_a_new_directory_may_be_lost_until_its_parent_is_synced() -> None:
     found = set()
     for seed in SEEDS:
-        rig = Rig(seed, has_directory=False)
+        rig = DiskRig(seed, has_directory=False)
 
-        def make(rig: Rig = rig) -> None:
+        def make(rig: DiskRig = rig) -> None:
             rig.disk.make_directory(exist_ok=False)
             write_file(rig.disk)
 
@@ -120,7 +89,7 @@ def test_a_new_directory_may_be_lost_until_its_parent_is_synced() -> None:
         found.add((rig.disk.directory, rig.shown()))
     assert found == {(DirectoryState.MISSING, None), (DirectoryState.DURABLE, b"content")}
 
-    rig = Rig(has_directory=False)
+    rig = DiskRig(has_directory=False)
 
     def make_durable() -> None:
         rig.disk.make_directory(exist_ok=False)
@@ -133,10 +102,10 @@ def test_a_new_directory_may_be_lost_until_its_parent_is_synced() -> None:
 def test_what_a_failed_sync_forgot_is_not_written_by_the_next_one() -> None:
     found = set()
     for seed in SEEDS:
-        rig = Rig(seed)
+        rig = DiskRig(seed)
         rig.call(lambda: write_file(rig.disk, b"old"))  # noqa: B023
 
-        def change(rig: Rig = rig) -> None:
+        def change(rig: DiskRig = rig) -> None:
             fd = rig.disk.open("a", os.O_WRONLY)
             write_all(rig.disk, fd, b"new")
             rig.disk.faults.fail_next("sync")
@@ -151,7 +120,7 @@ def test_what_a_failed_sync_forgot_is_not_written_by_the_next_one() -> None:
     assert found == {b"old", b"new"}
 
 
-def test_a_nearly_full_disk_cuts_a_write_short_and_takes_what_replaces_bytes(rig: Rig) -> None:
+def test_a_nearly_full_disk_cuts_a_write_short_and_takes_what_replaces_bytes(rig: DiskRig) -> None:
     def write() -> None:
         disk = rig.disk
         fd = disk.open("a", CREATE)
@@ -171,7 +140,7 @@ def test_a_nearly_full_disk_cuts_a_write_short_and_takes_what_replaces_bytes(rig
     rig.call(write)
 
 
-def test_a_full_disk_has_room_again_when_its_time_is_over(rig: Rig) -> None:
+def test_a_full_disk_has_room_again_when_its_time_is_over(rig: DiskRig) -> None:
     def write() -> None:
         fd = rig.disk.open("a", CREATE)
         rig.disk.faults.fill(1.0)
@@ -186,9 +155,9 @@ def test_a_full_disk_has_room_again_when_its_time_is_over(rig: Rig) -> None:
 def test_a_full_disk_may_have_no_room_for_a_new_name() -> None:
     errors = set()
     for seed in SEEDS:
-        rig = Rig(seed, has_directory=False)
+        rig = DiskRig(seed, has_directory=False)
 
-        def use(rig: Rig = rig) -> None:
+        def use(rig: DiskRig = rig) -> None:
             rig.disk.faults.fill(10.0)
             while rig.disk.directory is DirectoryState.MISSING:
                 errors.add(("mkdir", error_of(lambda: rig.disk.make_directory(exist_ok=False))))
@@ -211,7 +180,7 @@ def error_of(function: Callable[[], object]) -> int | None:
     return 0
 
 
-def test_calls_of_some_kinds_fail_for_a_while(rig: Rig) -> None:
+def test_calls_of_some_kinds_fail_for_a_while(rig: DiskRig) -> None:
     def use() -> None:
         disk = rig.disk
         fd = write_file(disk)
@@ -239,7 +208,7 @@ def test_calls_of_some_kinds_fail_for_a_while(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("call", ["open", "read", "write", "truncate", "rename", "remove"])
-def test_the_next_call_of_a_kind_fails_and_no_other(rig: Rig, call: Call) -> None:
+def test_the_next_call_of_a_kind_fails_and_no_other(rig: DiskRig, call: Call) -> None:
     def use() -> None:
         disk = rig.disk
         fd = write_file(disk)
@@ -263,7 +232,7 @@ def test_the_next_call_of_a_kind_fails_and_no_other(rig: Rig, call: Call) -> Non
 
 @pytest.mark.parametrize(("before", "content"), [(True, b"1"), (False, b"12")])
 def test_a_kill_at_the_nth_call_of_a_kind_comes_before_or_after_its_effect(
-    rig: Rig, before: bool, content: bytes
+    rig: DiskRig, before: bool, content: bytes
 ) -> None:
     def write() -> None:
         fd = rig.disk.open("a", CREATE)
@@ -279,10 +248,10 @@ def test_a_kill_at_the_nth_call_of_a_kind_comes_before_or_after_its_effect(
 def test_a_power_loss_after_a_sync_finds_it_done(before: bool, is_durable: bool) -> None:
     found = set()
     for seed in SEEDS:
-        rig = Rig(seed)
+        rig = DiskRig(seed)
         rig.call(lambda: write_file(rig.disk, b"old"))  # noqa: B023
 
-        def write(rig: Rig = rig) -> None:
+        def write(rig: DiskRig = rig) -> None:
             fd = rig.disk.open("a", os.O_WRONLY)
             write_all(rig.disk, fd, b"new")
             rig.disk.sync(fd)
@@ -294,7 +263,7 @@ def test_a_power_loss_after_a_sync_finds_it_done(before: bool, is_durable: bool)
     assert found == ({b"new"} if is_durable else {b"old", b"new"})
 
 
-def test_calls_are_counted_from_the_next_rename_on(rig: Rig) -> None:
+def test_calls_are_counted_from_the_next_rename_on(rig: DiskRig) -> None:
     def use() -> None:
         write_file(rig.disk)
         rig.disk.rename("a", "b")
@@ -305,7 +274,7 @@ def test_calls_are_counted_from_the_next_rename_on(rig: Rig) -> None:
     assert sorted(rig.disk.model.shown()) == ["b", "c", "d"]
 
 
-def test_a_lock_keeps_others_out_until_its_process_ends(rig: Rig) -> None:
+def test_a_lock_keeps_others_out_until_its_process_ends(rig: DiskRig) -> None:
     def lock() -> None:
         rig.disk.lock(rig.disk.open_directory(DIRECTORY), "exclusive")
         rig.kernel.block(None)
@@ -327,7 +296,7 @@ def test_a_lock_keeps_others_out_until_its_process_ends(rig: Rig) -> None:
     rig.call(try_again)
 
 
-def test_a_slow_disk_takes_longer(rig: Rig) -> None:
+def test_a_slow_disk_takes_longer(rig: DiskRig) -> None:
     def sync() -> float:
         fd = rig.disk.open("a", CREATE)
         before = rig.kernel.now
@@ -345,7 +314,7 @@ def test_a_slow_disk_takes_longer(rig: Rig) -> None:
 
 def test_the_same_seed_does_the_same() -> None:
     def digest(seed: int) -> tuple[int, bytes | None]:
-        rig = Rig(seed)
+        rig = DiskRig(seed)
 
         def write() -> None:
             fd = write_file(rig.disk)

@@ -1,9 +1,8 @@
 """The product's own code for a data directory runs on the simulated disk as on a real one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from types import SimpleNamespace
-from typing import TypeVar
 
 import pytest
 
@@ -13,12 +12,10 @@ from statestored.errors import DiskFailed, NoRoom, StartError
 from statestored.framing import Frame, Sequence
 from statestored.journal import Journal, JournalReader
 from statestored.snapshot import SnapshotWriter, verify_snapshot
-from tests.simulation.disk import Disk
 from tests.simulation.disk_faults import Call
 from tests.simulation.filesystem import DATA_DIRECTORY, DataPath, Fcntl, Os
-from tests.simulation.kernel import Kernel, Machine, Process
+from tests.simulation.rig import Rig
 
-T = TypeVar("T")
 SMALL_RESERVE = 2**12
 SEEDS = range(20)
 
@@ -34,40 +31,12 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment, "RESERVE", SMALL_RESERVE)
 
 
-class Rig:
-    """A machine with a data directory. `call` runs a function there as a process, which ends with it."""
+class DirectoryRig(Rig):
+    """A machine with a data directory."""
 
     def __init__(self, seed: int = 1, *, has_directory: bool = True) -> None:
-        self.kernel = Kernel(seed)
-        self.disk = Disk(self.kernel, has_directory=has_directory)
-        self.machine = Machine(self.kernel, "server", self.disk)
+        super().__init__(seed, has_directory=has_directory)
         self.acknowledged: list[bytes] = []
-
-    def start(self, function: Callable[[], object]) -> Process:
-        process = Process(self.kernel, "daemon", self.machine)
-        process.spawn(function)
-        return process
-
-    def call(self, function: Callable[[], T]) -> T:
-        results: list[T] = []
-        errors: list[Exception] = []
-
-        def run() -> None:
-            try:
-                results.append(function())
-            except Exception as error:
-                errors.append(error)
-
-        process = self.start(run)
-        self.run()
-        process.kill()
-        if errors:
-            raise errors[0]
-        return results[0]
-
-    def run(self) -> None:
-        self.kernel.run(self.kernel.now + 60.0)
-        assert not self.kernel.failures
 
     def append(self, *payloads: bytes) -> None:
         """What a daemon does from its start to a stop: `payloads` are batches, each of which it syncs."""
@@ -119,14 +88,14 @@ def write_snapshot() -> None:
 
 
 @pytest.fixture
-def rig() -> Rig:
-    return Rig()
+def rig() -> DirectoryRig:
+    return DirectoryRig()
 
 
 @pytest.mark.parametrize("has_directory", [True, False])
 def test_what_was_synced_outlives_every_power_loss(has_directory: bool) -> None:
     for seed in SEEDS:
-        rig = Rig(seed, has_directory=has_directory)
+        rig = DirectoryRig(seed, has_directory=has_directory)
         for payload in (b"first", b"second"):
             rig.call(lambda: rig.append(payload, payload))  # noqa: B023
             rig.disk.power_loss()
@@ -138,7 +107,7 @@ def test_what_was_synced_outlives_every_power_loss(has_directory: bool) -> None:
 def test_a_kill_and_a_power_loss_at_any_call_lose_nothing_acknowledged(call: Call, is_before: bool) -> None:
     kills = 0
     for number in range(1, 30):
-        rig = Rig(number)
+        rig = DirectoryRig(number)
         rig.call(lambda: rig.append(b"first"))  # noqa: B023
         process = rig.start(lambda: rig.append(b"second", b"third"))  # noqa: B023
         rig.disk.faults.on_call(lambda: process.kill(), number, call, before=is_before)  # noqa: B023
@@ -163,7 +132,7 @@ def test_a_kill_of_the_first_start_and_a_later_power_loss_lose_nothing_acknowled
     """What the first start has made is made durable by the second one, which finds it."""
     kills = 0
     for number in range(1, 30):
-        rig = Rig(number, has_directory=False)
+        rig = DirectoryRig(number, has_directory=False)
         process = rig.start(lambda: rig.append(b"first"))  # noqa: B023
         rig.disk.faults.on_call(lambda: process.kill(), number, call, before=is_before)  # noqa: B023
         rig.run()
@@ -177,7 +146,7 @@ def test_a_kill_of_the_first_start_and_a_later_power_loss_lose_nothing_acknowled
     assert kills
 
 
-def test_a_snapshot_is_written_read_back_and_replaces_what_was_before(rig: Rig) -> None:
+def test_a_snapshot_is_written_read_back_and_replaces_what_was_before(rig: DirectoryRig) -> None:
     rig.call(lambda: rig.append(b"first"))
     rig.call(write_snapshot)
     rig.disk.power_loss()
@@ -187,7 +156,7 @@ def test_a_snapshot_is_written_read_back_and_replaces_what_was_before(rig: Rig) 
     assert names[-2:] == ["lock", "store.json"]
 
 
-def test_a_second_process_does_not_get_the_directory(rig: Rig) -> None:
+def test_a_second_process_does_not_get_the_directory(rig: DirectoryRig) -> None:
     def hold() -> None:
         with opened():
             rig.kernel.block(None)
@@ -201,7 +170,7 @@ def test_a_second_process_does_not_get_the_directory(rig: Rig) -> None:
     assert rig.payloads() == [b"first"]
 
 
-def test_a_full_disk_refuses_a_batch_and_leaves_the_ones_before(rig: Rig) -> None:
+def test_a_full_disk_refuses_a_batch_and_leaves_the_ones_before(rig: DirectoryRig) -> None:
     def write() -> None:
         with opened() as (directory, found):
             found.append(0, b"first")
@@ -220,7 +189,7 @@ def test_a_full_disk_refuses_a_batch_and_leaves_the_ones_before(rig: Rig) -> Non
 
 
 @pytest.mark.parametrize("call", ["write", "sync"])
-def test_a_failing_disk_is_told_from_a_full_one(rig: Rig, call: Call) -> None:
+def test_a_failing_disk_is_told_from_a_full_one(rig: DirectoryRig, call: Call) -> None:
     def write() -> None:
         with opened() as (_, found):
             rig.disk.faults.fail_next(call)
@@ -231,7 +200,7 @@ def test_a_failing_disk_is_told_from_a_full_one(rig: Rig, call: Call) -> None:
         rig.call(write)
 
 
-def test_a_file_that_is_open_shows_what_is_written_to_it_later(rig: Rig) -> None:
+def test_a_file_that_is_open_shows_what_is_written_to_it_later(rig: DirectoryRig) -> None:
     def use() -> None:
         path = DataPath(DATA_DIRECTORY) / "file"
         with files.create(path) as writer, files.open_to_read(path, buffering=0) as reader:
@@ -251,7 +220,7 @@ def test_a_file_that_is_open_shows_what_is_written_to_it_later(rig: Rig) -> None
     rig.call(use)
 
 
-def test_a_large_file_is_removed_in_steps(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_removed_in_steps(rig: DirectoryRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "REMOVED_AT_ONCE", 10)
 
     def remove() -> None:
@@ -265,7 +234,7 @@ def test_a_large_file_is_removed_in_steps(rig: Rig, monkeypatch: pytest.MonkeyPa
     assert rig.disk.faults.counts["truncate"] == 3
 
 
-def test_a_file_of_tokens_can_be_placed_and_read(rig: Rig) -> None:
+def test_a_file_of_tokens_can_be_placed_and_read(rig: DirectoryRig) -> None:
     path = DataPath(DATA_DIRECTORY) / "tokens"
 
     def place() -> None:
@@ -278,7 +247,7 @@ def test_a_file_of_tokens_can_be_placed_and_read(rig: Rig) -> None:
 
 def test_a_run_can_end_in_the_middle_of_any_call() -> None:
     for calls in range(1, 150):
-        rig = Rig()
+        rig = DirectoryRig()
         process = rig.start(lambda: rig.append(b"first"))  # noqa: B023
         rig.kernel.run(rig.kernel.now + 60.0, lambda: rig.disk.faults.calls == calls)  # noqa: B023
         rig.kernel.end()
@@ -289,7 +258,7 @@ def test_a_run_can_end_in_the_middle_of_any_call() -> None:
 
 def test_the_same_seed_gives_the_same_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     def digest() -> int:
-        rig = Rig(7)
+        rig = DirectoryRig(7)
         monkeypatch.setattr("os.urandom", rig.kernel.bytes.randbytes)  # `uuid4` takes it from there
         rig.call(lambda: rig.append(b"first"))
         rig.call(write_snapshot)
